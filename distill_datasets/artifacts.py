@@ -1,0 +1,146 @@
+"""Stage folders: fingerprints, atomic writes, and the file that says a stage is done.
+
+Nothing here ever deletes or overwrites a finished folder. A folder's name carries a fingerprint of
+everything that decides its content, so another recipe is another folder.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from distill_datasets.errors import ArtifactError
+
+DONE = "DONE.json"
+
+
+def canonical_json(content: object) -> str:
+    """One spelling for equal content: sorted keys, no spaces, no NaN."""
+    return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def sha256_text(text: str) -> str:
+    """The sha256 of a text's UTF-8 bytes, in hexadecimal."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def fingerprint(content: object) -> str:
+    """First 12 hexadecimal digits of the sha256 of the canonical JSON of `content`."""
+    return sha256_text(canonical_json(content))[:12]
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a temporary file beside `path`, then rename it into place.
+
+    A reader sees the old file or the new one, never half of one, whenever the process is killed.
+
+    Args:
+        path: the file to make; its folder is created.
+        write: called with the temporary path.
+
+    Raises:
+        ArtifactError: the folder cannot be created or written to.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    except OSError as error:
+        raise ArtifactError(
+            f"{path.parent}: cannot write here ({error.strerror}); "
+            "choose a writable folder with --runs or --output"
+        ) from error
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        temporary.chmod(0o644)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text atomically."""
+
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(text.encode())
+
+    write_atomically(path, write)
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write indented JSON atomically, keys in the order given."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:  # noqa: ANN401
+    """Read a JSON file.
+
+    Raises:
+        ArtifactError: the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{path}: no such file") from error
+    except json.JSONDecodeError as error:
+        raise ArtifactError(f"{path}: not JSON ({error})") from error
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], note: object = None) -> None:
+    """Write named tensors and a JSON note as one safetensors file, atomically.
+
+    Args:
+        path: the file to make.
+        tensors: what to store; copied to the CPU.
+        note: anything JSON can hold; lies in the file's header, so both change together.
+    """
+    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    metadata = {"note": canonical_json(note)}
+    write_atomically(path, lambda temporary: save_file(on_cpu, temporary, metadata))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
+    """Read what `write_tensors` wrote.
+
+    Returns:
+        The tensors, on the CPU, and the note.
+
+    Raises:
+        ArtifactError: the file is missing or damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            note = json.loads((file.metadata() or {}).get("note", "null"))
+            return {name: file.get_tensor(name) for name in file.keys()}, note  # noqa: SIM118
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{path}: no such file") from error
+    except SafetensorError as error:
+        raise ArtifactError(
+            f"{path}: not a readable safetensors file ({error}); move it away and run again"
+        ) from error
+
+
+def is_done(folder: Path) -> bool:
+    """True when the stage that owns this folder has finished."""
+    return (folder / DONE).is_file()
+
+
+def mark_done(folder: Path, content: dict[str, Any]) -> None:
+    """Say that the stage that owns this folder has finished, with a few facts about it."""
+    write_json(folder / DONE, content)

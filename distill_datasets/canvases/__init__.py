@@ -1,0 +1,1 @@
+"""What is trained and how it becomes images: pixels and posters."""

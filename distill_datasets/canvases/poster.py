@@ -1,0 +1,154 @@
+"""One trained image whose overlapping crops are the training examples (PoDD, arXiv:2403.12040).
+
+Neighboring examples share pixels, so a poster holds less than one image per class.
+
+Shape suffixes: N crops, B crops asked for, G K classes, C channels, H W poster pixels, h w crop
+pixels.
+"""
+
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, SerializeAsAny, model_validator
+from torch import Tensor, nn
+
+from distill_datasets.canvases import geometry
+from distill_datasets.canvases.bounded import hide, show
+from distill_datasets.canvases.order import ClassOrder, Visual
+from distill_datasets.errors import RecipeError
+from distill_datasets.plugins import part
+from distill_datasets.types import Canvas, CanvasModule, CanvasSize, Shape
+
+if TYPE_CHECKING:
+    from distill_datasets.data.source import RealData
+
+
+class PosterImage(CanvasModule):
+    """A poster, its crops, and the class that owns each territory."""
+
+    examples_are_originals: ClassVar[bool] = False
+    _where_NP: Tensor
+
+    def __init__(
+        self,
+        pixels_CHW: Tensor,
+        crops: list[geometry.Box],
+        cells: list[geometry.Box],
+        classes_G: list[int],
+    ) -> None:
+        super().__init__()
+        self.count = len(crops)
+        self.trained_CHW = nn.Parameter(hide(pixels_CHW))
+        self._crops, self._cells = crops, cells
+        self._crop_size = (crops[0].bottom - crops[0].top, crops[0].right - crops[0].left)
+        width = pixels_CHW.shape[2]
+        row_h = torch.arange(self._crop_size[0]) * width
+        inside_hw = row_h[:, None] + torch.arange(self._crop_size[1])
+        corner_N = torch.tensor([box.top * width + box.left for box in crops])
+        where_NP = corner_N[:, None] + inside_hw.flatten()
+        self.register_buffer("_where_NP", where_NP, persistent=False)
+        self.register_buffer("mix_NG", geometry.overlap_shares(crops, cells))
+        self.register_buffer("cells_G", torch.tensor(classes_G))
+
+    def forward(self, index_B: Tensor) -> Tensor:
+        poster_CP = show(self.trained_CHW).flatten(1)
+        where_B = self._where_NP.index_select(0, index_B).flatten()
+        crops_CBhw = poster_CP.index_select(1, where_B).view(-1, len(index_B), *self._crop_size)
+        return crops_CBhw.transpose(0, 1)
+
+    def originals(self) -> list[Tensor]:
+        return [show(self.trained_CHW.detach())]
+
+    def geometry(self) -> dict[str, object]:
+        return {
+            "canvas": "poster",
+            "poster": list(self.trained_CHW.shape),
+            "crop": list(self._crop_size),
+            "corners_yx": [[box.top, box.left] for box in self._crops],
+            "territories": [list(box) for box in self._cells],
+            "classes": self.cells_G.tolist(),
+        }
+
+
+class Poster(Canvas):
+    """A poster of a given budget or size, cut into evenly spaced crops."""
+
+    paper: ClassVar[str] = "PoDD, arXiv:2403.12040"
+    name: Literal["poster"] = "poster"
+    ipc: float | None = Field(default=None, gt=0, description="budget in images per class")
+    height: int | None = Field(default=None, gt=0, description="in px, with width, instead of ipc")
+    width: int | None = Field(default=None, gt=0, description="in px, with height, instead of ipc")
+    crops: int | list[int] = Field(
+        default=96, description="training examples: about this many, or exactly [rows, columns]"
+    )
+    orientation: Literal["landscape", "portrait"] = Field(
+        default="landscape", description="more columns of classes than rows, or the reverse"
+    )
+    order: Annotated[SerializeAsAny[ClassOrder], part("orders")] = Field(
+        default=Visual(), description="which classes are neighbors (PoCO)"
+    )
+    init: Literal["noise", "real"] = Field(
+        default="noise", description="initial pixels: gray with noise, or one real image per class"
+    )
+    init_std: float = Field(
+        default=0.0045, ge=0, description="standard deviation of noise, in units of [0, 1]"
+    )
+
+    @model_validator(mode="after")
+    def _one_size(self) -> Self:
+        sides = (self.height is not None) + (self.width is not None)
+        if sides == 1 or (sides == 2) == (self.ipc is not None):
+            raise ValueError("expected either ipc, or height and width")
+        if isinstance(self.crops, list) and (len(self.crops) != 2 or min(self.crops) < 1):
+            raise ValueError(f"crops: expected [rows, columns], each at least 1, got {self.crops}")
+        if isinstance(self.crops, int) and self.crops < 1:
+            raise ValueError(f"crops: expected at least 1, got {self.crops}")
+        return self
+
+    def _lay_out(self, shape: Shape) -> tuple[tuple[int, int], list[geometry.Box]]:
+        """(height, width) of the poster, and its crops."""
+        example = (shape.h, shape.w)
+        if self.ipc is not None:
+            portrait = self.orientation == "portrait"
+            poster = geometry.poster_size(self.ipc, shape.k, example, portrait=portrait)
+        else:
+            assert self.height is not None and self.width is not None
+            poster = (self.height, self.width)
+        if isinstance(self.crops, list):
+            grid = (self.crops[0], self.crops[1])
+        else:
+            grid = geometry.fair_grid(poster, example, self.crops)
+        return poster, geometry.crop_grid(poster, example, grid)
+
+    def _class_rows(self, classes: int) -> list[int]:
+        return geometry.class_rows(classes, portrait=self.orientation == "portrait")
+
+    def size(self, shape: Shape) -> CanvasSize:
+        poster, crops = self._lay_out(shape)
+        geometry.territories(poster, self._class_rows(shape.k))
+        self.order.check(shape.k)
+        return CanvasSize([poster], len(crops))
+
+    def build(self, real: "RealData", rng: torch.Generator) -> CanvasModule:
+        shape = real.shape
+        (height, width), crops = self._lay_out(shape)
+        rows = self._class_rows(shape.k)
+        cells = geometry.territories((height, width), rows)
+        classes_G = self.order.arrange(real, rows)
+        noise_CHW = torch.randn(shape.c, height, width, generator=rng)
+        pixels_CHW = 0.5 + self.init_std * noise_CHW
+        if self.init == "real":
+            examples_KCHW = real.examples(rng, 1)
+            for box, owner in zip(cells, classes_G, strict=True):
+                size = (box.bottom - box.top, box.right - box.left)
+                pixels_CHW[:, box.top : box.bottom, box.left : box.right] = F.interpolate(
+                    examples_KCHW[owner][None], size, mode="bilinear", antialias=True
+                )[0]
+        poster = PosterImage(pixels_CHW, crops, cells, classes_G)
+        unseen = (poster.mix_NG.sum(dim=0) == 0).nonzero().flatten().tolist()
+        if unseen:
+            raise RecipeError(
+                f"distill.canvas: no crop touches the territory of {unseen}; use more crops"
+            )
+        return poster

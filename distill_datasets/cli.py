@@ -1,0 +1,229 @@
+"""The command line: few verbs, and errors without a traceback.
+
+torch and datasets take seconds to import, so nothing here imports them before a verb needs them.
+"""
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from distill_datasets.errors import DistillError
+
+if TYPE_CHECKING:
+    from distill_datasets.pipeline import Outcome
+    from distill_datasets.recipe import Recipe
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Distill an image dataset into a few trained images that `load_dataset` opens.",
+    epilog="Start with: distill-datasets run recipes/quickstart.yaml",
+)
+
+RecipeArgument = Annotated[Path, typer.Argument(help="A YAML recipe.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[SECTION.KEY=VALUE]...",
+        help="Values that win over the recipe's, for example distill.steps=500.",
+        show_default=False,
+    ),
+]
+SkipBadRows = Annotated[
+    bool, typer.Option("--skip-bad-rows", help="Leave unusable source rows out, and list them.")
+]
+
+
+@app.command()
+def run(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    runs: Annotated[Path, typer.Option(help="Folder of all runs; resuming looks here.")] = Path(
+        "runs"
+    ),
+    output: Annotated[
+        Path | None,
+        typer.Option(help="New folder for the finished dataset; default: inside --runs."),
+    ] = None,
+    track: Annotated[
+        list[str] | None,
+        typer.Option(help="Log to a tracker of Accelerate: tensorboard, trackio, wandb, ..."),
+    ] = None,
+    skip_bad_rows: SkipBadRows = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress, only the result.")] = False,
+) -> None:
+    """Distill, measure and write a dataset. Run again to resume: finished work is kept.
+
+    Several processes: [bold]accelerate launch -m distill_datasets run RECIPE[/bold]
+    """
+    loaded = _load(recipe, overrides, skip_bad_rows)
+    if dry_run:
+        _print_plan(loaded)
+        return
+    _log_to_stderr(quiet)
+    from distill_datasets.pipeline import run as run_recipe
+
+    outcome = run_recipe(loaded, runs=runs, output=output, quiet=quiet, trackers=track)
+    if _is_main_process():
+        _print_outcome(outcome)
+
+
+@app.command()
+def plan(
+    recipe: RecipeArgument, overrides: Overrides = None, skip_bad_rows: SkipBadRows = False
+) -> None:
+    """Print stages, parts, sizes and work of a recipe; reads a few rows and trains nothing."""
+    _print_plan(_load(recipe, overrides, skip_bad_rows))
+
+
+@app.command()
+def check(
+    recipe: RecipeArgument, overrides: Overrides = None, skip_bad_rows: SkipBadRows = False
+) -> None:
+    """Validate a recipe without reading its data; lists every problem at once."""
+    loaded = _load(recipe, overrides, skip_bad_rows)
+    Console().print(f"{recipe}: valid, sha256 {loaded.sha256()[:12]}", highlight=False)
+
+
+@app.command("list")
+def list_parts() -> None:
+    """Show every part that a recipe can name, with its paper."""
+    from distill_datasets.plugins import BUILT_IN, load, names
+
+    table = Table("axis", "name", "what", "paper", box=None, header_style="bold")
+    for axis in BUILT_IN:
+        for name in sorted(names(axis)):
+            cls = load(axis, name)
+            what = (cls.__doc__ or "").strip().partition("\n")[0]
+            table.add_row(axis, name, escape(what), escape(cls.paper))
+    Console().print(table)
+
+
+@app.command()
+def publish(
+    folder: Annotated[Path, typer.Argument(help="A folder that `run` finished.")],
+    repo: Annotated[str, typer.Argument(metavar="ORG/NAME", help="Dataset repository on the Hub.")],
+    private: Annotated[
+        bool | None, typer.Option("--private/--public", help="Of a new repository.")
+    ] = None,
+    tag: Annotated[str | None, typer.Option(help="Default: v and the manifest's hash.")] = None,
+    message: Annotated[str | None, typer.Option(help="Of the commit.")] = None,
+    allow_license: Annotated[
+        bool,
+        typer.Option(
+            "--allow-license",
+            help="Publish openly although the source's license is unknown or restricts it.",
+        ),
+    ] = False,
+) -> None:
+    """Put a finished folder on the Hub: one commit, then a tag.
+
+    Log in with [bold]hf auth login[/bold] or set HF_TOKEN. Publishing the same bytes again changes
+    nothing.
+    """
+    from distill_datasets.stages.publish import publish as publish_folder
+
+    published = publish_folder(
+        folder, repo, private=private, tag=tag, message=message, allow_license=allow_license
+    )
+    console = Console(highlight=False)
+    state = "already there, nothing changed" if published.unchanged else "published"
+    console.print(f"{state}: {published.url}")
+    console.print(f'load_dataset("{repo}", revision="{published.tag}")', markup=False)
+
+
+def _load(path: Path, overrides: list[str] | None, skip_bad_rows: bool) -> "Recipe":
+    from distill_datasets.recipe import load_recipe
+
+    extra = ["source.skip_bad_rows=true"] if skip_bad_rows else []
+    return load_recipe(path, [*(overrides or []), *extra])
+
+
+def _is_main_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _log_to_stderr(quiet: bool) -> None:
+    logger = logging.getLogger("distill_datasets")
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger.addHandler(handler)
+    main = _is_main_process()
+    logger.setLevel(logging.WARNING if quiet or not main else logging.INFO)
+
+
+def _print_plan(recipe: "Recipe") -> None:
+    from distill_datasets.plan import plan as plan_recipe
+
+    planned = plan_recipe(recipe)
+    console = Console(highlight=False)
+    for title, lines in (
+        ("stages", planned.stages),
+        ("parts", planned.parts),
+        ("sizes and work", planned.numbers),
+    ):
+        table = Table(title, "", box=None, header_style="bold")
+        for name, text in lines:
+            table.add_row(escape(name), escape(text))
+        console.print(table)
+        console.print()
+
+
+NAMES = {
+    "default": "distilled, as published",
+    "exact": "distilled, before rounding to 8 bits",
+    "random_real": "random real images, same pixels",
+    "full": "the whole dataset",
+}
+
+
+def _print_outcome(outcome: "Outcome") -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    table = Table("trained on", "accuracy", "students", "pixels", box=None, header_style="bold")
+    for row in outcome.results:
+        mean, std = row["accuracy"]["mean"], row["accuracy"]["std"]
+        spread = "" if std is None else f" +- {100 * std:.1f}"
+        table.add_row(
+            NAMES[row["from"]], f"{100 * mean:.1f}{spread} %", f"{row['students']}",
+            f"{row['pixels']:,}",
+        )  # fmt: skip
+    console.print(table)
+    budget = outcome.manifest["budget"]
+    needed = budget["bytes"]["needed"]
+    console.print(
+        f"\nsize     {budget['pixels']:,} pixels = {budget['ipc_equivalent']:.4g} images per class,"
+        f" {budget['values']:,} values, {needed:,} bytes to download and train"
+    )
+    console.print(f"folder   {outcome.folder}", markup=False)
+    console.print(f"picture  {outcome.folder / 'poster.png'}", markup=False)
+    console.print("\nload it with", markup=False)
+    console.print("from datasets import load_dataset", markup=False)
+    console.print(
+        f'rows = load_dataset("{outcome.folder}", "default", split="train")', markup=False
+    )
+    console.print('images, soft_labels = rows["image"], rows["soft_label"]', markup=False)
+
+
+def main() -> None:
+    """Run the command line; the program's exit code is 0, 2 for bad input, or 1."""
+    try:
+        app(standalone_mode=True)
+    except DistillError as error:
+        if _is_main_process():
+            Console(stderr=True, highlight=False, soft_wrap=True).print(
+                f"[red]error:[/red] {escape(str(error))}"
+            )
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; the same command resumes where it stopped\n")
+        sys.exit(1)

@@ -1,0 +1,1 @@
+"""Any image classification dataset, as uint8 tensors and the student's normalization."""

@@ -1,0 +1,179 @@
+"""Any PIL image becomes 8-bit pixels, gray or RGB, by rules that are written down here.
+
+* The EXIF orientation is applied.
+* Transparency (an alpha channel, a transparent palette entry or color key) is composited over
+  white.
+* A palette image is a color image. Of an animation the first frame is used.
+* CMYK, YCbCr and HSV are converted by PIL, LAB through the sRGB profile.
+* 16-bit integers are divided by 257 and rounded, so that 65535 becomes 255; 32-bit integers (mode
+  `I`, how 16-bit files are often opened) likewise, and a value outside 0..65535 is refused.
+* Floats (mode `F`) are multiplied by 255 when the image lies within [0, 1], taken as they are when
+  it lies within [0, 255], and refused otherwise or when a value is not finite.
+* A gray image asked for as RGB is repeated over three channels; a color image asked for as gray is
+  reduced by PIL's luma weights (ITU-R 601).
+* With a resolution the shorter side is resized (bilinear, antialiased) and the center is cropped to
+  a square.
+
+An image is gray when its *mode* is gray. Pixels are not looked at: a gray photograph stored as RGB
+is a color image.
+"""
+
+import struct
+import zlib
+from io import BytesIO
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+GRAY_MODES = frozenset({"1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L", "I;16N"})
+WIDE_MODES = frozenset({"I", "I;16", "I;16B", "I;16L", "I;16N"})
+SOLID_MODES = frozenset({"1", "L", "RGB"})
+LONGEST_SIDE_RATIO = 100
+
+# What PIL raises on files that are broken, each seen in its decoders.
+BROKEN_IMAGE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    IndexError,
+    KeyError,
+    EOFError,
+    OverflowError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+
+
+class UnusableImage(ValueError):
+    """One image cannot be used; the message is the reason, without the row."""
+
+
+def open_image(encoded: bytes, mode: str | None = None) -> Image.Image:
+    """Decode the bytes of an image file, upright.
+
+    Args:
+        encoded: a whole file in any format that PIL reads.
+        mode: the PIL mode that the dataset's feature asks for; None keeps the file's own.
+
+    Raises:
+        UnusableImage: the bytes are no image, are cut short or are damaged.
+    """
+    if not encoded:
+        raise UnusableImage("the image has no bytes")
+    try:
+        image = Image.open(BytesIO(encoded))
+        image.load()
+        upright = ImageOps.exif_transpose(image)
+        return upright if mode is None or mode == upright.mode else upright.convert(mode)
+    except UnidentifiedImageError as error:
+        raise UnusableImage(f"{len(encoded)} bytes that are no image PIL can identify") from error
+    except BROKEN_IMAGE as error:
+        raise UnusableImage(f"the image cannot be decoded ({error})") from error
+
+
+def own_channels(image: Image.Image) -> Literal[1, 3]:
+    """How many channels an image has by its own mode: 1 when it is gray, else 3."""
+    return 1 if image.mode in GRAY_MODES else 3
+
+
+def _wide_to_8_bit(image: Image.Image) -> Image.Image:
+    values_HW = np.asarray(image).astype(np.float64)
+    if values_HW.min() < 0 or values_HW.max() > 65535:
+        raise UnusableImage(
+            f"integers from {values_HW.min():.0f} to {values_HW.max():.0f}, expected 0..65535"
+        )
+    return Image.fromarray(np.rint(values_HW / 257).astype(np.uint8))
+
+
+def _float_to_8_bit(image: Image.Image) -> Image.Image:
+    values_HW = np.asarray(image).astype(np.float64)
+    if not np.isfinite(values_HW).all():
+        raise UnusableImage("floats that are not all finite")
+    low, high = values_HW.min(), values_HW.max()
+    if low < 0 or high > 255:
+        raise UnusableImage(
+            f"floats from {low:g} to {high:g}, expected all within [0, 1] or all within [0, 255]"
+        )
+    scale = 255 if high <= 1 else 1
+    return Image.fromarray(np.rint(values_HW * scale).astype(np.uint8))
+
+
+def _lab_to_rgb(image: Image.Image) -> Image.Image:
+    lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+    rgb = Image.new("RGB", image.size)
+    return ImageCms.buildTransform(lab, srgb, "LAB", "RGB").apply(image, rgb)
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    if image.mode == "La":
+        image = image.convert("LA")
+    pixels = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", pixels.size, "white"), pixels).convert("RGB")
+
+
+def _solid(image: Image.Image) -> Image.Image:
+    """The image as `1`, `L` or `RGB`: 8 bits a channel and nothing transparent."""
+    if image.mode in WIDE_MODES:
+        return _wide_to_8_bit(image)
+    if image.mode == "F":
+        return _float_to_8_bit(image)
+    if image.mode == "LAB":
+        return _lab_to_rgb(image)
+    if image.has_transparency_data:
+        return _over_white(image)
+    return image if image.mode in SOLID_MODES else image.convert("RGB")
+
+
+def _square(pixels_CHW: Tensor, resolution: int) -> Tensor:
+    from torchvision.transforms.v2 import functional
+
+    height, width = pixels_CHW.shape[-2:]
+    if (height, width) == (resolution, resolution):
+        return pixels_CHW
+    if max(height, width) > LONGEST_SIDE_RATIO * min(height, width):
+        raise UnusableImage(
+            f"{height}x{width} px, too long for a square crop "
+            f"(at most {LONGEST_SIDE_RATIO} times its shorter side)"
+        )
+    resized_CHW = functional.resize(
+        pixels_CHW,
+        [resolution],
+        interpolation=functional.InterpolationMode.BILINEAR,
+        antialias=True,
+    )
+    cropped: Tensor = functional.center_crop(resized_CHW, [resolution, resolution])
+    return cropped
+
+
+def to_pixels(image: Image.Image, channels: Literal[1, 3], resolution: int | None) -> Tensor:
+    """The image as uint8 pixels.
+
+    Args:
+        image: what `open_image` returned, of any mode.
+        channels: 1 for gray, 3 for RGB.
+        resolution: side of the square in pixels; None keeps the image's own size.
+
+    Returns:
+        A tensor (channels, height, width) of uint8.
+
+    Raises:
+        UnusableImage: the values have no 8-bit meaning, or PIL cannot convert the mode.
+    """
+    try:
+        converted = _solid(image).convert("L" if channels == 1 else "RGB")
+    except UnusableImage:
+        raise
+    except (*BROKEN_IMAGE, ImageCms.PyCMSError) as error:
+        raise UnusableImage(f"mode {image.mode} cannot be converted ({error})") from error
+    if 0 in converted.size:
+        raise UnusableImage(f"the image is empty ({converted.height}x{converted.width} px)")
+    values = np.array(converted, dtype=np.uint8).reshape(
+        converted.height, converted.width, channels
+    )
+    pixels_CHW = torch.from_numpy(values).permute(2, 0, 1).contiguous()
+    return pixels_CHW if resolution is None else _square(pixels_CHW, resolution)

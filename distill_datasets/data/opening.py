@@ -1,0 +1,228 @@
+"""A name becomes splits: a Hub id, a local file or folder, or the data set inside this package.
+
+A folder may hold Parquet files (with or without a card that declares configs), images in one folder
+a class, WebDataset tars, or what `save_to_disk` wrote. Nothing is decoded here.
+"""
+
+import difflib
+import hashlib
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from distill_datasets.data import hub
+from distill_datasets.data.provenance import local_files
+from distill_datasets.errors import DataError, did_you_mean
+
+ASSETS = Path(__file__).parent.parent / "assets"
+EMBEDDED = {"embedded:uci-digits": ASSETS / "uci-digits" / "digits.parquet"}
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+FILE_KINDS = {".parquet": "parquet", ".tar": "webdataset", ".arrow": "arrow"}
+SUGGESTIONS = 5
+
+# `datasets.Dataset` or `datasets.IterableDataset`, neither of which is typed.
+Splits = dict[str, Any]
+
+
+def _nearby(path: Path) -> str:
+    parent = path.parent
+    while not parent.is_dir() and parent != parent.parent:
+        parent = parent.parent
+    try:
+        present = sorted(entry.name for entry in parent.iterdir() if entry.name[0] != ".")
+    except PermissionError:
+        return f"'{parent}' may not be read"
+    lost = path.relative_to(parent).parts[0]
+    near = difflib.get_close_matches(lost, present, n=1, cutoff=0.5)
+    hint = f"did you mean '{parent / near[0]}'? " if near else ""
+    shown = ", ".join(present[:SUGGESTIONS]) or "nothing"
+    more = f", ... ({len(present)} entries)" if len(present) > SUGGESTIONS else ""
+    return f"{hint}'{parent}' holds: {shown}{more}"
+
+
+def locate(dataset: str) -> Path | None:
+    """Where a dataset lies on this machine, or None when its name is a Hub id.
+
+    A path that exists wins over a Hub id of the same spelling.
+
+    Raises:
+        DataError: nothing of this name ships with the package, lies there or can be a Hub id.
+    """
+    if dataset.startswith("embedded:"):
+        if dataset not in EMBEDDED:
+            raise DataError(
+                f"source.dataset: nothing called {dataset!r} ships with this package; "
+                f"{did_you_mean(dataset, EMBEDDED)}"
+            )
+        return EMBEDDED[dataset]
+    path = Path(dataset).expanduser()
+    if dataset and path.exists():
+        return path
+    if HUB_ID.fullmatch(dataset) and not dataset.startswith("./"):
+        return None
+    raise DataError(
+        f"source.dataset: no file or folder {dataset!r}, and a Hub id is written 'owner/name'; "
+        f"{_nearby(path.absolute())}"
+    )
+
+
+@contextmanager
+def local_hint(dataset: str) -> Iterator[None]:
+    """When a Hub id fails and its owner is a local folder's name, add what that folder holds."""
+    try:
+        yield
+    except DataError as error:
+        path = Path(dataset).absolute()
+        if not path.parent.is_dir():
+            raise
+        raise DataError(f"{error}; if a folder was meant: {_nearby(path)}") from error
+
+
+def _private_cache(path: Path) -> str:
+    """A cache folder that no other local folder shares.
+
+    `datasets` gives two folders of the same base name one cache entry: the second would return the
+    first one's rows. A changed file (by size or time) gives a new entry.
+    """
+    import datasets
+
+    digest = hashlib.sha256(str(path.resolve()).encode())
+    for file in local_files(path):
+        status = file.stat()
+        digest.update(f"{file}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    return str(
+        Path(datasets.config.HF_DATASETS_CACHE) / "distill_datasets" / digest.hexdigest()[:24]
+    )
+
+
+def _wrong_config(where: str, config: str | None, revision: str | None) -> str | None:
+    """Why `config` cannot be right, or None when it is not to blame."""
+    import datasets
+
+    try:
+        valid = datasets.get_dataset_config_names(where, revision=revision)
+    except (datasets.exceptions.DatasetsError, ValueError, OSError):
+        return None
+    if config is None and len(valid) > 1:
+        return f"source.config: {where!r} has several; set it to one of: {', '.join(valid)}"
+    if config is not None and config not in valid:
+        return f"source.config: no config {config!r}; {did_you_mean(config, valid)}"
+    return None
+
+
+@contextmanager
+def _explained(
+    dataset: str, where: str, config: str | None, revision: str | None
+) -> Iterator[None]:
+    """Turn what `datasets` raises about files and configs into a `DataError`."""
+    import datasets
+
+    try:
+        yield
+    except datasets.exceptions.DataFilesNotFoundError as error:
+        raise DataError(
+            f"source.dataset: {dataset!r} holds no file that can be read; expected Parquet files, "
+            "a folder of images for each class, WebDataset tars or what save_to_disk wrote"
+        ) from error
+    except RuntimeError as error:
+        if "script" not in str(error):
+            raise
+        raise DataError(
+            f"source.dataset: {dataset!r} is a loading script, which `datasets` no longer runs; "
+            "use a copy that holds data files only (many have a branch refs/convert/parquet: set "
+            "source.revision to it)"
+        ) from error
+    except (datasets.exceptions.DatasetsError, ValueError, KeyError) as error:
+        why = _wrong_config(where, config, revision)
+        cause = error.__cause__ or error
+        raise DataError(
+            why or f"source.dataset: {dataset!r} cannot be read: {type(cause).__name__}: {cause}"
+        ) from error
+    except (PermissionError, NotADirectoryError) as error:
+        raise DataError(
+            f"source.dataset: {dataset!r} cannot be read: {error}; check the rights of the folder "
+            "and that HF_DATASETS_CACHE points at a writable place"
+        ) from error
+
+
+def as_splits(dataset: Any) -> Splits:  # noqa: ANN401
+    """An object from Python as splits; one without splits is called train.
+
+    Raises:
+        DataError: it is not one of the four dataset classes of `datasets`.
+    """
+    import datasets
+
+    if isinstance(dataset, datasets.DatasetDict | datasets.IterableDatasetDict):
+        return dict(dataset)
+    if isinstance(dataset, datasets.Dataset | datasets.IterableDataset):
+        return {"train": dataset}
+    raise DataError(
+        f"a {type(dataset).__name__} is not a dataset; expected a Dataset, DatasetDict, "
+        "IterableDataset or IterableDatasetDict of the library `datasets`"
+    )
+
+
+def _saved_to_disk(path: Path) -> bool:
+    return (path / "dataset_dict.json").is_file() or (
+        (path / "state.json").is_file() and (path / "dataset_info.json").is_file()
+    )
+
+
+def _open_local(path: Path, config: str | None, streaming: bool) -> Any:  # noqa: ANN401
+    import datasets
+    import pyarrow.parquet as pq
+
+    if path in EMBEDDED.values():
+        return datasets.Dataset(datasets.table.InMemoryTable(pq.read_table(path)))
+    if _saved_to_disk(path):
+        if config is not None:
+            raise DataError("source.config: what save_to_disk wrote has no configs; leave it out")
+        return datasets.load_from_disk(str(path))
+    cache = _private_cache(path)
+    if path.is_file():
+        if path.suffix not in FILE_KINDS:
+            raise DataError(
+                f"source.dataset: {path.name!r} is a file of an unknown kind; expected one of "
+                f"{', '.join(FILE_KINDS)}, or a folder"
+            )
+        return datasets.load_dataset(
+            FILE_KINDS[path.suffix],
+            data_files={"train": str(path)},
+            cache_dir=cache,
+            streaming=streaming,
+        )
+    return datasets.load_dataset(str(path), config, cache_dir=cache, streaming=streaming)
+
+
+def open_splits(
+    dataset: str, config: str | None, revision: str | None, *, streaming: bool = False
+) -> Splits:
+    """The splits of a named dataset.
+
+    Args:
+        dataset: a Hub id, a local path or an `embedded:` name.
+        config: which config of it; None when there is only one.
+        revision: branch, tag or commit on the Hub.
+        streaming: read the first rows without preparing or downloading the rest.
+
+    Raises:
+        DataError: it does not exist or cannot be read; the message says what to do.
+    """
+    import datasets
+
+    path = locate(dataset)
+    where = dataset if path is None else str(path)
+    if path is not None and revision is not None:
+        raise DataError(
+            f"source.revision: {dataset!r} lies on this machine and has no revisions; leave it out"
+        )
+    online = hub.explained(dataset, revision) if path is None else nullcontext()
+    with online, _explained(dataset, where, config, revision):
+        if path is None:
+            opened = datasets.load_dataset(dataset, config, revision=revision, streaming=streaming)
+        else:
+            opened = _open_local(path, config, streaming)
+    return as_splits(opened)

@@ -1,0 +1,137 @@
+"""Where the images came from, so exactly that the same images can be had again.
+
+A Hub dataset is pinned to its commit, a local folder to the sha256 of its files, an object in
+memory to its fingerprint. Nothing is decoded and no image is downloaded here.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from distill_datasets.data import hub
+
+
+class SourceFile(NamedTuple):
+    """One file: its path inside the dataset, its hash in hexadecimal, its size in bytes.
+
+    The hash is the sha256, or the 40-digit git blob id of a small text file on the Hub.
+    """
+
+    path: str
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What was read. `splits` is filled in by reading; everything else is known before."""
+
+    dataset: str
+    config: str | None = None
+    revision: str | None = None
+    files: tuple[SourceFile, ...] = ()
+    license: str | None = None
+    card_url: str | None = None
+    splits: Mapping[str, int] = field(default_factory=dict)
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the content, for a fingerprint: no path of this machine, no license.
+
+        A Hub dataset is decided by its commit, so its list of files is left out: it is not known
+        offline.
+        """
+        known = {"dataset": self.dataset, "config": self.config, "revision": self.revision}
+        if self.revision is not None:
+            return known
+        return known | {"files": [list(file) for file in self.files]}
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything, for a manifest. A local folder appears under its base name only."""
+        return {
+            "dataset": self.dataset,
+            "config": self.config,
+            "revision": self.revision,
+            "files": [file._asdict() for file in self.files],
+            "license": self.license,
+            "card_url": self.card_url,
+            "splits": dict(self.splits),
+        }
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "Provenance":
+        """The inverse of `as_json`."""
+        files = tuple(SourceFile(**file) for file in content["files"])
+        return cls(**{**content, "files": files})
+
+
+def local_files(path: Path) -> list[Path]:
+    """The files of a folder, or the one file, sorted; hidden files and folders are left out."""
+    if path.is_file():
+        return [path]
+    return sorted(
+        file
+        for file in path.rglob("*")
+        if file.is_file() and not any(part[0] == "." for part in file.relative_to(path).parts)
+    )
+
+
+def of_path(path: Path, config: str | None, name: str | None = None) -> Provenance:
+    """The provenance of a local file or folder.
+
+    Args:
+        path: where it lies.
+        config: `source.config`.
+        name: what to call it; None is its base name.
+    """
+    root = path.parent if path.is_file() else path
+    files = []
+    for file in local_files(path):
+        with file.open("rb") as opened:
+            digest = hashlib.file_digest(opened, "sha256").hexdigest()
+        files.append(SourceFile(file.relative_to(root).as_posix(), digest, file.stat().st_size))
+    return Provenance(
+        name or path.resolve().name, config, files=tuple(files), license=hub.license_in_card(root)
+    )
+
+
+def of_hub(dataset: str, config: str | None, revision: str | None) -> Provenance:
+    """The provenance of a Hub dataset, pinned to a commit.
+
+    Raises:
+        DataError: it does not exist, may not be read, or the Hub cannot be reached.
+    """
+    pinned = hub.pin(dataset, revision)
+    return Provenance(
+        dataset,
+        config,
+        pinned.commit,
+        tuple(SourceFile(*file) for file in pinned.files),
+        pinned.license,
+        pinned.url,
+    )
+
+
+def _hash_rows(rows: Iterable[Mapping[str, Any]]) -> tuple[str, int]:
+    digest, count = hashlib.sha256(), 0
+    for row in rows:
+        digest.update(repr(sorted(row.items())).encode())
+        count += 1
+    return digest.hexdigest(), count
+
+
+def of_memory(splits: Mapping[str, Any]) -> Provenance:
+    """The provenance of dataset objects: their fingerprint, which `datasets` keeps.
+
+    An `IterableDataset` has none: its rows are read once, undecoded, and hashed.
+    """
+    import datasets
+
+    files = []
+    for split, rows in splits.items():
+        if isinstance(rows, datasets.Dataset):
+            files.append(SourceFile(split, rows._fingerprint, rows.num_rows))
+        else:
+            files.append(SourceFile(split, *_hash_rows(rows)))
+    return Provenance("in memory", files=tuple(files))

@@ -1,0 +1,49 @@
+"""Which rows are read: those of the chosen classes, a part cut off for test, a drawn few."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+
+from distill_datasets.data.columns import Classes, Value
+from distill_datasets.types import Draw
+
+
+class Row(NamedTuple):
+    """A row of a split and its class, or the reason why its label is unusable."""
+
+    number: int
+    label: int | str
+
+
+def labeled(values: Iterable[Value], classes: Classes) -> list[Row]:
+    """The rows of the chosen classes, and those whose label is unusable."""
+    found = ((number, classes.index(value)) for number, value in enumerate(values))
+    return [Row(number, index) for number, index in found if index is not None]
+
+
+def cut(rows: list[Row], share: float, classes: int, draw: Draw) -> tuple[list[Row], list[Row]]:
+    """Training and test rows: of each class about `share` goes to test, one row at the least.
+
+    A class with a single row keeps it for training, and so do rows without a usable label.
+    """
+    members: list[list[int]] = [[] for _ in range(classes)]
+    for place, row in enumerate(rows):
+        if isinstance(row.label, int):
+            members[row.label].append(place)
+    test: set[int] = set()
+    for index, places in enumerate(members):
+        count = min(max(1, round(share * len(places))), len(places) - 1)
+        if count > 0:
+            order = torch.randperm(len(places), generator=draw("source", "cut", index))
+            test.update(places[place] for place in order[:count].tolist())
+    kept = [row for place, row in enumerate(rows) if place not in test]
+    return kept, [rows[place] for place in sorted(test)]
+
+
+def limited(rows: list[Row], limit: int | None, rng: torch.Generator) -> list[Row]:
+    """At most `limit` rows, drawn uniformly without replacement and kept in their order."""
+    if limit is None or limit >= len(rows):
+        return rows
+    drawn = torch.randperm(len(rows), generator=rng)[:limit].sort().values
+    return [rows[place] for place in drawn.tolist()]

@@ -1,0 +1,286 @@
+"""The recipe's `source` section: any image classification dataset becomes two splits in memory.
+
+`resolve` says what will be read, `peek` how large one example is, `read` reads. Test rows are never
+among the training rows: they are another split, or cut off before anything else is drawn.
+"""
+
+import itertools
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field, StringConstraints, field_validator
+
+from distill_datasets.data import columns, opening, rows
+from distill_datasets.data.decoded import Decoded, RealData
+from distill_datasets.data.images import UnusableImage
+from distill_datasets.data.normalization import Kind, Normalization
+from distill_datasets.data.provenance import Provenance, of_hub, of_memory, of_path
+from distill_datasets.data.reading import Agreement, BadRow, Channels, Split, Table, decode
+from distill_datasets.errors import DataError
+from distill_datasets.types import Draw, Section, Shape
+
+__all__ = [
+    "BadRow",
+    "Decoded",
+    "Normalization",
+    "Provenance",
+    "RealData",
+    "Source",
+    "Split",
+    "peek",
+    "read",
+    "resolve",
+]
+
+logger = logging.getLogger("distill_datasets")
+
+PEEK_ROWS = 8
+LISTED_ROWS = 20
+CHANNELS: dict[str, Channels | None] = {"auto": None, "gray": 1, "rgb": 3}
+EMBEDDED_CARDS = {"embedded:uci-digits": "https://doi.org/10.24432/C50P49"}
+
+Name = Annotated[str, StringConstraints(min_length=1)]
+
+
+class Source(Section):
+    """Which images are distilled, and how they are read."""
+
+    dataset: Name = Field(description="Hub id, local path or embedded:uci-digits")
+    config: Name | None = Field(default=None, description="config (subset) of the dataset")
+    revision: Name | None = Field(default=None, description="Hub branch, tag or commit")
+    train_split: Name | None = Field(default=None, description="default: train")
+    test_split: Name | None = Field(
+        default=None,
+        description="default: test, validation, valid or val; else a part of train is cut off",
+    )
+    test_share: float = Field(
+        default=0.2, gt=0, lt=1, description="share of each class cut off when no split is for test"
+    )
+    image_column: Name | None = Field(default=None, description="default: the only Image column")
+    label_column: Name | None = Field(
+        default=None, description="default: the only ClassLabel column, or one called label or so"
+    )
+    resolution: int | None = Field(
+        default=None, gt=0, description="side in pixels; None keeps the images' own size"
+    )
+    channels: Literal["auto", "gray", "rgb"] = "auto"
+    classes: list[str | int] | None = Field(
+        default=None, description="names or integers of the classes to keep, in the new order"
+    )
+    limit: int | None = Field(default=None, gt=0, description="rows drawn from each split")
+    normalization: Kind = "mean_std"
+    zca_regularization: float = Field(
+        default=0.1, ge=0, description="share of the mean eigenvalue added to each eigenvalue"
+    )
+    skip_bad_rows: bool = Field(default=False, description="leave unusable rows out, and log them")
+
+    @field_validator("classes")
+    @classmethod
+    def _distinct_classes(cls, classes: list[str | int] | None) -> list[str | int] | None:
+        if classes is None:
+            return None
+        if len(classes) < 2:
+            raise ValueError(f"got {len(classes)} classes, expected at least 2")
+        repeated = sorted({str(name) for name in classes if classes.count(name) > 1})
+        if repeated:
+            raise ValueError(f"named more than once: {', '.join(repeated)}")
+        return classes
+
+
+def resolve(source: Source, dataset: Any = None) -> Provenance:  # noqa: ANN401
+    """What the source is, exactly; no image is decoded and, for the Hub, none is downloaded.
+
+    Args:
+        source: the section of the recipe.
+        dataset: a `Dataset`, `DatasetDict` or iterable one to read instead of `source.dataset`.
+
+    Raises:
+        DataError: there is no such dataset or revision, or it may not be read.
+    """
+    if dataset is not None:
+        return of_memory(opening.as_splits(dataset))
+    path = opening.locate(source.dataset)
+    if path is None:
+        with opening.local_hint(source.dataset):
+            return of_hub(source.dataset, source.config, source.revision)
+    if source.dataset in opening.EMBEDDED:
+        known = of_path(path, source.config, source.dataset)
+        return replace(known, license="cc-by-4.0", card_url=EMBEDDED_CARDS[source.dataset])
+    return of_path(path, source.config)
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Which splits and columns are used; `test` is None when test rows are cut off from train."""
+
+    train: Table
+    test: Table | None
+    image: str
+    label: str
+
+    @property
+    def label_feature(self) -> Any:  # noqa: ANN401
+        return columns.flat(self.train.features)[self.label]
+
+    def agreement(self, source: Source) -> Agreement:
+        mode = self.train.features[self.image].mode
+        return Agreement(source.resolution, CHANNELS[source.channels], mode)
+
+
+def _layout(source: Source, splits: opening.Splits) -> _Layout:
+    train_name, test_name = columns.choose_splits(splits, source.train_split, source.test_split)
+    train = Table(train_name, splits[train_name])
+    image = columns.image_column(train.features, source.image_column)
+    label = columns.label_column(train.features, source.label_column)
+    if test_name is None:
+        return _Layout(train, None, image, label)
+    test = Table(test_name, splits[test_name])
+    ours, theirs = (columns.flat(table.features) for table in (train, test))
+    for column in (image, label):
+        if theirs.get(column) != ours[column]:
+            raise DataError(
+                f"the column {column!r} of the {train_name} split differs in the {test_name} "
+                f"split: {columns.describe(train.features)} against "
+                f"{columns.describe(test.features)}; name columns and splits that agree"
+            )
+    return _Layout(train, test, image, label)
+
+
+def _opened(
+    source: Source,
+    dataset: Any,  # noqa: ANN401
+    revision: str | None,
+    streaming: bool,
+) -> _Layout:
+    if dataset is not None:
+        return _layout(source, opening.as_splits(dataset))
+    splits = opening.open_splits(source.dataset, source.config, revision, streaming=streaming)
+    return _layout(source, splits)
+
+
+def peek(source: Source, dataset: Any = None) -> tuple[Shape, list[str]]:  # noqa: ANN401
+    """The shape of one example and the class names, from a few rows.
+
+    Args:
+        source: the section of the recipe.
+        dataset: see `resolve`.
+
+    Raises:
+        DataError: see `read`; only what shows in the first rows is noticed.
+    """
+    revision = source.revision
+    if dataset is None and opening.locate(source.dataset) is None:
+        revision = resolve(source).revision
+    layout = _opened(source, dataset, revision, streaming=True)
+    values = None
+    if not columns.names_classes(layout.label_feature):
+        layout = _opened(source, dataset, revision, streaming=False)
+        values = layout.train.labels(layout.label)
+    names = columns.class_table(layout.label_feature, values, source.classes).names
+    agreement, reasons = layout.agreement(source), []
+    shape: Shape | None = None
+    for number, cell in itertools.islice(layout.train.encoded(layout.image, None), PEEK_ROWS):
+        where = f"{layout.train.split} row {number}"
+        try:
+            c, h, w = agreement.pixels(where, cell).shape
+        except UnusableImage as error:
+            reasons.append(f"{where}: {error}")
+        else:
+            shape = Shape(c, h, w, len(names))
+    if shape is None:
+        listed = "; ".join(reasons) or "there are none"
+        raise DataError(f"none of the first rows holds a usable image: {listed}")
+    return shape, names
+
+
+def _report(bad: list[BadRow], skip: bool) -> None:
+    if not bad:
+        return
+    listed = "\n".join(f"  {row.split} row {row.row}: {row.reason}" for row in bad[:LISTED_ROWS])
+    more = f"\n  ... and {len(bad) - LISTED_ROWS} more" if len(bad) > LISTED_ROWS else ""
+    count = f"{len(bad)} row{'' if len(bad) == 1 else 's'}"
+    if not skip:
+        raise DataError(
+            f"{count} cannot be used:\n{listed}{more}\n"
+            "set source.skip_bad_rows=true (or --skip-bad-rows) to leave them out"
+        )
+    logger.warning("%s left out:\n%s%s", count, listed, more)
+
+
+def _check_classes(train: Split, test: Split, names: list[str]) -> None:
+    def absent(split: Split) -> list[str]:
+        counts = torch.bincount(split.labels_N, minlength=len(names)).tolist()
+        return [name for name, count in zip(names, counts, strict=True) if count == 0]
+
+    untrained, untested = absent(train), absent(test)
+    if untrained:
+        raise DataError(
+            f"no training image of {len(untrained)} of {len(names)} classes: "
+            f"{', '.join(untrained[:LISTED_ROWS])}{', ...' if len(untrained) > LISTED_ROWS else ''}"
+            "; name the classes to use in source.classes, or raise source.limit"
+        )
+    if len(untested) == len(names):
+        raise DataError(
+            "no test image is left; set source.test_split to a split whose rows have labels"
+        )
+    if untested:
+        logger.warning(
+            "no test image of %d of %d classes: %s; accuracy says nothing about them",
+            len(untested),
+            len(names),
+            ", ".join(untested[:LISTED_ROWS]),
+        )
+
+
+def read(
+    source: Source,
+    draw: Draw,
+    provenance: Provenance,
+    dataset: Any = None,  # noqa: ANN401
+    advance: Callable[[int, int], None] | None = None,
+) -> Decoded:
+    """Read and decode both splits.
+
+    Args:
+        source: the section of the recipe.
+        draw: randomness, for the rows cut off for test and for `source.limit`.
+        provenance: what `resolve` returned; its commit is the one that is read.
+        dataset: see `resolve`.
+        advance: called with the number of rows handled so far and their total.
+
+    Raises:
+        DataError: the dataset, a split, a column or a class does not exist; images disagree in size
+            or channels; rows are unusable and may not be skipped; a class has no training image.
+    """
+    layout = _opened(source, dataset, provenance.revision, streaming=False)
+    train_values = layout.train.labels(layout.label)
+    classes = columns.class_table(layout.label_feature, train_values, source.classes)
+    counts = {layout.train.split: len(train_values)}
+    train_rows = rows.labeled(train_values, classes)
+    if layout.test is None:
+        test_table = layout.train
+        train_rows, test_rows = rows.cut(train_rows, source.test_share, len(classes.names), draw)
+    else:
+        test_table = layout.test
+        test_values = layout.test.labels(layout.label)
+        counts[layout.test.split] = len(test_values)
+        test_rows = rows.labeled(test_values, classes)
+    train_rows = rows.limited(train_rows, source.limit, draw("source", "limit", "train"))
+    test_rows = rows.limited(test_rows, source.limit, draw("source", "limit", "test"))
+    agreement, total = layout.agreement(source), len(train_rows) + len(test_rows)
+    done_before = 0
+
+    def report(done: int) -> None:
+        if advance is not None:
+            advance(done_before + done, total)
+
+    train, bad = decode(layout.train, layout.image, train_rows, agreement, report)
+    done_before = len(train_rows)
+    test, bad_test = decode(test_table, layout.image, test_rows, agreement, report)
+    bad = sorted({*bad, *bad_test}, key=lambda row: (row.split != layout.train.split, row))
+    _report(bad, source.skip_bad_rows)
+    _check_classes(train, test, classes.names)
+    return Decoded(train, test, classes.names, bad, replace(provenance, splits=counts))

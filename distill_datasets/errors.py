@@ -1,0 +1,52 @@
+"""Every error this library raises on purpose.
+
+A message says what was got, what was expected and what to do. `exit_code` is what the command line
+returns: 2 for input that the user can mend, 1 for everything else.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class DistillError(Exception):
+    """Base of all errors raised on purpose."""
+
+    exit_code = 1
+
+
+class RecipeError(DistillError):
+    """A recipe, an override or an option cannot be used; raised before any work starts."""
+
+    exit_code = 2
+
+
+class DataError(DistillError):
+    """A source dataset cannot be read, or some of its rows cannot be used."""
+
+    exit_code = 2
+
+
+class ArtifactError(DistillError):
+    """A folder is not what it should be: foreign, damaged, unwritable or not evaluated."""
+
+    exit_code = 2
+
+
+class PublishError(DistillError):
+    """The Hub refused a publication; nothing half-published is left on the branch."""
+
+
+def did_you_mean(got: str, valid: Iterable[str]) -> str:
+    """The tail of an error message about an unknown name: the nearest valid name, then all of them.
+
+    Args:
+        got: the name that was given.
+        valid: the names that would have been accepted.
+
+    Returns:
+        For example `did you mean 'steps'? valid names: lr, steps`.
+    """
+    names = sorted(valid)
+    near = difflib.get_close_matches(got, names, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"{hint}valid names: {', '.join(names) or 'none'}"

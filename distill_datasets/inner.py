@@ -1,0 +1,102 @@
+"""Optimizers of the inner loop: one differentiable update of all weights in one vector.
+
+The same section also makes the equal torch optimizer, so that a student is trained by the rule that
+the distilled set was made for.
+
+Shape suffix: P all weights of a network in one vector.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from distill_datasets.types import Part
+
+State = tuple[Tensor, ...]
+
+
+class Optimizer(Part, ABC):
+    """A rule that moves weights along a gradient and carries state from step to step."""
+
+    lr: float = Field(gt=0, description="step size")
+
+    @abstractmethod
+    def start(self, weights_P: Tensor) -> State:
+        """The state before the first step."""
+
+    @abstractmethod
+    def step(
+        self, weights_P: Tensor, state: State, grad_P: Tensor, step: int
+    ) -> tuple[Tensor, State]:
+        """One update, differentiable in the weights, the state and the gradient.
+
+        Args:
+            weights_P: weights before the update.
+            state: what `start` or the previous `step` returned.
+            grad_P: gradient of the inner loss at `weights_P`.
+            step: number of this step since `start`, from 1.
+
+        Returns:
+            Weights and state after the update.
+        """
+
+    @abstractmethod
+    def torch_optimizer(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
+        """The optimizer of torch that follows the same rule."""
+
+
+class Adam(Optimizer):
+    """Adam; epsilon is added after the square root, the bias corrections are in the step size."""
+
+    paper: ClassVar[str] = "Adam, arXiv:1412.6980"
+    name: Literal["adam"] = "adam"
+    beta1: float = Field(default=0.9, ge=0, lt=1, description="decay of the first moment")
+    beta2: float = Field(default=0.999, ge=0, lt=1, description="decay of the second moment")
+    epsilon: float = Field(default=1e-8, gt=0, description="added to the root of the second moment")
+
+    def start(self, weights_P: Tensor) -> State:
+        return torch.zeros_like(weights_P), torch.zeros_like(weights_P)
+
+    def step(
+        self, weights_P: Tensor, state: State, grad_P: Tensor, step: int
+    ) -> tuple[Tensor, State]:
+        first_P, second_P = state
+        first_P = self.beta1 * first_P + (1 - self.beta1) * grad_P
+        second_P = self.beta2 * second_P + (1 - self.beta2) * grad_P * grad_P
+        rate = self.lr * (1 - self.beta2**step) ** 0.5 / (1 - self.beta1**step)
+        # The derivative of a root at exactly zero is infinite and a dead unit would make it NaN
+        # (meta-gradients of `higher` fail so); 1e-30 is far below epsilon squared.
+        root_P = (second_P + 1e-30).sqrt()
+        return weights_P - rate * first_P / (root_P + self.epsilon), (first_P, second_P)
+
+    def torch_optimizer(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
+        return torch.optim.Adam(
+            parameters, self.lr, (self.beta1, self.beta2), self.epsilon, fused=True
+        )
+
+
+class Sgd(Optimizer):
+    """Gradient descent with momentum and weight decay, in torch's convention."""
+
+    paper: ClassVar[str] = "SGD with momentum, doi:10.1016/0041-5553(64)90137-5"
+    name: Literal["sgd"] = "sgd"
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="decay of the velocity")
+    weight_decay: float = Field(default=0.0, ge=0, description="L2 penalty added to the gradient")
+
+    def start(self, weights_P: Tensor) -> State:
+        return (torch.zeros_like(weights_P),)
+
+    def step(
+        self, weights_P: Tensor, state: State, grad_P: Tensor, step: int
+    ) -> tuple[Tensor, State]:
+        velocity_P = self.momentum * state[0] + grad_P + self.weight_decay * weights_P
+        return weights_P - self.lr * velocity_P, (velocity_P,)
+
+    def torch_optimizer(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
+        return torch.optim.SGD(
+            parameters, self.lr, self.momentum, weight_decay=self.weight_decay, fused=True
+        )

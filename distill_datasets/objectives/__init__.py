@@ -1,0 +1,1 @@
+"""What is minimized: one file per objective, and no two import each other."""

@@ -1,0 +1,223 @@
+"""The one outer loop: every objective that gives a gradient is minimized here.
+
+A step asks the objective for the gradient of each lane, sums the lanes in order, clips the canvas's
+share, and moves canvas and labels. The loop knows no method: what differs is in the four axes.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import torch
+from pydantic import Field, SerializeAsAny
+from torch import Tensor
+
+from distill_datasets.artifacts import read_tensors, write_tensors
+from distill_datasets.errors import DistillError
+from distill_datasets.inner import Adam, Optimizer
+from distill_datasets.plugins import part
+from distill_datasets.progress import Bar
+from distill_datasets.runtime import Runtime, draws
+from distill_datasets.types import (
+    Canvas,
+    Distilled,
+    Labels,
+    Networks,
+    NetworkSource,
+    Objective,
+    Section,
+)
+
+if TYPE_CHECKING:
+    from distill_datasets.data.source import RealData
+
+logger = logging.getLogger("distill_datasets")
+
+STATE = "state.safetensors"
+
+
+class Distill(Section):
+    """What is distilled and how the outer loop moves."""
+
+    objective: Annotated[SerializeAsAny[Objective], part("objectives")]
+    canvas: Annotated[SerializeAsAny[Canvas], part("canvases")]
+    labels: Annotated[SerializeAsAny[Labels], part("labels")]
+    networks: Annotated[SerializeAsAny[Networks], part("networks")]
+    steps: int = Field(gt=0, description="outer steps")
+    lanes: int = Field(
+        default=1,
+        gt=0,
+        description="independent networks whose gradients an outer step averages; processes and "
+        "cores share them",
+    )
+    optimizer: Annotated[SerializeAsAny[Optimizer], part("optimizers")] = Field(
+        default=Adam(lr=0.001), description="rule that moves the canvas"
+    )
+    label_optimizer: Annotated[SerializeAsAny[Optimizer], part("optimizers")] = Field(
+        default=Adam(lr=0.001), description="rule that moves learned labels"
+    )
+    schedule: Literal["constant", "cosine"] = Field(
+        default="constant", description="of the outer step sizes; cosine falls to zero"
+    )
+    clip: float | None = Field(
+        default=2.0,
+        gt=0,
+        description="largest canvas gradient, in moving averages of its norm; none never clips",
+    )
+    previews: int = Field(default=10, ge=0, description="pictures drawn on the way, evenly spaced")
+    checkpoint_seconds: float = Field(
+        default=30.0, ge=0, description="shortest time between two saved states"
+    )
+
+
+class Progressing:
+    """Everything that an outer step changes, and how it is saved and restored."""
+
+    def __init__(self, settings: Distill, distilled: Distilled) -> None:
+        self.parameters = dict(distilled.named_parameters())
+        self.rules = {
+            name: settings.optimizer if name.startswith("canvas.") else settings.label_optimizer
+            for name in self.parameters
+        }
+        self.states = {
+            name: self.rules[name].start(parameter.detach())
+            for name, parameter in self.parameters.items()
+        }
+        self.step = 0
+        self.mean_norm = 0.0
+
+    def save(self, path: Path) -> None:
+        """Write everything as one file, atomically."""
+        tensors: dict[str, Tensor] = dict(self.parameters)
+        for name, state in self.states.items():
+            tensors |= {f"{name}/{slot}": value for slot, value in enumerate(state)}
+        write_tensors(path, tensors, {"step": self.step, "mean_norm": self.mean_norm.hex()})
+
+    @torch.no_grad()
+    def restore(self, path: Path) -> None:
+        """Read what `save` wrote, into the parameters themselves."""
+        tensors, note = read_tensors(path)
+        for name, parameter in self.parameters.items():
+            parameter.copy_(tensors[name])
+            self.states[name] = tuple(
+                tensors[f"{name}/{slot}"].to(parameter.device)
+                for slot in range(len(self.states[name]))
+            )
+        self.step, self.mean_norm = note["step"], float.fromhex(note["mean_norm"])
+
+    def clip(self, grads: dict[str, Tensor], limit: float | None) -> None:
+        """Scale the canvas gradient down to `limit` moving averages of its norm.
+
+        The average (decay 0.9) takes in this step's norm before it is used. Labels are not clipped.
+
+        Source: RaT-BPTT (arXiv:2311.07025), section 4.
+        """
+        canvas = [grad for name, grad in grads.items() if name.startswith("canvas.")]
+        norm = math.sqrt(sum(float(grad.double().square().sum()) for grad in canvas))
+        self.mean_norm = norm if self.step == 0 else 0.9 * self.mean_norm + 0.1 * norm
+        if limit is not None and norm > limit * self.mean_norm:
+            for grad in canvas:
+                grad *= limit * self.mean_norm / norm
+
+    @torch.no_grad()
+    def move(self, grads: dict[str, Tensor], rate: float) -> None:
+        """One update of every parameter, its step size multiplied by `rate`."""
+        for name, parameter in self.parameters.items():
+            rule = self.rules[name].model_copy(update={"lr": self.rules[name].lr * rate})
+            moved, self.states[name] = rule.step(
+                parameter, self.states[name], grads[name], self.step + 1
+            )
+            parameter.copy_(moved)
+
+
+def optimize(
+    settings: Distill,
+    distilled: Distilled,
+    networks: NetworkSource,
+    real: "RealData",
+    *,
+    seed: int,
+    folder: Path,
+    runtime: Runtime,
+    bar: Bar,
+    preview: Callable[[int], None],
+) -> None:
+    """Run the outer loop to its end, from wherever `folder` says it stands.
+
+    Args:
+        settings: the `distill` section.
+        distilled: changed in place.
+        networks: where lanes draw their networks from.
+        real: the source dataset.
+        seed: the recipe's seed.
+        folder: holds the saved state.
+        runtime: processes, threads and device.
+        bar: shows steps, loss and speed.
+        preview: draws a picture of the current canvas; called with the number of steps done.
+
+    Raises:
+        DistillError: the loss or a gradient is not finite; the state before it stays saved.
+    """
+    progressing = Progressing(settings, distilled)
+    if (folder / STATE).exists():
+        progressing.restore(folder / STATE)
+        logger.info("distill: resumed after %d of %d steps", progressing.step, settings.steps)
+        bar.advance(progressing.step)
+    runtime.wait()
+    every = max(1, settings.steps // settings.previews) if settings.previews else 0
+    saved_at = time.monotonic()
+    with runtime.pool(settings.lanes) as run_units:
+        while progressing.step < settings.steps:
+            step = progressing.step
+
+            def lane_gradient(lane: int, step: int = step) -> Tensor:
+                estimate = settings.objective.estimate(
+                    distilled, networks, real, draws(seed, "distill", step, lane)
+                )
+                loss = torch.tensor([estimate.loss], device=runtime.device)
+                return torch.cat(
+                    [loss, *(estimate.grads[name].flatten() for name in progressing.parameters)]
+                )
+
+            lanes = runtime.mine(settings.lanes)
+            parts = dict(zip(lanes, run_units(lane_gradient, lanes), strict=True))
+            sizes = [parameter.numel() for parameter in progressing.parameters.values()]
+            like = torch.zeros(1 + sum(sizes), device=runtime.device)
+            mean = runtime.sum_in_order(parts, settings.lanes, like) / settings.lanes
+            if not bool(mean.isfinite().all()):
+                raise DistillError(
+                    f"distill: the loss or its gradient is not finite at outer step {step} (loss "
+                    f"{mean[0].item()}); lower distill.optimizer.lr or the inner learning rate. "
+                    f"The last saved state is in {folder}"
+                )
+            loss = mean[0].item()
+            pieces = torch.split(mean[1:], sizes)
+            grads = {
+                name: piece.view_as(parameter)
+                for (name, parameter), piece in zip(
+                    progressing.parameters.items(), pieces, strict=True
+                )
+            }
+            progressing.clip(grads, settings.clip)
+            progressing.move(grads, schedule(settings, step))
+            distilled.labels.project()
+            progressing.step += 1
+            bar.advance(1, loss=loss)
+            runtime.accelerator.log({"distill/loss": loss}, step=step)
+            due = time.monotonic() - saved_at >= settings.checkpoint_seconds
+            if runtime.is_main and (due or progressing.step == settings.steps):
+                progressing.save(folder / STATE)
+                saved_at = time.monotonic()
+            if runtime.is_main and every and progressing.step % every == 0:
+                preview(progressing.step)
+    runtime.wait()
+
+
+def schedule(settings: Distill, step: int) -> float:
+    """The factor on the outer step size at a step, in [0, 1]."""
+    if settings.schedule == "constant":
+        return 1.0
+    return 0.5 * (1 + math.cos(math.pi * step / settings.steps))

@@ -1,0 +1,239 @@
+"""From a recipe to a finished dataset: the stages in order, each done at most once.
+
+Everything that can be refused is refused before the first stage that takes long.
+"""
+
+import hashlib
+import importlib.metadata
+import logging
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import distill_datasets
+from distill_datasets.artifacts import fingerprint
+from distill_datasets.data.source import Provenance, peek, resolve
+from distill_datasets.errors import ArtifactError, RecipeError
+from distill_datasets.pictures import to_bytes
+from distill_datasets.published import Content
+from distill_datasets.recipe import Recipe
+from distill_datasets.runtime import Runtime
+from distill_datasets.stages.distill import run_distill
+from distill_datasets.stages.evaluate import run_evaluate
+from distill_datasets.stages.export import MANIFEST, check_writable, read_manifest, write_dataset
+from distill_datasets.stages.source import LoadedSource, load_source
+from distill_datasets.types import Distilled, Shape
+
+logger = logging.getLogger("distill_datasets")
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished dataset: where it is, and what `distill.json` says of it."""
+
+    folder: Path
+    previews: Path
+    manifest: dict[str, Any]
+
+    @property
+    def results(self) -> list[dict[str, Any]]:
+        """One row per contestant, as in `results.json`."""
+        return list(self.manifest["results"])
+
+
+def run(
+    recipe: Recipe,
+    *,
+    runs: str | Path = "runs",
+    output: str | Path | None = None,
+    quiet: bool = False,
+    trackers: list[str] | None = None,
+    dataset: Any = None,  # noqa: ANN401
+) -> Outcome:
+    """Do everything a recipe says; what an earlier run has finished is not done again.
+
+    Args:
+        recipe: what to do.
+        runs: the folder that holds all runs; stages lie under the recipe's name.
+        output: where the finished dataset is put, a new or empty folder; by default beside the
+            stages. A folder that already holds the dataset of this recipe is left as it is.
+        quiet: no progress bars.
+        trackers: names of Accelerate's trackers that log the run, for example `tensorboard`.
+        dataset: a `datasets.Dataset` or `DatasetDict` to read instead of `source.dataset`.
+
+    Returns:
+        The folder of the finished dataset and its manifest.
+
+    Raises:
+        DistillError: one of its kinds, with a message for the user.
+    """
+    runs = Path(runs)
+    own = runs / recipe.name
+    output = None if output is None else Path(output)
+    if output is not None:
+        check_output(output, recipe)
+    provenance = resolve(recipe.source, dataset)
+    shape, _ = peek(recipe.source, dataset)
+    check_parts(recipe, shape)
+    check_runs(own)
+    runtime = Runtime(trackers, str(own / "logs"))
+    runtime.accelerator.init_trackers(recipe.name)
+    with runtime.reproducible():
+        source = load_source(
+            recipe.source,
+            provenance,
+            seed=recipe.seed,
+            runs=runs,
+            runtime=runtime,
+            quiet=quiet,
+            dataset=dataset,
+        )
+        check_rows(recipe, source)
+        distilled, folder = run_distill(
+            recipe.distill, source, seed=recipe.seed, runs=own, runtime=runtime, quiet=quiet
+        )
+        content = publishable(recipe, distilled, source)
+        identity = fingerprint([VERSION, recipe.sha256(), _digest(content), content.environment])
+        exported = own / f"export-{identity}"
+        if runtime.is_main and not (exported / MANIFEST).exists():
+            write_dataset(exported, content, None)
+        runtime.wait()
+        results = run_evaluate(
+            recipe.evaluate,
+            exported,
+            source.real,
+            identity=_digest(content) + source.fingerprint,
+            pixels=read_manifest(exported)["budget"]["pixels"],
+            seed=recipe.seed,
+            runs=own,
+            runtime=runtime,
+            quiet=quiet,
+        )
+        finished = output or own / f"dataset-{identity}"
+        if runtime.is_main:
+            if not (finished / MANIFEST).exists():
+                write_dataset(finished, content, results)
+            runtime.accelerator.log(
+                {f"accuracy/{row['from']}": row["accuracy"]["mean"] for row in results}
+            )
+        runtime.wait()
+    runtime.accelerator.end_training()
+    return Outcome(finished, folder / "previews", read_manifest(finished))
+
+
+def check_output(output: Path, recipe: Recipe) -> None:
+    """Refuse an output folder that holds anything but the dataset of this very recipe."""
+    if (output / MANIFEST).exists():
+        manifest = read_manifest(output)
+        if manifest["recipe_sha256"] == recipe.sha256() and manifest["results"] is not None:
+            return
+        raise ArtifactError(
+            f"{output}: holds the dataset {manifest['name']!r} of another recipe, and nothing of "
+            "it will be overwritten; choose a new folder with --output"
+        )
+    check_writable(output)
+
+
+def check_runs(own: Path) -> None:
+    """Refuse a runs folder that cannot be written to."""
+    try:
+        own.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ArtifactError(
+            f"{own}: cannot make this folder ({error.strerror}); choose another with --runs"
+        ) from error
+    check_writable(own / ".write-test")
+
+
+def check_parts(recipe: Recipe, shape: Shape) -> None:
+    """Build every part of the recipe for this shape without its data.
+
+    Raises:
+        RecipeError: a budget too small, a network too deep, an order of other classes.
+    """
+    recipe.distill.canvas.size(shape)
+    recipe.distill.networks.build(shape, torch.device("meta"))
+    with torch.device("meta"):
+        recipe.evaluate.network.build(shape)
+
+
+def check_rows(recipe: Recipe, source: LoadedSource) -> None:
+    """Refuse a batch of real images that is larger than the training split."""
+    rows = len(source.real.train.labels_N)
+    wanted = recipe.distill.objective.real_rows()
+    if wanted > rows:
+        raise RecipeError(
+            f"distill.objective: asks for {wanted} real images at once and the training split has "
+            f"{rows}; lower distill.objective.real_batch to at most {rows}"
+        )
+
+
+@torch.no_grad()
+def publishable(recipe: Recipe, distilled: Distilled, source: LoadedSource) -> Content:
+    """Everything that the published folder says, before it is measured."""
+    canvas = distilled.canvas
+    index_N = torch.arange(distilled.count, device=distilled.mean_C.device)
+    chunks = torch.split(index_N, 1024)
+    exact = [distilled(index_B) for index_B in chunks]
+    section = recipe.distill
+    parts = [section.objective, section.canvas, section.labels, section.networks]
+    student = recipe.evaluate.model_dump(mode="json")
+    return Content(
+        name=recipe.publish.title or recipe.name,
+        method=", ".join(part.name for part in parts),
+        papers=sorted({paper for part in parts for paper in part.paper.split("; ")}),
+        class_names=source.real.class_names,
+        images_NCHW=torch.cat([to_bytes(canvas(index_B)) for index_B in chunks]).cpu(),
+        exact_NCHW=torch.cat([batch.images_BCHW for batch in exact]).cpu(),
+        targets_NK=torch.cat([batch.targets_BK for batch in exact]).cpu(),
+        originals=[image.cpu() for image in canvas.originals()],
+        label_cells=[] if canvas.examples_are_originals else [distilled.labels.table_GK().cpu()],
+        geometry=canvas.geometry(),
+        mean=distilled.mean_C.tolist(),
+        std=distilled.std_C.tolist(),
+        normalization=source.real.normalization.describe(),
+        constants={
+            name: tensor
+            for name, tensor in source.real.normalization.to_tensors().items()
+            if name == "whitening"
+        },
+        student=student,
+        recipe=recipe.resolved(),
+        recipe_yaml=recipe.resolved_yaml(),
+        recipe_sha256=recipe.sha256(),
+        seed=recipe.seed,
+        provenance=source.provenance.as_json(),
+        environment=environment(distilled.mean_C.device),
+        real_shape=(source.real.shape.c, source.real.shape.h, source.real.shape.w),
+    )
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Versions and device of a run, as far as they can change its numbers."""
+    packages = ["torch", "torchvision", "datasets", "accelerate", "numpy"]
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {
+        "distill_datasets": distill_datasets.__version__,
+        "python": platform.python_version(),
+        **{package: importlib.metadata.version(package) for package in packages},
+        "device": f"{device.type} ({name})",
+    }
+
+
+def _digest(content: Content) -> str:
+    """The hash of every published number."""
+    digest = hashlib.sha256()
+    for tensor in (content.images_NCHW, content.exact_NCHW, content.targets_NK):
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def described(provenance: Provenance) -> str:
+    """A source in a few words, for a plan."""
+    revision = f" at {provenance.revision[:12]}" if provenance.revision else ""
+    return f"{provenance.dataset}{revision}"

@@ -1,0 +1,264 @@
+"""What a published dataset is made of: its content, its configurations and its budget.
+
+Shape suffixes: N training examples, K classes, C channels, H W pixels, G cells of a label poster.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distill_datasets.errors import ArtifactError
+from distill_datasets.parquet_files import (
+    IMAGE,
+    INTEGER,
+    TEXT,
+    Columns,
+    Config,
+    class_label,
+    numbers,
+)
+from distill_datasets.pictures import png, to_bytes
+
+_SUM_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Content:
+    """Everything a distilled dataset is, before evaluation.
+
+    Attributes:
+        name: name of the recipe.
+        method: the method in words; `papers` are the addresses of its papers.
+        class_names: one per class, in the source's order.
+        images_NCHW: uint8, the published training examples.
+        exact_NCHW: float32, the same examples as a student sees them, before rounding to 8 bits.
+        targets_NK: float32, rows that sum to 1.
+        originals: trained images, (C, H, W) in [0, 1]; the budget is counted here.
+        label_cells: one (G, K) table per original of a poster, [] where `default` is the canvas.
+        geometry: how examples are cut from the originals, as JSON.
+        mean: with `std`, a published image as a student sees it: (pixel / 255 - mean) / std.
+        std: see `mean`.
+        normalization: the source's normalization, as JSON.
+        constants: tensors that a student needs beside the rows, such as a ZCA matrix.
+        student: the training recipe of the student, as JSON.
+        recipe: the resolved recipe, as JSON; `recipe_yaml` is what was run.
+        provenance: the source: id, revision, files, rows, license.
+        environment: versions and device.
+        real_shape: channels, height and width of a real example.
+    """
+
+    name: str
+    method: str
+    papers: list[str]
+    class_names: list[str]
+    images_NCHW: Tensor
+    exact_NCHW: Tensor
+    targets_NK: Tensor
+    originals: list[Tensor]
+    label_cells: list[Tensor]
+    geometry: dict[str, Any]
+    mean: list[float]
+    std: list[float]
+    normalization: dict[str, Any]
+    constants: dict[str, Tensor]
+    student: dict[str, Any]
+    recipe: dict[str, Any]
+    recipe_yaml: str
+    recipe_sha256: str
+    seed: int
+    provenance: dict[str, Any]
+    environment: dict[str, Any]
+    real_shape: tuple[int, int, int]
+
+
+def check(content: Content) -> None:
+    """Refuse content that cannot be published as it is.
+
+    Raises:
+        ArtifactError: shapes disagree, a value is not finite, or there is no PNG for the channels.
+    """
+    n, c = content.images_NCHW.shape[:2]
+    k = len(content.class_names)
+    if c not in (1, 3):
+        raise ArtifactError(
+            f"images have {c} channels; only 1 (gray) or 3 (RGB) can be published as PNG: "
+            "choose an image column with one of these"
+        )
+    if n == 0 or not content.originals:
+        raise ArtifactError("there is no image to publish; check that the run has finished")
+    if len(set(content.class_names)) < k:
+        raise ArtifactError("class names must differ; rename classes of the source that share one")
+    found = {
+        "exact": (tuple(content.exact_NCHW.shape), tuple(content.images_NCHW.shape)),
+        "targets": (tuple(content.targets_NK.shape), (n, k)),
+        "mean": (len(content.mean), c),
+        "std": (len(content.std), c),
+        "label posters": (
+            len(content.label_cells) or len(content.originals),
+            len(content.originals),
+        ),
+    }
+    for name, (got, expected) in found.items():
+        if got != expected:
+            raise ArtifactError(f"{name}: got shape {got}, expected {expected}")
+    floats = [content.exact_NCHW, content.targets_NK, *content.originals, *content.label_cells]
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in floats):
+        raise ArtifactError(
+            "some distilled values are not finite; run again with a smaller learning rate"
+        )
+    off = float((content.targets_NK.sum(dim=1) - 1).abs().max())
+    if off > _SUM_TOLERANCE or float(content.targets_NK.min()) < 0:
+        raise ArtifactError(
+            f"soft labels must be non-negative with sum 1; a row is off by {off:.3g}"
+        )
+
+
+def configs(
+    content: Content, student_yaml: str, results: list[dict[str, Any]] | None
+) -> list[Config]:
+    """The configurations of the dataset, `default` first.
+
+    All but `recipe` are the same with results and without.
+    """
+    poster = [_poster(content)] if content.label_cells else []
+    recipe = _recipe(content, student_yaml, results)
+    return [_default(content), *poster, _exact(content), recipe]
+
+
+def budget(content: Content) -> dict[str, Any]:
+    """What the distilled set spends, in pixels and in values, labels included.
+
+    A table of labels in which every row names one class costs one value per row; any other costs
+    one value per class and row. Pixels count once whatever the number of channels.
+    """
+    tables = content.label_cells or [content.targets_NK]
+    pixels = sum(image.shape[1] * image.shape[2] for image in content.originals)
+    label_values = sum(_label_values(table) for table in tables)
+    _, h, w = content.real_shape
+    return {
+        "images": len(content.originals),
+        "examples": len(content.images_NCHW),
+        "pixels": pixels,
+        "ipc_equivalent": round(pixels / (len(content.class_names) * h * w), 6),
+        "values": sum(image.numel() for image in content.originals) + label_values,
+        "label_values": label_values,
+    }
+
+
+def rounding_error(content: Content) -> float:
+    """Largest difference between a published image and the exact one, as a student sees them."""
+    mean_C, std_C = torch.tensor(content.mean), torch.tensor(content.std)
+    shape = (-1, 1, 1)
+    return max(
+        float(
+            (((image.float() / 255 - mean_C.view(shape)) / std_C.view(shape)) - exact).abs().max()
+        )
+        for image, exact in zip(content.images_NCHW.cpu(), content.exact_NCHW.cpu(), strict=True)
+    )
+
+
+def _label_values(table_GK: Tensor) -> int:
+    one_hot = bool(((table_GK == 0) | (table_GK == 1)).all())
+    return len(table_GK) if one_hot else table_GK.numel()
+
+
+def _default(content: Content) -> Config:
+    targets_NK = content.targets_NK.float().cpu()
+    labels_N = targets_NK.argmax(dim=1)
+
+    def read(start: int, stop: int) -> Columns:
+        return {
+            "image": [png(image) for image in content.images_NCHW[start:stop]],
+            "label": labels_N[start:stop].tolist(),
+            "soft_label": list(targets_NK[start:stop]),
+        }
+
+    features = {
+        "image": IMAGE,
+        "label": class_label(content.class_names),
+        "soft_label": numbers("float32", len(content.class_names)),
+    }
+    row_bytes = content.images_NCHW[0].numel() + 4 * len(content.class_names)
+    return Config("default", "data", features, len(content.images_NCHW), row_bytes, read)
+
+
+def _exact(content: Content) -> Config:
+    labels_N = content.targets_NK.argmax(dim=1)
+
+    def read(start: int, stop: int) -> Columns:
+        return {
+            "pixel_values": list(content.exact_NCHW[start:stop].float().cpu()),
+            "label": labels_N[start:stop].tolist(),
+            "soft_label": list(content.targets_NK[start:stop].float().cpu()),
+        }
+
+    values = content.exact_NCHW[0].numel()
+    features = {
+        "pixel_values": numbers("float32", values),
+        "label": class_label(content.class_names),
+        "soft_label": numbers("float32", len(content.class_names)),
+    }
+    row_bytes = 4 * (values + len(content.class_names))
+    return Config("exact", "exact", features, len(content.exact_NCHW), row_bytes, read)
+
+
+def _poster(content: Content) -> Config:
+    originals, tables = content.originals, content.label_cells
+
+    def read(start: int, stop: int) -> Columns:
+        return {
+            "preview": [png(to_bytes(image)) for image in originals[start:stop]],
+            "poster": [image.detach().float().cpu() for image in originals[start:stop]],
+            "poster_shape": [list(image.shape) for image in originals[start:stop]],
+            "label_poster": [table.detach().float().cpu() for table in tables[start:stop]],
+            "label_poster_shape": [list(table.shape) for table in tables[start:stop]],
+        }
+
+    features = {
+        "preview": IMAGE,
+        "poster": numbers("float32"),
+        "poster_shape": numbers("int32", 3),
+        "label_poster": numbers("float32"),
+        "label_poster_shape": numbers("int32", 2),
+    }
+    return Config("poster", "poster", features, len(originals), 4 * originals[0].numel(), read)
+
+
+def _recipe(content: Content, student_yaml: str, results: list[dict[str, Any]] | None) -> Config:
+    texts = {
+        "recipe_yaml": content.recipe_yaml,
+        "student_yaml": student_yaml,
+        "recipe_json": _json(content.recipe),
+        "student_json": _json(content.student),
+        "geometry_json": _json(content.geometry),
+        "normalization_json": _json(content.normalization),
+        "provenance_json": _json(content.provenance),
+        "environment_json": _json(content.environment),
+        "results_json": _json(results),
+    }
+    lists: dict[str, tuple[str, Sequence[float]]] = {
+        "mean": ("float32", content.mean),
+        "std": ("float32", content.std),
+        "image_shape": ("int32", list(content.images_NCHW.shape[1:])),
+    }
+    columns: dict[str, Sequence[Any]] = {
+        **{name: [text] for name, text in texts.items()},
+        **{name: [values] for name, (_, values) in lists.items()},
+        "recipe_sha256": [content.recipe_sha256],
+        "seed": [content.seed],
+    }
+    features = {
+        **{name: TEXT for name in texts},
+        **{name: numbers(dtype, len(values)) for name, (dtype, values) in lists.items()},
+        "recipe_sha256": TEXT,
+        "seed": INTEGER,
+    }
+    return Config("recipe", "recipe", features, 1, 1, lambda start, stop: columns)
+
+
+def _json(content: object) -> str:
+    return json.dumps(content, sort_keys=True, ensure_ascii=False, allow_nan=False)

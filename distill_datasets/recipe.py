@@ -1,0 +1,201 @@
+"""Recipes: one YAML file that says what is distilled, how, and how it is measured.
+
+Every problem of a recipe is listed at once, each with its path, what was got, what was expected and
+what to do, before any work starts.
+"""
+
+import copy
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from distill_datasets.artifacts import canonical_json, sha256_text
+from distill_datasets.data.source import Source
+from distill_datasets.errors import RecipeError, did_you_mean
+from distill_datasets.optimize import Distill
+from distill_datasets.students import Evaluate
+from distill_datasets.types import Section
+from distill_datasets.yaml_text import from_yaml, to_yaml
+
+
+class Publish(Section):
+    """What the card says and where `distill-datasets publish` puts the folder by default."""
+
+    title: str | None = Field(default=None, description="heading of the card; none: the name")
+    repo: str | None = Field(
+        default=None, pattern=r"^[\w.-]+/[\w.-]+$", description="Hub repository, organization/name"
+    )
+
+
+class Recipe(Section):
+    """Everything that decides a distilled dataset and its measurement."""
+
+    name: str = Field(
+        pattern=r"^[a-z0-9][a-z0-9._-]*$", description="folder of its runs; lower case"
+    )
+    seed: int = Field(default=0, ge=0, description="decides every random draw")
+    source: Source
+    distill: Distill
+    evaluate: Evaluate
+    publish: Publish = Publish()
+
+    @model_validator(mode="after")
+    def _networks_serve_the_objective(self) -> Self:
+        missing = self.distill.objective.needs - self.distill.networks.offers
+        if missing:
+            raise ValueError(
+                f"distill.networks: {self.distill.networks.name!r} does not offer "
+                f"{', '.join(sorted(missing))}, which the objective "
+                f"{self.distill.objective.name!r} needs; choose other networks"
+            )
+        return self
+
+    def resolved(self) -> dict[str, Any]:
+        """Every value that a run uses, defaults included, as JSON."""
+        return self.model_dump(mode="json")
+
+    def resolved_yaml(self) -> str:
+        """`resolved` as YAML that can be run again."""
+        return to_yaml(self.resolved())
+
+    def sha256(self) -> str:
+        """The hash of the canonical JSON of `resolved`."""
+        return sha256_text(canonical_json(self.resolved()))
+
+
+def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """Read a recipe file.
+
+    Args:
+        path: a YAML file.
+        overrides: `section.key=value` each, the value in YAML; they win over the file.
+
+    Raises:
+        RecipeError: the file cannot be read, or has problems; the message lists all of them.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        near = did_you_mean(path.name, (file.name for file in path.parent.glob("*.y*ml")))
+        raise RecipeError(f"{path}: no such recipe; {near}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: cannot read this as text ({error})") from error
+    try:
+        content = from_yaml(text)
+    except RecipeError as error:
+        raise RecipeError(f"{path}: {error}") from error
+    return recipe_from(content, overrides, title=str(path))
+
+
+def recipe_from(content: object, overrides: Iterable[str] = (), title: str = "recipe") -> Recipe:
+    """Make a recipe from nested dictionaries.
+
+    Args:
+        content: what a recipe file holds.
+        overrides: `section.key=value` each.
+        title: what to call the recipe in messages.
+
+    Raises:
+        RecipeError: lists every problem.
+    """
+    if not isinstance(content, Mapping):
+        raise RecipeError(
+            f"{title}: expected sections with names, got {type(content).__name__}; valid names: "
+            f"{', '.join(Recipe.model_fields)}"
+        )
+    merged = copy.deepcopy(dict(content))
+    for override in overrides:
+        _override(merged, override)
+    try:
+        return Recipe.model_validate(merged)
+    except ValidationError as error:
+        lines = problems(error.errors(), Recipe)
+        count = f"{len(lines)} problem" + ("s" if len(lines) > 1 else "")
+        raise RecipeError("\n  ".join([f"{title}: {count}", *lines])) from error
+
+
+def _override(content: dict[str, Any], override: str) -> None:
+    """Put one `section.key=value` into the nested dictionaries."""
+    path, equals, text = override.partition("=")
+    keys = path.split(".")
+    if not equals or not all(keys):
+        raise RecipeError(
+            f"override {override!r}: expected section.key=value, for example distill.steps=500"
+        )
+    section = content
+    for depth, key in enumerate(keys[:-1], start=1):
+        inner = section.get(key)
+        if inner is None:
+            inner = {}
+        elif isinstance(inner, str):  # `canvas: poster` is short for `canvas: {name: poster}`
+            inner = {"name": inner}
+        elif not isinstance(inner, dict):
+            raise RecipeError(
+                f"override {override!r}: {'.'.join(keys[:depth])} is {inner!r}, not a section"
+            )
+        section[key] = inner
+        section = inner
+    section[keys[-1]] = from_yaml(text)
+
+
+def problems(
+    errors: Iterable[Any], model: type[BaseModel], prefix: tuple[Any, ...] = ()
+) -> list[str]:
+    """One line per problem: path, what was got, what was expected, what to do.
+
+    Args:
+        errors: what `ValidationError.errors()` gives.
+        model: the model that was validated; tells the valid names.
+        prefix: path of that model inside the recipe.
+    """
+    lines = []
+    for error in errors:
+        context = error.get("ctx", {})
+        path = ".".join(map(str, prefix + error["loc"]))
+        if error["type"] == "nested":
+            lines += problems(context["errors"], context["model"], prefix + error["loc"])
+        elif error["type"] == "extra_forbidden":
+            owner = _model_at(model, error["loc"][:-1])
+            fields = owner.model_fields if owner else {}
+            lines.append(f"{path}: no such key; {did_you_mean(str(error['loc'][-1]), fields)}")
+        elif error["type"] == "missing":
+            owner = _model_at(model, error["loc"][:-1])
+            field = owner.model_fields.get(str(error["loc"][-1])) if owner else None
+            what = f" ({field.description})" if field and field.description else ""
+            lines.append(f"{path}: missing; expected a value{what}")
+        elif error["type"] == "value_error":
+            why = str(context.get("error", error["msg"]))
+            lines.append(f"{path}: {why}" if path else why)
+        else:
+            message = error["msg"][0].lower() + error["msg"][1:]
+            got = "" if isinstance(error["input"], dict) else f"got {error['input']!r}, "
+            lines.append(f"{path}: {got}{message.replace('input should be', 'expected')}")
+    return lines
+
+
+def _model_at(model: type[BaseModel], path: tuple[Any, ...]) -> type[BaseModel] | None:
+    """The model of the section at a path below `model`; None where there is none."""
+    for key in path:
+        field = model.model_fields.get(str(key))
+        inner = _section_in(field.annotation) if field else None
+        if inner is None:
+            return None
+        model = inner
+    return model
+
+
+def _section_in(annotation: object) -> type[BaseModel] | None:
+    """The model inside an annotation such as `Section | None`."""
+    if isinstance(annotation, type):
+        return annotation if issubclass(annotation, BaseModel) else None
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        for option in typing.get_args(annotation):
+            found = _section_in(option)
+            if found:
+                return found
+    return None

@@ -1,0 +1,158 @@
+"""The machine: one Accelerator, reproducible draws, and work dealt to processes and threads.
+
+The same program runs as one process, as several started by `accelerate launch`, on a CPU or on
+GPUs. How many processes and threads there are changes the time and never the result: a unit of work
+is computed whole by one thread pool slot whose number of intra-op threads depends on the number of
+units and on the machine's cores only, and sums over units are taken in the order of the units.
+"""
+
+import hashlib
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+from accelerate import Accelerator, InitProcessGroupKwargs
+from torch import Tensor
+
+from distill_datasets.errors import RecipeError
+from distill_datasets.types import Draw
+
+logger = logging.getLogger("distill_datasets")
+T = TypeVar("T")
+
+
+def rng_for(seed: int, *what: str | int) -> torch.Generator:
+    """The random stream of one named piece of work.
+
+    A pure function: nothing is carried from draw to draw, so nothing has to be saved to resume.
+
+    Args:
+        seed: the recipe's seed.
+        what: words and numbers that name the draw, for example ("distill", step, lane, "network").
+
+    Returns:
+        A generator on the CPU.
+    """
+    words = "/".join(f"{type(word).__name__}:{word}" for word in (seed, *what))
+    digest = hashlib.sha256(words.encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+
+
+def draws(seed: int, *prefix: str | int) -> Draw:
+    """`rng_for` with the first words given."""
+
+    def draw(*what: str | int) -> torch.Generator:
+        return rng_for(seed, *prefix, *what)
+
+    return draw
+
+
+class Runtime:
+    """Where the work runs. Made once per run and handed to the stages."""
+
+    def __init__(self, trackers: list[str] | None = None, logging_dir: str | None = None) -> None:
+        wait = InitProcessGroupKwargs(timeout=timedelta(days=7))
+        try:
+            self.accelerator = Accelerator(
+                log_with=trackers or None, project_dir=logging_dir, kwargs_handlers=[wait]
+            )
+        except (ValueError, ImportError) as error:
+            raise RecipeError(
+                f"--track: {error}; install the tracker, for example "
+                "`pip install 'distill_datasets[track]'` for tensorboard"
+            ) from error
+        self.cores = (
+            len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+        )
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = self.accelerator.device
+        return device
+
+    @property
+    def is_main(self) -> bool:
+        """True on the one process that writes shared files."""
+        return bool(self.accelerator.is_main_process)
+
+    def wait(self) -> None:
+        """Return when every process has come here."""
+        self.accelerator.wait_for_everyone()
+
+    def mine(self, units: int) -> list[int]:
+        """The units that this process works on, out of `units`."""
+        return list(range(self.accelerator.process_index, units, self.accelerator.num_processes))
+
+    @contextmanager
+    def reproducible(self) -> Iterator[None]:
+        """Deterministic kernels and all cores for the calling thread; settings are restored."""
+        threads = torch.get_num_threads()
+        deterministic = torch.are_deterministic_algorithms_enabled()
+        torch.set_num_threads(self.cores)
+        # Several GPU kernels have no deterministic form; there the promise of equal bits is not
+        # given and the fast kernels are kept.
+        torch.use_deterministic_algorithms(self.device.type == "cpu")
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+            torch.use_deterministic_algorithms(deterministic)
+
+    @contextmanager
+    def pool(self, units: int) -> Iterator[Callable[[Callable[[int], T], list[int]], list[T]]]:
+        """Threads that compute units side by side on a CPU; one at a time on an accelerator.
+
+        Args:
+            units: how many units there are in all, over all processes. It alone decides how many
+                intra-op threads a unit gets, so that its bits do not depend on who computes it.
+
+        Yields:
+            A function that maps a function of a unit over a list of units, in order.
+        """
+        if self.device.type != "cpu":
+            yield lambda work, chosen: [work(unit) for unit in chosen]
+            return
+        threads_per_unit = max(1, self.cores // units)
+        share = max(1, len(self.mine(units)))
+        side_by_side = max(1, self.cores // threads_per_unit // self.accelerator.num_processes)
+        with ThreadPoolExecutor(
+            min(share, side_by_side),
+            thread_name_prefix="unit",
+            initializer=torch.set_num_threads,
+            initargs=(threads_per_unit,),
+        ) as executor:
+            yield lambda work, chosen: list(executor.map(work, chosen))
+        torch.set_num_threads(self.cores)
+
+    def sum_in_order(self, parts: dict[int, Tensor], units: int, like: Tensor) -> Tensor:
+        """The sum over all units of every process, added in the order of the units.
+
+        Args:
+            parts: the tensors of this process's units, each shaped like `like`.
+            units: how many units there are in all.
+            like: any tensor of that shape; a process without units has no other way to know it.
+
+        Returns:
+            The same bits on every process, and for every number of processes.
+        """
+        processes = self.accelerator.num_processes
+        if processes == 1:
+            rows = [parts[unit] for unit in range(units)]
+        else:
+            slots = -(-units // processes)
+            first = self.accelerator.process_index
+            own = [
+                parts.get(first + slot * processes, torch.zeros_like(like)) for slot in range(slots)
+            ]
+            gathered: Tensor = self.accelerator.gather(torch.stack(own)[None])
+            rows = [gathered[unit % processes, unit // processes] for unit in range(units)]
+        total = rows[0].clone()
+        for row in rows[1:]:
+            total += row
+        return total

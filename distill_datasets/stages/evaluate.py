@@ -1,0 +1,222 @@
+"""The stage that measures: fresh students trained only on what `load_dataset` returns.
+
+Every student is a unit of its own: a file appears when it is done, and a run that was killed skips
+the students that it finds.
+
+Shape suffixes: N examples, K classes, C channels, H W pixels.
+"""
+
+import statistics
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distill_datasets.artifacts import fingerprint, read_json, write_json
+from distill_datasets.data.source import RealData
+from distill_datasets.progress import progress_bar
+from distill_datasets.runtime import Runtime, draws
+from distill_datasets.students import Evaluate, Examples, Stored, accuracy, steps_of, train_student
+from distill_datasets.types import Batch, Draw, Shape
+
+VERSION = 1
+TEST_BATCH = 500
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """Something that students are trained on."""
+
+    source: str
+    students: int
+    steps: int
+    examples: Callable[[Draw], Examples]
+    images: int
+    pixels: int
+
+
+@dataclass(frozen=True)
+class Whole:
+    """The training images of the source, normalized batch by batch."""
+
+    real: RealData
+
+    @property
+    def count(self) -> int:
+        return len(self.real.train.labels_N)
+
+    def __call__(self, index_B: Tensor) -> Batch:
+        return self.real.select(index_B)
+
+
+def run_evaluate(
+    settings: Evaluate,
+    exported: Path,
+    real: RealData,
+    *,
+    identity: str,
+    pixels: int,
+    seed: int,
+    runs: Path,
+    runtime: Runtime,
+    quiet: bool,
+) -> list[dict[str, Any]]:
+    """Train the students and return one result row per contestant.
+
+    Args:
+        settings: the `evaluate` section.
+        exported: a folder that `write_dataset` wrote; only what `load_dataset` returns is used.
+        real: the source; its test images measure, its training images serve the references.
+        identity: the fingerprint of what was exported and of the source.
+        pixels: the budget, for the reference of random real images.
+        seed: the recipe's seed.
+        runs: the folder of this recipe's stages.
+        runtime: students are dealt to its processes and threads.
+        quiet: no progress bar.
+
+    Returns:
+        Rows as in `results.json`: accuracies in [0, 1], after the last step, never the best.
+    """
+    section = settings.model_dump(mode="json")
+    folder = runs / f"evaluate-{fingerprint([VERSION, 'evaluate', section, identity, seed])}"
+    field = contestants(settings, exported, real, pixels)
+    # longest first, so that no process is left with a long student at the end
+    units = [
+        (contestant, student)
+        for contestant in sorted(field, key=lambda one: -one.steps)
+        for student in range(contestant.students)
+    ]
+
+    def train(unit: int) -> None:
+        contestant, student = units[unit]
+        path = _unit_path(folder, contestant, student)
+        if not path.exists():
+            draw = draws(seed, "evaluate", contestant.source, student)
+            examples = contestant.examples(draw)
+            module = train_student(
+                settings, contestant.steps, examples, real.shape, draw, runtime.device
+            )
+            write_json(
+                path, {"seed": student, "accuracy": accuracy(module, real.test_batches(TEST_BATCH))}
+            )
+        bar.advance(1)
+
+    with (
+        progress_bar("evaluate", len(units), shown=runtime.is_main and not quiet) as bar,
+        runtime.pool(len(units)) as run_units,
+    ):
+        run_units(train, runtime.mine(len(units)))
+    runtime.wait()
+    return [_result(settings, contestant, folder) for contestant in field]
+
+
+def contestants(
+    settings: Evaluate, exported: Path, real: RealData, pixels: int
+) -> list[Contestant]:
+    """The published rows, then what the recipe wants to see beside them."""
+    shape = real.shape
+    device = real.train.labels_N.device
+    published = read_published(exported, "default", shape).to(device)
+    count, side = published.count, shape.h * shape.w
+    steps = settings.duration(count)
+    found = [Contestant("default", settings.students, steps, lambda draw: published, count, pixels)]
+    if settings.exact:
+        exact = read_published(exported, "exact", shape).to(device)
+        found.append(
+            Contestant("exact", settings.students, steps, lambda draw: exact, count, pixels)
+        )
+    if "random_real" in settings.references:
+        images = max(1, pixels // side)
+        found.append(
+            Contestant(
+                "random_real",
+                settings.students,
+                settings.duration(images),
+                lambda draw: random_real(real, images, draw),
+                images,
+                images * side,
+            )
+        )
+    if "full" in settings.references:
+        whole = Whole(real)
+        found.append(
+            Contestant(
+                "full",
+                settings.full_students,
+                steps_of(settings.full_epochs, whole.count, settings.batch),
+                lambda draw: whole,
+                whole.count,
+                whole.count * side,
+            )
+        )
+    return found
+
+
+def read_published(exported: Path, config: str, shape: Shape) -> Stored:
+    """One config of an exported folder, as `load_dataset` returns it.
+
+    The cache is a private folder: `datasets` shares one entry between local folders of one name.
+    """
+    from datasets import load_dataset
+
+    with tempfile.TemporaryDirectory() as cache:
+        rows = load_dataset(str(exported), config, split="train", cache_dir=cache)
+        recipe = load_dataset(str(exported), "recipe", split="train", cache_dir=cache)[0]
+        columns = rows.with_format("numpy")[:]
+    targets_NK = torch.tensor(np.stack(columns["soft_label"]), dtype=torch.float32)
+    if config == "exact":
+        values = torch.tensor(np.stack(columns["pixel_values"]), dtype=torch.float32)
+        images = values.view(-1, shape.c, shape.h, shape.w)
+        return Stored(images, targets_NK, torch.zeros(shape.c), torch.ones(shape.c), unit=1.0)
+    images = torch.tensor(np.stack(columns["image"]), dtype=torch.uint8)
+    images = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
+    mean_C, std_C = torch.tensor(recipe["mean"]), torch.tensor(recipe["std"])
+    return Stored(images, targets_NK, mean_C, std_C, unit=255.0)
+
+
+def random_real(real: RealData, images: int, draw: Draw) -> Examples:
+    """Random real images with hard labels, as evenly over the classes as the number allows."""
+    rng = draw("random_real")
+    order_N = torch.randperm(len(real.train.labels_N), generator=rng)
+    labels_N = real.train.labels_N.cpu()[order_N]
+    classes_K = torch.randperm(real.shape.k, generator=rng).tolist()
+    chosen: list[int] = []
+    for turn in range(images):
+        of_class = (labels_N == classes_K[turn % real.shape.k]).nonzero().flatten()
+        chosen.append(int(order_N[of_class[turn // real.shape.k % len(of_class)]]))
+    device, channels = real.train.labels_N.device, real.shape.c
+    images_BCHW, targets_BK = real.select(torch.tensor(chosen, device=device))
+    nothing = torch.zeros(channels, device=device)
+    return Stored(images_BCHW, targets_BK, nothing, nothing + 1, unit=1.0)
+
+
+def _unit_path(folder: Path, contestant: Contestant, student: int) -> Path:
+    return folder / f"{contestant.source}-{student:03d}.json"
+
+
+def _result(settings: Evaluate, contestant: Contestant, folder: Path) -> dict[str, Any]:
+    runs = [
+        read_json(_unit_path(folder, contestant, student)) for student in range(contestant.students)
+    ]
+    values = [run["accuracy"] for run in runs]
+    network = settings.network.model_dump(mode="json")
+    name = network.pop("name")
+    return {
+        "protocol": "last-step",
+        "from": contestant.source,
+        "network": f"{name}({', '.join(f'{key}={value}' for key, value in network.items())})",
+        "accuracy": {
+            "mean": statistics.fmean(values),
+            "std": statistics.stdev(values) if len(values) > 1 else None,
+        },
+        "runs": runs,
+        "students": contestant.students,
+        "steps": contestant.steps,
+        "images": contestant.images,
+        "pixels": contestant.pixels,
+    }

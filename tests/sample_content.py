@@ -1,0 +1,104 @@
+"""A tiny distilled dataset: one 12 x 14 poster, six 8 x 8 crops of it, three classes."""
+
+import dataclasses
+from typing import Any
+
+import torch
+
+from distill_datasets.stages.export import Content
+
+CLASS_NAMES = ["no", "1e-5", "caf\u00e9: 'noir' | #1"]
+MEAN, STD = [0.5, 0.4, 0.3], [0.2, 0.25, 0.3]
+CORNERS = [[y, x] for y in (0, 4) for x in (0, 3, 6)]
+TERRITORIES = [[0, 0, 12, 5], [0, 5, 12, 9], [0, 9, 12, 14]]
+RESULTS: list[dict[str, Any]] = [
+    {
+        "protocol": "last-step",
+        "from": source,
+        "network": "convnet 3 x 32",
+        "accuracy": {"mean": mean, "std": 0.0125},
+        "runs": [{"seed": 0, "accuracy": mean}, {"seed": 1, "accuracy": mean}],
+        "students": 2,
+        "steps": 600,
+        "images": images,
+        "pixels": pixels,
+    }
+    for source, mean, images, pixels in [
+        ("default", 0.875, 6, 168),
+        ("exact", 0.88, 6, 168),
+        ("random_real", 0.5, 2, 128),
+        ("full", 0.99, 300, None),
+    ]
+]
+
+
+def sample(channels: int = 3, **changes: Any) -> Content:  # noqa: ANN401
+    """The content of a poster, or of what `changes` make of it."""
+    rng = torch.Generator().manual_seed(0)
+    poster_CHW = torch.rand(channels, 12, 14, generator=rng)
+    crops_NCHW = torch.stack([poster_CHW[:, y : y + 8, x : x + 8] for y, x in CORNERS])
+    cells_GK = torch.rand(3, 3, generator=rng) + 0.1
+    mean, std = MEAN[:channels], STD[:channels]
+    mean_C11, std_C11 = (torch.tensor(each)[:, None, None] for each in (mean, std))
+    content = Content(
+        name="quickstart",
+        method="PoDD, learned labels",
+        papers=["https://arxiv.org/abs/2403.12040"],
+        class_names=CLASS_NAMES,
+        images_NCHW=(crops_NCHW * 255).round().byte(),
+        exact_NCHW=(crops_NCHW - mean_C11) / std_C11,
+        targets_NK=_labels(cells_GK),
+        originals=[poster_CHW],
+        label_cells=[cells_GK],
+        geometry={
+            "canvas": "poster",
+            "crop": [8, 8],
+            "corners_yx": CORNERS,
+            "territories": TERRITORIES,
+        },
+        mean=mean,
+        std=std,
+        normalization={"kind": "mean_std", "mean": mean, "std": std},
+        constants={},
+        student={"network": {"name": "convnet", "width": 32}, "lr": 1e-05, "steps": 600},
+        recipe={"distill": {"steps": 10}},
+        recipe_yaml="distill:\n  steps: 10\n",
+        recipe_sha256="ab" * 32,
+        seed=7,
+        provenance={
+            "id": "uoft-cs/cifar10",
+            "revision": "0" * 40,
+            "license": "mit",
+            "rows": 300,
+            "files": [{"path": "train.parquet", "sha256": "cd" * 32}],
+        },
+        environment={"python": "3.11", "distill_datasets": "0.1.0"},
+        real_shape=(channels, 8, 8),
+    )
+    return dataclasses.replace(content, **changes)
+
+
+def pixels_sample(**changes: Any) -> Content:  # noqa: ANN401
+    """The content of separate images with hard labels, two per class."""
+    images_NCHW = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    return sample(
+        images_NCHW=(images_NCHW * 255).round().byte(),
+        exact_NCHW=(images_NCHW - 0.5) / 0.2,
+        targets_NK=torch.eye(3).repeat_interleave(2, dim=0),
+        originals=list(images_NCHW),
+        label_cells=[],
+        geometry={"canvas": "pixels"},
+        **changes,
+    )
+
+
+def _labels(cells_GK: torch.Tensor) -> torch.Tensor:
+    """The mean of the cells by the width that a crop shows of each; all show their full height."""
+    widths_NG = torch.tensor(
+        [
+            [max(0, min(x + 8, right) - max(x, left)) for _, left, _, right in TERRITORIES]
+            for _, x in CORNERS
+        ]
+    )
+    mixed_NK = widths_NG.float() @ cells_GK
+    return mixed_NK / mixed_NK.sum(dim=1, keepdim=True)
