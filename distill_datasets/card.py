@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distill_datasets.licenses import hub_link, license_fields, license_names
+from distill_datasets.licenses import license_fields, license_names
 from distill_datasets.parquet_files import Feature
 from distill_datasets.published import Content, configs
 from distill_datasets.yaml_text import to_yaml
@@ -62,16 +62,17 @@ def front_matter(content: Content) -> dict[str, Any]:
     """What the Hub and `datasets` read: license, tags, configurations and their features."""
     parts = configs(content, "", None)
     rows = len(content.images_NCHW)
-    source = content.provenance["id"] if hub_link(content.provenance) else None
-    method = re.sub(r"[^a-z0-9]+", "-", content.method.lower()).strip("-")
+    source = content.provenance["dataset"]
+    on_hub = content.provenance.get("card_url") and "/" in source
+    words = [re.sub(r"[^a-z0-9]+", "-", word) for word in content.method.lower().split(", ")]
     return {
         **license_fields(content.provenance),
         "pretty_name": f"{content.name} ({content.method})",
         "task_categories": ["image-classification"],
         "size_categories": [next((name for most, name in _SIZES if rows < most), "n>1M")],
-        **({"source_datasets": [source]} if source else {}),
+        **({"source_datasets": [source]} if on_hub else {}),
         "annotations_creators": ["machine-generated"],
-        "tags": ["dataset-distillation", "distill_datasets", "synthetic", "soft-labels", method],
+        "tags": ["dataset-distillation", "distill_datasets", "synthetic", "soft-labels", *words],
         "configs": [
             {
                 "config_name": part.name,
@@ -102,10 +103,9 @@ def _yaml_feature(name: str, feature: Feature) -> dict[str, Any]:
 
 
 def _summary(content: Content, budget: dict[str, Any]) -> str:
-    papers = " ".join(f"<{paper}>" for paper in content.papers)
     return (
         f"{budget['examples']:,} training examples of {len(content.class_names):,} classes with "
-        f"soft labels, distilled from {_source(content)} with {content.method} ({papers}) into "
+        f"soft labels, distilled from {_source(content)} with {content.method} into "
         f"{budget['pixels']:,} pixels: {budget['ipc_equivalent']:g} images per class. A network "
         "trained on them alone is meant to classify real images."
     )
@@ -260,14 +260,18 @@ def _labels_follow_areas(content: Content) -> bool:
 def _provenance(content: Content) -> str:
     license_text = ", ".join(license_names(content.provenance)) or "not stated"
     facts = [f"- source: {_source(content)}", f"- license of the source: {license_text}"]
-    facts += _facts({**content.provenance, "id": None, "license": None})
+    facts += _facts({key: content.provenance.get(key) for key in ("config", "revision")})
+    facts += [
+        f"- examples of {split}: {count:,}"
+        for split, count in content.provenance.get("splits", {}).items()
+    ]
     return "\n".join(facts) + "\n\nThe source's files and their sha256 are in `distill.json`."
 
 
 def _making(content: Content) -> str:
     facts = [
         f"- method: {content.method}",
-        *(f"- paper: <{paper}>" for paper in content.papers),
+        *(f"- paper: {_paper(paper)}" for paper in content.papers),
         f"- seed: {content.seed}",
         f"- recipe: `recipe.yaml`, sha256 of the resolved recipe `{content.recipe_sha256}`",
         *_facts(content.environment),
@@ -279,9 +283,15 @@ def _making(content: Content) -> str:
 
 
 def _source(content: Content) -> str:
-    name = content.provenance.get("id", "unknown")
-    link = hub_link(content.provenance)
+    name, link = content.provenance["dataset"], content.provenance.get("card_url")
     return f"[{name}]({link})" if link else f"`{name}`"
+
+
+def _paper(paper: str) -> str:
+    """A paper as Markdown: an address, or words that may name one on arXiv."""
+    if paper.startswith("https://"):
+        return f"<{paper}>"
+    return re.sub(r"arXiv:(\d{4}\.\d{4,5})", r"[\g<0>](https://arxiv.org/abs/\1)", paper)
 
 
 def _facts(facts: dict[str, Any]) -> list[str]:

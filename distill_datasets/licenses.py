@@ -21,19 +21,15 @@ _RESTRICTED = re.compile(r"cc-by-(nc|nd)(-(sa|nd))?-[1-4]\.[0-9]")
 
 def license_names(provenance: dict[str, Any]) -> list[str]:
     """The license identifiers that the source states, in lower case; [] when it states none."""
-    stated = provenance.get("license")
-    names = stated if isinstance(stated, list) else [stated]
-    return [str(name).lower() for name in names if name]
+    return re.findall(r"[^,\s][^,]*", (provenance.get("license") or "").lower())
 
 
 def why_restricted(provenance: dict[str, Any]) -> str | None:
     """Why the distilled dataset should not be public without somebody's consent, or None.
 
     Args:
-        provenance: the source as recorded in the manifest: `license`, and `gated` if it is.
+        provenance: the source as recorded in the manifest.
     """
-    if provenance.get("gated"):
-        return "the source is gated"
     names = license_names(provenance)
     if not names:
         return "the source states no license"
@@ -46,17 +42,9 @@ def license_fields(provenance: dict[str, Any]) -> dict[str, Any]:
     names = license_names(provenance)
     if names and all(name in _OPEN or _RESTRICTED.fullmatch(name) for name in names):
         return {"license": names[0] if len(names) == 1 else names}
-    link = hub_link(provenance)
+    link = provenance.get("card_url")
     return {
         "license": "other",
         "license_name": re.sub(r"[^a-z0-9.-]+", "-", "-".join(names)) or "unknown",
         **({"license_link": link} if link else {}),
     }
-
-
-def hub_link(provenance: dict[str, Any]) -> str | None:
-    """The page of a source that lies on the Hub; None for local folders and files."""
-    revision = str(provenance.get("revision"))
-    source = str(provenance.get("id"))
-    on_hub = re.fullmatch(r"[0-9a-f]{40}", revision) and re.fullmatch(r"[\w.-]+/[\w.-]+", source)
-    return f"https://huggingface.co/datasets/{source}" if on_hub else None

@@ -32,7 +32,7 @@ class Content:
 
     Attributes:
         name: name of the recipe.
-        method: the method in words; `papers` are the addresses of its papers.
+        method: the method in words; `papers` name its papers, by address or arXiv number.
         class_names: one per class, in the source's order.
         images_NCHW: uint8, the published training examples.
         exact_NCHW: float32, the same examples as a student sees them, before rounding to 8 bits.
@@ -46,7 +46,7 @@ class Content:
         constants: tensors that a student needs beside the rows, such as a ZCA matrix.
         student: the training recipe of the student, as JSON.
         recipe: the resolved recipe, as JSON; `recipe_yaml` is what was run.
-        provenance: the source: id, revision, files, rows, license.
+        provenance: the source: dataset, revision, files, splits, license, card_url.
         environment: versions and device.
         real_shape: channels, height and width of a real example.
     """

@@ -65,7 +65,7 @@ class HubApi:
 
     def create_repo(self, request: "Request") -> "Answer":
         """POST /api/repos/create."""
-        body = request.json({"name", "organization", "type", "visibility"})
+        body = request.json({"name", "organization", "type", "visibility", "private"})
         user = self.user(request)
         if user is None:
             raise Refusal(401, "Invalid username or password.")
@@ -76,7 +76,9 @@ class HubApi:
         if name in self.repos:
             url = f"{self.url}/datasets/{name}"
             raise Refusal(409, "You already created this dataset repo", None, url=url)
-        self.repos[name] = new_repo(body.get("visibility") == "private")
+        self.repos[name] = new_repo(
+            body.get("visibility") == "private" or body.get("private") is True
+        )
         return ok({"url": f"{self.url}/datasets/{name}", "name": name})
 
     def whoami(self, request: "Request") -> "Answer":

@@ -31,9 +31,10 @@ def png(value):
 
 def load(repo_id, config, **options):
     from datasets import load_dataset
+    from datasets.exceptions import DatasetNotFoundError
     try:
         rows = load_dataset(repo_id, config, split="train", **options)
-    except Exception as error:
+    except DatasetNotFoundError as error:
         return {"error": type(error).__name__, "text": str(error)}
     return [{name: png(value) for name, value in row.items()} for row in rows]
 

@@ -132,7 +132,7 @@ def test_a_thousand_classes_make_a_small_card() -> None:
         class_names=[f"class number {index}" for index in range(count)],
         targets_NK=torch.eye(count)[:6],
         label_cells=[torch.eye(count)],
-        provenance={"files": [{"path": "x" * 100}] * 5000},
+        provenance={"dataset": "mine", "files": [{"path": "x" * 100}] * 5000},
         recipe_yaml="# long\n" * 10_000,
     )
     assert len(text_of(content).encode()) < 100_000
@@ -142,7 +142,7 @@ def test_a_thousand_classes_make_a_small_card() -> None:
     ("stated", "fields", "reason"),
     [
         ("apache-2.0", {"license": "apache-2.0"}, None),
-        (["mit", "cc-by-4.0"], {"license": ["mit", "cc-by-4.0"]}, None),
+        ("mit, cc-by-4.0", {"license": ["mit", "cc-by-4.0"]}, None),
         ("cc-by-nc-4.0", {"license": "cc-by-nc-4.0"}, "the source's license is cc-by-nc-4.0"),
         (None, {"license": "other", "license_name": "unknown"}, "the source states no license"),
         ("My Own", {"license": "other", "license_name": "my-own"}, "license is my own"),
@@ -152,16 +152,23 @@ def test_a_thousand_classes_make_a_small_card() -> None:
 def test_the_license_of_the_source_goes_with_the_data(
     stated: object, fields: dict[str, Any], reason: str | None
 ) -> None:
-    source = {"id": "some/where", "license": stated}
+    source = {"dataset": "images", "license": stated}
     assert license_fields(source) == fields
     found = why_restricted(source)
     assert found == reason or (reason is not None and reason in str(found))
 
 
 def test_an_unclear_license_links_to_the_source() -> None:
-    fields = license_fields({"id": "uoft-cs/cifar10", "revision": "a" * 40, "license": "unknown"})
-    assert fields["license_link"] == "https://huggingface.co/datasets/uoft-cs/cifar10"
-    assert why_restricted({"license": "mit", "gated": True}) == "the source is gated"
+    link = "https://huggingface.co/datasets/uoft-cs/cifar10"
+    fields = license_fields({"dataset": "uoft-cs/cifar10", "license": "unknown", "card_url": link})
+    assert fields["license_link"] == link
+
+
+def test_source_and_papers_are_linked() -> None:
+    text = text_of(sample())
+    assert "[uoft-cs/cifar10](https://huggingface.co/datasets/uoft-cs/cifar10)" in text
+    assert "PoDD, [arXiv:2403.12040](https://arxiv.org/abs/2403.12040), fixed labels" in text
+    assert "<https://example.org/paper>" in text and "- examples of train: 300" in text
 
 
 def test_yaml_text_survives_a_yaml_reader() -> None:

@@ -11,7 +11,7 @@ import torch
 from datasets import Dataset, load_dataset
 from sample_content import CLASS_NAMES, RESULTS, pixels_sample, sample
 
-from distill_datasets import parquet_files
+from distill_datasets import __version__, parquet_files
 from distill_datasets.errors import ArtifactError
 from distill_datasets.published import budget
 from distill_datasets.stages import export
@@ -138,7 +138,7 @@ def test_manifest_names_every_other_file_with_its_hash(written: Path) -> None:
     manifest = read_manifest(written)
     assert {file["path"] for file in manifest["files"]} == tree(written).keys() - {"distill.json"}
     assert verify(written) == []
-    assert manifest["library"] == {"name": "distill_datasets", "version": "0.1.0"}
+    assert manifest["library"] == {"name": "distill_datasets", "version": __version__}
     assert 0 < manifest["quantization"]["max_abs_error"] <= 0.5 / 255 / 0.2 + 1e-6
 
 

@@ -1,6 +1,7 @@
 """Publishing with the real clients against a strict server: one commit, or nothing at all."""
 
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +83,9 @@ def test_every_configuration_loads_from_the_hub_as_it_was_exported(
         here = client.ask("load", str(folder), config)
         assert client.ask("load", "ann/all", config) == here
         assert isinstance(here, list) and len(here) == {"poster": 1, "recipe": 1}.get(config, 6)
-    tagged = client.ask("load", "ann/all", "default", revision=answer["tag"])
-    assert tagged == client.ask("load", str(folder), "default")
+    here = client.ask("load", str(folder), "default")
+    assert client.ask("load", "ann/all", "default", revision=answer["tag"]) == here
+    assert client.ask("load", "ann/all", "default", streaming=True) == here
 
 
 def test_what_is_downloaded_passes_its_own_manifest_and_names_itself(
@@ -173,7 +175,7 @@ def test_a_malformed_id_is_refused(client: Client, folder: Path, repo_id: str) -
 def test_an_unclear_license_makes_the_dataset_private(
     server: HubServer, client: Client, tmp_path: Path
 ) -> None:
-    folder = write(tmp_path / "unclear", provenance={"id": "/data/mine", "license": None})
+    folder = write(tmp_path / "unclear", provenance={"dataset": "mine", "license": None})
     client.ask("publish", folder, "ann/unclear", token="hf_writer")
     assert server.repos["ann/unclear"].private
     answer = client.ask("publish", folder, "ann/open", token="hf_writer", private=False)
@@ -319,8 +321,9 @@ def test_a_card_that_the_hub_refuses_is_explained(
 
 
 def test_a_server_without_xet_is_explained(server: HubServer, folder: Path, tmp_path: Path) -> None:
+    if tuple(map(int, version("huggingface_hub").split(".")[:2])) < (1, 20):
+        pytest.skip("older clients ask the server whether it speaks Xet")
     client = Client(server.url, tmp_path / "hf", HF_HUB_DISABLE_XET="0")
-    server.api.objects.clear()
     answer = client.ask("publish", str(folder), "ann/xet", token="hf_writer")
     client.close()
     refused(answer, "HF_HUB_DISABLE_XET=1")

@@ -39,7 +39,7 @@ def class_rows(classes: int, *, portrait: bool) -> list[int]:
     """
     root = math.isqrt(classes)
     short = max(divisor for divisor in range(1, root + 1) if classes % divisor == 0)
-    if short * 3 < root:
+    if short * 2 <= root:
         short = root
     rows = math.ceil(classes / short) if portrait else short
     return [classes // rows + (row < classes % rows) for row in range(rows)]
@@ -154,12 +154,13 @@ def fair_grid(poster: tuple[int, int], example: tuple[int, int], crops: int) -> 
 
     Along an axis there are never more crops than distinct positions, and never too few to cover it.
     """
-    free_h, free_w = (length - side for length, side in zip(poster, example, strict=True))
+    # a poster that is too small for one crop is refused by `crop_grid`
+    free_h, free_w = (max(0, length - side) for length, side in zip(poster, example, strict=True))
     least_h, least_w = (
         math.ceil(length / side) for length, side in zip(poster, example, strict=True)
     )
     rows = round(math.sqrt(crops * (free_h + 1) / (free_w + 1)))
-    rows = min(max(rows, least_h), free_h + 1)
+    rows = max(min(rows, crops // least_w, free_h + 1), least_h)
     columns = min(max(round(crops / rows), least_w), free_w + 1)
     return rows, columns
 

@@ -31,6 +31,20 @@ def _dtype(feature: Any) -> str:  # noqa: ANN401
     return str(feature.dtype) if _kind(feature) == "Value" else ""
 
 
+def declared(split: str, features: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The columns of a split.
+
+    Raises:
+        DataError: it is an iterable that does not say which columns it has.
+    """
+    if features is None:
+        raise DataError(
+            f"the {split} split is an iterable that does not declare its columns; pass "
+            "features=datasets.Features(...) where it is made"
+        )
+    return dict(features)
+
+
 def flat(features: Mapping[str, Any]) -> dict[str, Any]:
     """Every column and every field inside a struct column, by dotted name."""
     found: dict[str, Any] = {}

@@ -100,9 +100,20 @@ def explained(dataset: str, revision: str | None) -> Iterator[None]:
     except _network_errors() as error:
         raise DataError(
             f"source.dataset: {dataset!r} cannot be fetched and is not in the cache "
-            f"({type(error).__name__}: {error}); check the network, unset HF_HUB_OFFLINE, or give "
-            "a local folder"
+            f"({type(error).__name__}: {error}); check the network, unset HF_HUB_OFFLINE, set "
+            "source.revision to a commit that was downloaded before, or give a local folder"
         ) from error
+
+
+def _cached_commit(folder: Path, revision: str | None) -> str | None:
+    """The commit that a name stood for when it was downloaded; one lone snapshot is the default."""
+    if revision is not None and COMMIT.fullmatch(revision):
+        return revision
+    reference = folder / "refs" / (revision or "main")
+    if reference.is_file():
+        return reference.read_text(encoding="ascii").strip()
+    snapshots = [path.name for path in (folder / "snapshots").glob("*")]
+    return snapshots[0] if revision in (None, "main") and len(snapshots) == 1 else None
 
 
 def _from_cache(dataset: str, revision: str | None) -> Pinned | None:
@@ -110,20 +121,14 @@ def _from_cache(dataset: str, revision: str | None) -> Pinned | None:
     from huggingface_hub.file_download import repo_folder_name
 
     folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=dataset, repo_type="dataset")
-    reference = folder / "refs" / (revision or "main")
-    if revision is not None and COMMIT.fullmatch(revision):
-        commit = revision
-    elif reference.is_file():
-        commit = reference.read_text(encoding="ascii").strip()
-    else:
-        return None
-    snapshot = folder / "snapshots" / commit
-    if not snapshot.is_dir():
+    commit = _cached_commit(folder, revision)
+    if commit is None or not (folder / "snapshots" / commit).is_dir():
         return None
     logger.warning(
         "%s: the Hub cannot be reached; using the cached commit %s", dataset, commit[:12]
     )
-    return Pinned(commit, [], license_in_card(snapshot), f"{constants.ENDPOINT}/datasets/{dataset}")
+    license_name = license_in_card(folder / "snapshots" / commit)
+    return Pinned(commit, [], license_name, f"{constants.ENDPOINT}/datasets/{dataset}")
 
 
 def pin(dataset: str, revision: str | None) -> Pinned:

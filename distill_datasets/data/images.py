@@ -68,8 +68,8 @@ def open_image(encoded: bytes, mode: str | None = None) -> Image.Image:
     try:
         image = Image.open(BytesIO(encoded))
         image.load()
-        upright = ImageOps.exif_transpose(image)
-        return upright if mode is None or mode == upright.mode else upright.convert(mode)
+        ImageOps.exif_transpose(image, in_place=True)
+        return image if mode is None or mode == image.mode else image.convert(mode)
     except UnidentifiedImageError as error:
         raise UnusableImage(f"{len(encoded)} bytes that are no image PIL can identify") from error
     except BROKEN_IMAGE as error:
@@ -165,7 +165,9 @@ def to_pixels(image: Image.Image, channels: Literal[1, 3], resolution: int | Non
         UnusableImage: the values have no 8-bit meaning, or PIL cannot convert the mode.
     """
     try:
-        converted = _solid(image).convert("L" if channels == 1 else "RGB")
+        converted, mode = _solid(image), "L" if channels == 1 else "RGB"
+        if converted.mode != mode:
+            converted = converted.convert(mode)
     except UnusableImage:
         raise
     except (*BROKEN_IMAGE, ImageCms.PyCMSError) as error:

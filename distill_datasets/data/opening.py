@@ -91,7 +91,9 @@ def _private_cache(path: Path) -> str:
     digest = hashlib.sha256(str(path.resolve()).encode())
     for file in local_files(path):
         status = file.stat()
-        digest.update(f"{file}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+        digest.update(
+            f"{file.relative_to(path)}\0{status.st_size}\0{status.st_mtime_ns}\n".encode()
+        )
     return str(
         Path(datasets.config.HF_DATASETS_CACHE) / "distill_datasets" / digest.hexdigest()[:24]
     )
@@ -114,14 +116,17 @@ def _wrong_config(where: str, config: str | None, revision: str | None) -> str |
 
 @contextmanager
 def _explained(
-    dataset: str, where: str, config: str | None, revision: str | None
+    dataset: str, where: str, config: str | None, revision: str | None, *, local: bool
 ) -> Iterator[None]:
     """Turn what `datasets` raises about files and configs into a `DataError`."""
     import datasets
 
     try:
         yield
-    except datasets.exceptions.DataFilesNotFoundError as error:
+    except (
+        datasets.exceptions.DataFilesNotFoundError,
+        datasets.data_files.EmptyDatasetError,
+    ) as error:
         raise DataError(
             f"source.dataset: {dataset!r} holds no file that can be read; expected Parquet files, "
             "a folder of images for each class, WebDataset tars or what save_to_disk wrote"
@@ -134,17 +139,31 @@ def _explained(
             "use a copy that holds data files only (many have a branch refs/convert/parquet: set "
             "source.revision to it)"
         ) from error
+    except datasets.exceptions.DatasetNotFoundError:
+        raise
     except (datasets.exceptions.DatasetsError, ValueError, KeyError) as error:
         why = _wrong_config(where, config, revision)
         cause = error.__cause__ or error
         raise DataError(
             why or f"source.dataset: {dataset!r} cannot be read: {type(cause).__name__}: {cause}"
         ) from error
-    except (PermissionError, NotADirectoryError) as error:
+    except OSError as error:
+        if not local:
+            raise
         raise DataError(
             f"source.dataset: {dataset!r} cannot be read: {error}; check the rights of the folder "
             "and that HF_DATASETS_CACHE points at a writable place"
         ) from error
+
+
+@contextmanager
+def explained(dataset: str, config: str | None, revision: str | None) -> Iterator[None]:
+    """Turn whatever opening or streaming a named dataset raises into a `DataError`."""
+    path = locate(dataset)
+    where = dataset if path is None else str(path)
+    online = hub.explained(dataset, revision) if path is None else nullcontext()
+    with online, _explained(dataset, where, config, revision, local=path is not None):
+        yield
 
 
 def as_splits(dataset: Any) -> Splits:  # noqa: ANN401
@@ -214,13 +233,11 @@ def open_splits(
     import datasets
 
     path = locate(dataset)
-    where = dataset if path is None else str(path)
     if path is not None and revision is not None:
         raise DataError(
             f"source.revision: {dataset!r} lies on this machine and has no revisions; leave it out"
         )
-    online = hub.explained(dataset, revision) if path is None else nullcontext()
-    with online, _explained(dataset, where, config, revision):
+    with explained(dataset, config, revision):
         if path is None:
             opened = datasets.load_dataset(dataset, config, revision=revision, streaming=streaming)
         else:

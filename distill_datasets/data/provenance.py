@@ -5,12 +5,12 @@ memory to its fingerprint. Nothing is decoded and no image is downloaded here.
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from distill_datasets.data import hub
+from distill_datasets.data import columns, hub
 
 
 class SourceFile(NamedTuple):
@@ -113,12 +113,19 @@ def of_hub(dataset: str, config: str | None, revision: str | None) -> Provenance
     )
 
 
-def _hash_rows(rows: Iterable[Mapping[str, Any]]) -> tuple[str, int]:
+def _hash_rows(split: str, rows: Any) -> SourceFile:  # noqa: ANN401
+    """A hash of everything in an iterable that can be an image or a label, read undecoded."""
+    import datasets
+
+    undecoded = rows.with_format(None)
+    for name, feature in columns.declared(split, rows.features).items():
+        if isinstance(feature, datasets.Image):
+            undecoded = undecoded.cast_column(name, datasets.Image(decode=False))
     digest, count = hashlib.sha256(), 0
-    for row in rows:
+    for row in undecoded:
         digest.update(repr(sorted(row.items())).encode())
         count += 1
-    return digest.hexdigest(), count
+    return SourceFile(split, digest.hexdigest(), count)
 
 
 def of_memory(splits: Mapping[str, Any]) -> Provenance:
@@ -133,5 +140,5 @@ def of_memory(splits: Mapping[str, Any]) -> Provenance:
         if isinstance(rows, datasets.Dataset):
             files.append(SourceFile(split, rows._fingerprint, rows.num_rows))
         else:
-            files.append(SourceFile(split, *_hash_rows(rows)))
+            files.append(_hash_rows(split, rows))
     return Provenance("in memory", files=tuple(files))

@@ -46,14 +46,9 @@ class Table:
     def __init__(self, split: str, rows: Any) -> None:  # noqa: ANN401
         import datasets
 
-        if rows.features is None:
-            raise DataError(
-                f"the {split} split is an iterable that does not declare its columns; pass "
-                "features=datasets.Features(...) where it is made"
-            )
         self.split = split
-        self.features: dict[str, Any] = dict(rows.features)
-        self._rows = rows
+        self.features = columns.declared(split, rows.features)
+        self._rows = rows.with_format(None)
         self._indexed = isinstance(rows, datasets.Dataset)
 
     def labels(self, column: str) -> list[columns.Value]:

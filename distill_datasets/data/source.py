@@ -7,6 +7,7 @@ among the training rows: they are another split, or cut off before anything else
 import itertools
 import logging
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
@@ -180,9 +181,15 @@ def peek(source: Source, dataset: Any = None) -> tuple[Shape, list[str]]:  # noq
         layout = _opened(source, dataset, revision, streaming=False)
         values = layout.train.labels(layout.label)
     names = columns.class_table(layout.label_feature, values, source.classes).names
+    with (
+        nullcontext()
+        if dataset is not None
+        else opening.explained(source.dataset, source.config, revision)
+    ):
+        cells = list(itertools.islice(layout.train.encoded(layout.image, None), PEEK_ROWS))
     agreement, reasons = layout.agreement(source), []
     shape: Shape | None = None
-    for number, cell in itertools.islice(layout.train.encoded(layout.image, None), PEEK_ROWS):
+    for number, cell in cells:
         where = f"{layout.train.split} row {number}"
         try:
             c, h, w = agreement.pixels(where, cell).shape

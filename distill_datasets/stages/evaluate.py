@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,6 +23,9 @@ from distill_datasets.progress import progress_bar
 from distill_datasets.runtime import Runtime, draws
 from distill_datasets.students import Evaluate, Examples, Stored, accuracy, steps_of, train_student
 from distill_datasets.types import Batch, Draw, Shape
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 VERSION = 1
 TEST_BATCH = 500
@@ -157,17 +160,35 @@ def contestants(
     return found
 
 
-def read_published(exported: Path, config: str, shape: Shape) -> Stored:
-    """One config of an exported folder, as `load_dataset` returns it.
+def load_rows(folder: Path, config: str) -> "Dataset":
+    """One config of a published folder, as `load_dataset` returns it, held in memory.
 
-    The cache is a private folder: `datasets` shares one entry between local folders of one name.
+    The cache is a private folder that is gone afterwards: `datasets` shares one entry between
+    local folders of one name, and would return the rows of the first.
     """
     from datasets import load_dataset
+    from datasets.utils import (
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
 
-    with tempfile.TemporaryDirectory() as cache:
-        rows = load_dataset(str(exported), config, split="train", cache_dir=cache)
-        recipe = load_dataset(str(exported), "recipe", split="train", cache_dir=cache)[0]
-        columns = rows.with_format("numpy")[:]
+    hidden = are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        with tempfile.TemporaryDirectory() as cache:
+            return load_dataset(
+                str(folder), config, split="train", cache_dir=cache, keep_in_memory=True
+            )
+    finally:
+        if not hidden:
+            enable_progress_bars()
+
+
+def read_published(exported: Path, config: str, shape: Shape) -> Stored:
+    """The training examples of one config, from plain `load_dataset`."""
+    columns = load_rows(exported, config).with_format("numpy")[:]
+    recipe = load_rows(exported, "recipe")[0]
     targets_NK = torch.tensor(np.stack(columns["soft_label"]), dtype=torch.float32)
     if config == "exact":
         values = torch.tensor(np.stack(columns["pixel_values"]), dtype=torch.float32)

@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from distill_datasets import __version__
 from distill_datasets.artifacts import (
     read_json,
     sha256_of,
@@ -183,7 +184,7 @@ def _manifest(
     zca = {"file": _CONSTANTS, "bytes": spent["bytes"]["constants"]} if content.constants else None
     return {
         "schema_version": _SCHEMA_VERSION,
-        "library": {"name": _LIBRARY, "version": content.environment.get(_LIBRARY)},
+        "library": {"name": _LIBRARY, "version": __version__},
         "name": content.name,
         "method": content.method,
         "papers": content.papers,

@@ -7,6 +7,7 @@ folder again is no commit, and a commit whose answer was lost is found instead o
 
 import contextlib
 import hashlib
+import io
 import json
 import logging
 import re
@@ -154,10 +155,14 @@ def _files(folder: Path, repo_id: str) -> dict[str, _File]:
 
 
 def _file(content: Path | bytes) -> _File:
-    data = content if isinstance(content, bytes) else content.read_bytes()
-    blob = hashlib.sha1(b"blob %d\0" % len(data), usedforsecurity=False)
-    blob.update(data)
-    return _File(content, len(data), hashlib.sha256(data).hexdigest(), blob.hexdigest())
+    size = len(content) if isinstance(content, bytes) else content.stat().st_size
+    blob = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+    sha256 = hashlib.sha256()
+    with io.BytesIO(content) if isinstance(content, bytes) else content.open("rb") as file:
+        while piece := file.read(1 << 20):
+            blob.update(piece)
+            sha256.update(piece)
+    return _File(content, size, sha256.hexdigest(), blob.hexdigest())
 
 
 def _differs(file: _File, remote: "RepoFile | None") -> bool:

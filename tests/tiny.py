@@ -1,0 +1,108 @@
+"""Tiny objects for the tests of the mathematics: toy images, and the same in double precision.
+
+Shape suffixes: N rows, B a batch, K classes, C channels, H W pixels, P all weights of a network.
+"""
+
+import torch
+from torch import Tensor
+
+from distill_datasets.canvases.poster import Poster
+from distill_datasets.data.decoded import RealData
+from distill_datasets.data.normalization import Normalization
+from distill_datasets.data.reading import Split
+from distill_datasets.labels.table import Learned
+from distill_datasets.networks.sources import FreshSource
+from distill_datasets.networks.zoo import ConvNet
+from distill_datasets.runtime import rng_for
+from distill_datasets.types import (
+    Batch,
+    Canvas,
+    Distilled,
+    Labels,
+    NetworkSource,
+    Sampled,
+    Shape,
+)
+
+CPU = torch.device("cpu")
+NET = ConvNet(depth=2, width=6)
+
+
+class DoubleReal(RealData):
+    """Real images whose batches are in double precision."""
+
+    def batch(self, rng: torch.Generator, size: int) -> Batch:
+        images_BCHW, targets_BK = super().batch(rng, size)
+        return Batch(images_BCHW.double(), targets_BK.double())
+
+
+class DoubleNetworks:
+    """The networks of another source, in double precision."""
+
+    def __init__(self, source: NetworkSource) -> None:
+        self._source = source
+
+    def sample(self, rng: torch.Generator) -> Sampled:
+        network = self._source.sample(rng)
+        network.weights_P = network.weights_P.double()
+        return network
+
+
+def toy_real(
+    shape: Shape = Shape(1, 8, 8, 3), per_class: int = 40, noise: float = 30.0
+) -> DoubleReal:
+    """Images of `shape.k` classes: a random pattern for each class, under noise of its own."""
+    rng = rng_for(0, "toy")
+    pattern_KCHW = torch.rand(shape.k, shape.c, shape.h, shape.w, generator=rng)
+
+    def split() -> Split:
+        labels_N = torch.arange(shape.k).repeat(per_class)
+        noise_NCHW = torch.randn(len(labels_N), shape.c, shape.h, shape.w, generator=rng)
+        images_NCHW = 128 + 80 * (pattern_KCHW[labels_N] - 0.5) + noise * noise_NCHW
+        return Split(images_NCHW.clamp(0, 255).byte(), labels_N)
+
+    train = split()
+    names = [f"class {label}" for label in range(shape.k)]
+    return DoubleReal(train, split(), names, Normalization.fit(train, "mean_std", 0.1), shape)
+
+
+def flat_real(colors: list[int], side: int = 8) -> RealData:
+    """One image per class, of one gray value each; the student's input space is [0, 1]."""
+    images_NCHW = torch.tensor(colors, dtype=torch.uint8)[:, None, None, None].repeat(
+        1, 1, side, side
+    )
+    rows = Split(images_NCHW, torch.arange(len(colors)))
+    as_is = Normalization(torch.zeros(1), torch.ones(1))
+    names = [f"gray {color}" for color in colors]
+    return RealData(rows, rows, names, as_is, Shape(1, side, side, len(colors)))
+
+
+def double_networks(shape: Shape = Shape(1, 8, 8, 3), network: ConvNet = NET) -> DoubleNetworks:
+    """Fresh networks in double precision."""
+    return DoubleNetworks(FreshSource(network, shape, CPU))
+
+
+def double_distilled(
+    real: RealData,
+    canvas: Canvas = Poster(height=12, width=16, crops=[3, 4], init_std=0.2),
+    labels: Labels = Learned(),
+) -> Distilled:
+    """Canvas and labels in double precision; learned cells are moved off their sparse start."""
+    module = canvas.build(real, rng_for(1, "canvas"))
+    normalization = real.normalization
+    distilled = Distilled(
+        module,
+        labels.build(module, real.shape.k),
+        normalization.display_mean_C,
+        normalization.display_std_C,
+    ).double()
+    rng = rng_for(2, "cells")
+    with torch.no_grad():
+        for parameter in distilled.labels.parameters():
+            parameter += 0.1 + torch.rand(parameter.shape, generator=rng, dtype=torch.float64)
+    return distilled
+
+
+def values(tensor: Tensor) -> list[float]:
+    """All values of a tensor in a row, short enough to compare with what a hand computes."""
+    return [round(value, 6) for value in tensor.flatten().tolist()]
