@@ -79,10 +79,12 @@ class Augment(Section):
                 [uniform(-self.shift_fraction, self.shift_fraction) for _ in range(2)], dim=1
             )
         cosine_B, sine_B = angle_B.cos() / zoom_B, angle_B.sin() / zoom_B
+        # for the same reason an oblong image would be sheared instead of turned
+        oblong = images_BCHW.shape[-2] / images_BCHW.shape[-1]
         motion_B23 = torch.stack(
             [
-                torch.stack([cosine_B, -sine_B, shift_B2[:, 0]], dim=1),
-                torch.stack([sine_B, cosine_B, shift_B2[:, 1]], dim=1),
+                torch.stack([cosine_B, -sine_B * oblong, shift_B2[:, 0]], dim=1),
+                torch.stack([sine_B / oblong, cosine_B, shift_B2[:, 1]], dim=1),
             ],
             dim=1,
         ).to(images_BCHW.device, images_BCHW.dtype)

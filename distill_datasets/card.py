@@ -123,7 +123,7 @@ def _results(results: list[dict[str, Any]] | None) -> str:
         table.append(
             [
                 _TRAINED_ON.get(row["from"], row["from"]),
-                f"{100 * accuracy['mean']:.2f} ± {100 * accuracy['std']:.2f}",
+                percent(accuracy),
                 *(_cell(row.get(key)) for key in ("students", "images", "pixels", "steps")),
                 _cell(row.get("network")),
             ]
@@ -133,6 +133,12 @@ def _results(results: list[dict[str, Any]] | None) -> str:
         _table(table) + "\n\nMean ± standard deviation over students that differ in their seed; "
         f"protocol: {', '.join(protocols)}. Every run is in `results.json`."
     )
+
+
+def percent(accuracy: dict[str, Any]) -> str:
+    """A mean in [0, 1] and its spread, which one student alone does not have, in percent."""
+    spread = "" if accuracy["std"] is None else f" ± {100 * accuracy['std']:.1f}"
+    return f"{100 * accuracy['mean']:.1f}{spread}"
 
 
 def _budget(content: Content, budget: dict[str, Any]) -> str:

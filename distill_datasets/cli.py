@@ -188,15 +188,13 @@ NAMES = {
 
 
 def _print_outcome(outcome: "Outcome") -> None:
+    from distill_datasets.card import percent
+
     console = Console(highlight=False, soft_wrap=True)
     table = Table("trained on", "accuracy", "students", "pixels", box=None, header_style="bold")
     for row in outcome.results:
-        mean, std = row["accuracy"]["mean"], row["accuracy"]["std"]
-        spread = "" if std is None else f" +- {100 * std:.1f}"
-        table.add_row(
-            NAMES[row["from"]], f"{100 * mean:.1f}{spread} %", f"{row['students']}",
-            f"{row['pixels']:,}",
-        )  # fmt: skip
+        accuracy = f"{percent(row['accuracy'])} %"
+        table.add_row(NAMES[row["from"]], accuracy, f"{row['students']}", f"{row['pixels']:,}")
     console.print(table)
     budget = outcome.manifest["budget"]
     needed = budget["bytes"]["needed"]

@@ -15,7 +15,7 @@ import torch
 
 import distill_datasets
 from distill_datasets.artifacts import fingerprint
-from distill_datasets.data.source import Provenance, peek, resolve
+from distill_datasets.data.source import peek, resolve
 from distill_datasets.errors import ArtifactError, RecipeError
 from distill_datasets.pictures import to_bytes
 from distill_datasets.published import Content
@@ -182,7 +182,8 @@ def publishable(recipe: Recipe, distilled: Distilled, source: LoadedSource) -> C
     exact = [distilled(index_B) for index_B in chunks]
     section = recipe.distill
     parts = [section.objective, section.canvas, section.labels, section.networks]
-    student = recipe.evaluate.model_dump(mode="json")
+    measuring = {"students", "exact", "references", "full_epochs", "full_students"}
+    student = recipe.evaluate.model_dump(mode="json", exclude=measuring)
     return Content(
         name=recipe.publish.title or recipe.name,
         method=", ".join(part.name for part in parts),
@@ -231,9 +232,3 @@ def _digest(content: Content) -> str:
     for tensor in (content.images_NCHW, content.exact_NCHW, content.targets_NK):
         digest.update(tensor.contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def described(provenance: Provenance) -> str:
-    """A source in a few words, for a plan."""
-    revision = f" at {provenance.revision[:12]}" if provenance.revision else ""
-    return f"{provenance.dataset}{revision}"

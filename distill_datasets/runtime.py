@@ -121,14 +121,17 @@ class Runtime:
         threads_per_unit = max(1, self.cores // units)
         share = max(1, len(self.mine(units)))
         side_by_side = max(1, self.cores // threads_per_unit // self.accelerator.num_processes)
-        with ThreadPoolExecutor(
-            min(share, side_by_side),
-            thread_name_prefix="unit",
-            initializer=torch.set_num_threads,
-            initargs=(threads_per_unit,),
-        ) as executor:
-            yield lambda work, chosen: list(executor.map(work, chosen))
-        torch.set_num_threads(self.cores)
+        threads = torch.get_num_threads()
+        try:
+            with ThreadPoolExecutor(
+                min(share, side_by_side),
+                thread_name_prefix="unit",
+                initializer=torch.set_num_threads,
+                initargs=(threads_per_unit,),
+            ) as executor:
+                yield lambda work, chosen: list(executor.map(work, chosen))
+        finally:
+            torch.set_num_threads(threads)
 
     def sum_in_order(self, parts: dict[int, Tensor], units: int, like: Tensor) -> Tensor:
         """The sum over all units of every process, added in the order of the units.

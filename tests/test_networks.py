@@ -1,0 +1,144 @@
+"""Networks: what is built, how weights are drawn, and the network as a function of one vector."""
+
+import math
+
+import pytest
+import torch
+from tiny import CPU, NET
+from torch import nn
+from torch.nn.utils import parameters_to_vector
+
+from distill_datasets.errors import RecipeError
+from distill_datasets.networks.sources import Fresh, FreshSource
+from distill_datasets.networks.zoo import ConvNet, initialize
+from distill_datasets.runtime import rng_for
+from distill_datasets.types import Shape
+
+TOY = Shape(1, 8, 8, 3)
+
+
+def weights(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def test_convnet_3_of_the_papers_has_its_weights_less_the_dead_biases() -> None:
+    # 320,010 in the papers, of which 3 * 128 are biases in front of a norm
+    assert weights(ConvNet().build(Shape(3, 32, 32, 10))) == 319_626
+
+
+def test_a_convnet_without_norm_keeps_its_biases() -> None:
+    # 4 * 9 + 4 of the convolution, 3 * (4 * 4 * 4) + 3 of the linear layer
+    assert weights(ConvNet(depth=1, width=4, norm="none").build(TOY)) == 40 + 195
+
+
+def test_blocks_are_convolution_norm_relu_pooling() -> None:
+    kinds = [type(layer).__name__ for layer in ConvNet(depth=2, width=4).build(TOY).children()]
+    block = ["Conv2d", "GroupNorm", "ReLU", "AvgPool2d"]
+    assert kinds == [*block, *block, "Flatten", "Linear"]
+
+
+def test_norm_takes_every_channel_of_every_image_by_itself() -> None:
+    norm = ConvNet(depth=1, width=4).build(TOY)[1]
+    images_BCHW = torch.randn(3, 4, 8, 8, generator=rng_for(0))
+    expected = nn.InstanceNorm2d(4)(images_BCHW)
+    torch.testing.assert_close(norm(images_BCHW), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [Shape(1, 8, 8, 3), Shape(3, 9, 15, 10)])
+@pytest.mark.parametrize("norm", ["instance", "none"])
+def test_logits_are_one_per_class(shape: Shape, norm: str) -> None:
+    module = ConvNet(depth=2, width=4, norm=norm).build(shape)
+    assert module(torch.zeros(5, shape.c, shape.h, shape.w)).shape == (5, shape.k)
+
+
+@pytest.mark.parametrize("shape", [Shape(3, 7, 32, 10), Shape(3, 32, 7, 10)])
+def test_a_network_too_deep_for_its_images_is_refused_with_a_remedy(shape: Shape) -> None:
+    message = rf"at least 8 px, got {shape.h} x {shape.w}; lower depth or raise source.resolution"
+    with pytest.raises(RecipeError, match=message):
+        ConvNet(depth=3).build(shape)
+
+
+def test_the_smallest_image_that_a_depth_allows_is_accepted() -> None:
+    assert ConvNet(depth=3, width=2).build(Shape(1, 8, 8, 2))(torch.ones(1, 1, 8, 8)).isfinite().all()
+
+
+def test_weights_are_uniform_within_the_bounds_of_torch() -> None:
+    for layer, fan_in in [
+        (nn.Conv2d(8, 64, 3), 72),
+        (nn.Conv2d(8, 64, 3, groups=4), 18),
+        (nn.Linear(50, 400), 50),
+    ]:
+        bound = 1 / math.sqrt(fan_in)
+        # torch's own draw lies within the same bounds, so that is its rule
+        for draw in (lambda: None, lambda layer=layer: initialize(layer, rng_for(0))):
+            draw()
+            for drawn in (layer.weight, layer.bias):
+                assert float(drawn.detach().abs().max()) <= bound
+            spread = float(layer.weight.detach().std())
+            assert spread == pytest.approx(bound / math.sqrt(3), rel=0.05)
+
+
+def test_norms_start_as_the_identity() -> None:
+    norm = nn.GroupNorm(2, 4)
+    nn.init.uniform_(norm.weight)
+    nn.init.uniform_(norm.bias)
+    initialize(norm, rng_for(0))
+    assert norm.weight.tolist() == [1] * 4 and norm.bias.tolist() == [0] * 4
+
+
+def test_the_generator_alone_decides_fresh_weights() -> None:
+    before = torch.get_rng_state()
+    modules = [NET.build(TOY) for _ in range(3)]
+    torch.set_rng_state(before)
+    for module, seed in zip(modules, (1, 1, 2), strict=True):
+        initialize(module, rng_for(seed))
+    assert torch.equal(before, torch.get_rng_state())
+    first, second, other = (parameters_to_vector(module.parameters()) for module in modules)
+    assert torch.equal(first, second) and not torch.equal(first, other)
+
+
+def test_a_layer_without_a_rule_is_refused_by_its_name() -> None:
+    with pytest.raises(RecipeError, match="fresh weights of a BatchNorm2d; known: Conv2d, Linear"):
+        initialize(nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)), rng_for(0))
+
+
+def test_a_sampled_network_is_the_module_with_these_weights() -> None:
+    module = NET.build(TOY)
+    initialize(module, rng_for(4))
+    sampled = FreshSource(NET, TOY, CPU).sample(rng_for(4))
+    images_BCHW = torch.randn(5, 1, 8, 8, generator=rng_for(0))
+    assert torch.equal(sampled.weights_P, parameters_to_vector(module.parameters()))
+    assert torch.equal(sampled(sampled.weights_P, images_BCHW), module(images_BCHW))
+
+
+def test_a_sampled_network_depends_on_the_vector_it_is_called_with() -> None:
+    sampled = FreshSource(NET, TOY, CPU).sample(rng_for(4))
+    weights_P = torch.zeros_like(sampled.weights_P)
+    weights_P[-3:] = torch.tensor([1.0, 2.0, 3.0])  # the biases of the last layer
+    assert sampled(weights_P, torch.ones(1, 1, 8, 8)).tolist() == [[1, 2, 3]]
+
+
+def test_a_sampled_network_is_differentiable_twice_in_its_vector() -> None:
+    sampled = FreshSource(ConvNet(depth=1, width=2), Shape(1, 4, 4, 2), CPU).sample(rng_for(4))
+    images_BCHW = torch.randn(2, 1, 4, 4, generator=rng_for(0), dtype=torch.float64)
+    weights_P = sampled.weights_P.double().requires_grad_()
+
+    def loss(weights_P: torch.Tensor) -> torch.Tensor:
+        return sampled(weights_P, images_BCHW).square().sum()
+
+    torch.autograd.gradgradcheck(loss, (weights_P,))
+
+
+def test_drawing_a_network_leaves_global_randomness_alone() -> None:
+    source = Fresh(network=NET).build(TOY, CPU)
+    before = torch.get_rng_state()
+    first, second, other = (source.sample(rng_for(seed)).weights_P for seed in (1, 1, 2))
+    assert torch.equal(before, torch.get_rng_state())
+    assert torch.equal(first, second) and not torch.equal(first, other)
+
+
+def test_networks_of_one_source_do_not_share_weights() -> None:
+    source = FreshSource(NET, TOY, CPU)
+    first, second = source.sample(rng_for(1)), source.sample(rng_for(1))
+    first.weights_P.zero_()
+    assert bool(second.weights_P.any())

@@ -1,0 +1,194 @@
+"""Randomness as a pure function, and results that do not depend on who computes them."""
+
+import threading
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tiny import double_distilled, double_networks, toy_real
+from torch import Tensor
+
+from distill_datasets.objectives.unrolled import Unrolled
+from distill_datasets.runtime import Runtime, draws, rng_for
+
+
+@pytest.fixture
+def runtime() -> Runtime:
+    """One process on the CPU that believes in four cores."""
+    made = Runtime()
+    made.cores = 4
+    return made
+
+
+def first_draws(generator: torch.Generator) -> list[float]:
+    return torch.rand(4, generator=generator).tolist()
+
+
+def test_the_same_words_give_the_same_stream() -> None:
+    assert first_draws(rng_for(0, "a", 1)) == first_draws(rng_for(0, "a", 1))
+
+
+def test_streams_do_not_depend_on_what_was_drawn_before() -> None:
+    expected = first_draws(rng_for(0, "a"))
+    torch.rand(100, generator=rng_for(0, "a"))
+    torch.rand(100)
+    assert first_draws(rng_for(0, "a")) == expected
+
+
+def test_every_word_its_kind_and_its_place_change_the_stream() -> None:
+    asked: list[tuple[str | int, ...]] = [
+        (),
+        (0,),
+        (1,),
+        ("1",),
+        (-1,),
+        ("a",),
+        ("b",),
+        ("a", "b"),
+        ("b", "a"),
+        ("ab",),
+        ("a", 12),
+        ("a1", 2),
+        ("a", 1, 2),
+        ("a", "12"),
+        ("a", 1, "2"),
+        (2**70,),
+    ]
+    seeds = {rng_for(seed, *what).initial_seed() for seed in (0, 1) for what in asked}
+    assert len(seeds) == 2 * len(asked)
+
+
+def test_streams_are_those_of_earlier_versions() -> None:
+    # a change of this number changes every result that was ever published
+    assert rng_for(0, "distill", 3).initial_seed() == 4721707605848648513
+
+
+def test_draws_begin_with_their_prefix() -> None:
+    draw = draws(5, "distill", 2)
+    assert first_draws(draw("inner", 7)) == first_draws(rng_for(5, "distill", 2, "inner", 7))
+
+
+def test_asking_for_a_stream_leaves_global_randomness_alone() -> None:
+    before = torch.get_rng_state()
+    rng_for(0, "a")
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_pool_answers_in_the_order_of_the_units(runtime: Runtime) -> None:
+    def slow_first(unit: int) -> int:
+        time.sleep(0.05 if unit == 0 else 0)
+        return 10 * unit
+
+    with runtime.pool(3) as run_units:
+        assert run_units(slow_first, [0, 2, 1]) == [0, 20, 10]
+
+
+def test_pool_works_on_as_many_units_at_once_as_there_are_cores_for_them(runtime: Runtime) -> None:
+    together = threading.Barrier(4, timeout=10)  # breaks unless all four wait at the same time
+    with runtime.pool(4) as run_units:
+        run_units(lambda _: together.wait(), [0, 1, 2, 3])
+
+
+@pytest.mark.parametrize(("units", "threads"), [(1, 4), (2, 2), (3, 1), (4, 1), (9, 1)])
+def test_cores_are_dealt_to_units_alike(runtime: Runtime, units: int, threads: int) -> None:
+    with runtime.pool(units) as run_units:
+        given = run_units(lambda _: torch.get_num_threads(), list(range(units)))
+    assert given == [threads] * units
+
+
+def test_the_number_of_workers_does_not_change_a_bit(runtime: Runtime) -> None:
+    real, networks = toy_real(), double_networks()
+    distilled = double_distilled(real)
+    objective = Unrolled(inner_steps=4, window=2, real_batch=8)
+
+    def loss_and_gradient(unit: int) -> list[Tensor]:
+        estimate = objective.estimate(distilled, networks, real, draws(0, unit))
+        return [torch.tensor(estimate.loss), *estimate.grads.values()]
+
+    results = []
+    for cores in (1, 2, 4):
+        runtime.cores = cores
+        with runtime.pool(4) as run_units:
+            results.append(run_units(loss_and_gradient, [0, 1, 2, 3]))
+    for other in results[1:]:
+        for expected, got in zip(results[0], other, strict=True):
+            assert all(torch.equal(left, right) for left, right in zip(expected, got, strict=True))
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_pool_gives_the_threads_back(runtime: Runtime, fails: bool) -> None:
+    def work(unit: int) -> None:
+        if fails:
+            raise ValueError(f"unit {unit}")
+
+    torch.set_num_threads(3)
+    try:
+        with runtime.pool(2) as run_units:
+            run_units(work, [0, 1])
+    except ValueError as error:
+        assert fails and str(error) == "unit 0"
+    assert torch.get_num_threads() == 3
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_reproducible_sets_and_restores_threads_and_determinism(
+    runtime: Runtime, deterministic: bool
+) -> None:
+    torch.set_num_threads(3)
+    torch.use_deterministic_algorithms(deterministic)
+    try:
+        with pytest.raises(ValueError, match="on purpose"), runtime.reproducible():
+            assert torch.get_num_threads() == 4
+            assert torch.are_deterministic_algorithms_enabled()
+            raise ValueError("on purpose")
+        assert torch.get_num_threads() == 3
+        assert torch.are_deterministic_algorithms_enabled() == deterministic
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_one_process_works_on_all_units(runtime: Runtime) -> None:
+    assert runtime.mine(3) == [0, 1, 2] and runtime.is_main
+
+
+def test_sums_are_taken_in_the_order_of_the_units(runtime: Runtime) -> None:
+    # in single precision (1e8 + 1) - 1e8 is 0 and (1e8 - 1e8) + 1 is 1
+    parts = {2: torch.tensor([-1e8]), 0: torch.tensor([1e8]), 1: torch.tensor([1.0])}
+    assert runtime.sum_in_order(parts, 3, torch.zeros(1)).tolist() == [0]
+    assert parts[0].tolist() == [1e8]
+
+
+@pytest.mark.parametrize("units", [1, 2, 5])
+@pytest.mark.parametrize("processes", [2, 3])
+def test_the_number_of_processes_does_not_change_a_bit_of_a_sum(
+    units: int, processes: int
+) -> None:
+    parts = {
+        unit: torch.randn(6, generator=rng_for(0, unit)) * 10.0 ** (3 * unit)
+        for unit in range(units)
+    }
+    alone = Runtime().sum_in_order(parts, units, torch.zeros(6))
+    sent: dict[int, Tensor] = {}
+    met = threading.Barrier(processes, timeout=10)
+    sums: dict[int, Tensor] = {}
+
+    def process(index: int) -> None:
+        def gather(own: Tensor) -> Tensor:
+            sent[index] = own
+            met.wait()
+            return torch.cat([sent[other] for other in range(processes)])
+
+        runtime = Runtime()
+        runtime.accelerator = SimpleNamespace(
+            num_processes=processes, process_index=index, gather=gather
+        )
+        own = {unit: parts[unit] for unit in runtime.mine(units)}
+        sums[index] = runtime.sum_in_order(own, units, torch.zeros(6))
+
+    threads = [threading.Thread(target=process, args=(index,)) for index in range(processes)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(torch.equal(sums[index], alone) for index in range(processes))

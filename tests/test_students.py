@@ -1,0 +1,221 @@
+"""Students: plain supervised training, told step by step, and the share of images they get right."""
+
+import math
+from typing import Any, ClassVar, Literal
+
+import pytest
+import torch
+import torch.nn.functional as F
+from pydantic import ValidationError
+from tiny import CPU, NET, toy_real
+from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector
+
+from distill_datasets.augment import Augment
+from distill_datasets.errors import DistillError
+from distill_datasets.inner import Adam, Sgd
+from distill_datasets.networks.zoo import initialize
+from distill_datasets.runtime import draws
+from distill_datasets.students import Evaluate, Stored, accuracy, steps_of, train_student
+from distill_datasets.types import Architecture, Batch, Shape
+
+TOY = Shape(1, 8, 8, 3)
+
+
+class OneLayer(Architecture):
+    """A linear classifier."""
+
+    paper: ClassVar[str] = "none"
+    name: Literal["one_layer"] = "one_layer"
+
+    def build(self, shape: Shape) -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(shape.c * shape.h * shape.w, shape.k))
+
+
+class Rows:
+    """Training examples that remember when they were asked for."""
+
+    def __init__(self, batch: Batch) -> None:
+        self._batch = batch
+        self.asked: list[list[int]] = []
+
+    @property
+    def count(self) -> int:
+        return len(self._batch.images_BCHW)
+
+    def __call__(self, index_B: Tensor) -> Batch:
+        self.asked.append(index_B.tolist())
+        return Batch(self._batch.images_BCHW[index_B], self._batch.targets_BK[index_B])
+
+
+def rows(count: int = 9) -> Rows:
+    real = toy_real()
+    return Rows(real.select(torch.arange(count)))
+
+
+def settings(**fields: Any) -> Evaluate:  # noqa: ANN401
+    return Evaluate(**{"network": OneLayer(), "steps": 6, "optimizer": Sgd(lr=0.05)} | fields)
+
+
+def train(settings: Evaluate, examples: Rows, steps: int = 6, seed: int = 0) -> nn.Module:
+    return train_student(settings, steps, examples, TOY, draws(seed), CPU)
+
+
+def weights(module: nn.Module) -> Tensor:
+    return parameters_to_vector(module.parameters()).detach()
+
+
+def by_hand(examples: Rows, steps: int, rates: list[float]) -> tuple[Tensor, list[float]]:
+    """Weights after gradient descent with momentum on all examples, and the loss of every step."""
+    module = OneLayer().build(TOY)
+    initialize(module, draws(0)("network"))
+    images_BCHW, targets_BK = examples(torch.arange(examples.count))
+    velocity = [torch.zeros_like(parameter) for parameter in module.parameters()]
+    losses = []
+    for rate in rates[:steps]:
+        loss = -(targets_BK * F.log_softmax(module(images_BCHW), dim=1)).sum(dim=1).mean()
+        losses.append(loss.item())
+        grads = torch.autograd.grad(loss, list(module.parameters()))
+        with torch.no_grad():
+            for parameter, moving, grad in zip(
+                module.parameters(), velocity, grads, strict=True
+            ):
+                moving.mul_(0.9).add_(grad)
+                parameter -= rate * moving
+    return weights(module), losses
+
+
+def test_student_is_what_so_many_steps_of_descent_give() -> None:
+    expected_P, _ = by_hand(rows(), 6, [0.05] * 6)
+    examples = rows()
+    torch.testing.assert_close(weights(train(settings(), examples)), expected_P)
+    assert len(examples.asked) == 6
+
+
+def test_student_is_returned_as_it_is_after_the_last_step_even_if_it_was_better_before() -> None:
+    images_BCHW, targets_BK = toy_real().select(torch.arange(9))
+    ambiguous = Batch(images_BCHW, 0.5 * targets_BK + 0.5 / 3)  # its loss cannot vanish
+    expected_P, losses = by_hand(Rows(ambiguous), 8, [0.3] * 8)
+    assert losses[-1] > 1.2 * min(losses)
+    module = train(settings(optimizer=Sgd(lr=0.3)), Rows(ambiguous), steps=8)
+    torch.testing.assert_close(weights(module), expected_P)
+
+
+def test_cosine_schedule_lets_the_rate_fall_to_zero() -> None:
+    rates = [0.05 * (1 + math.cos(math.pi * step / 6)) / 2 for step in range(6)]
+    expected_P, _ = by_hand(rows(), 6, rates)
+    module = train(settings(schedule="cosine"), rows())
+    torch.testing.assert_close(weights(module), expected_P)
+
+
+def test_a_pass_visits_every_example_once_in_an_order_of_its_own() -> None:
+    examples = rows(9)
+    train(settings(batch=3), examples, steps=9)
+    passes = [sum(examples.asked[start : start + 3], []) for start in (0, 3, 6)]
+    assert all(sorted(visited) == list(range(9)) for visited in passes)
+    assert len({tuple(visited) for visited in passes}) == 3
+
+
+def test_the_rest_of_a_pass_that_fills_no_batch_is_dropped() -> None:
+    examples = rows(10)
+    train(settings(batch=4), examples, steps=4)
+    assert [len(asked) for asked in examples.asked] == [4, 4, 4, 4]
+    for start in (0, 2):
+        visited = sum(examples.asked[start : start + 2], [])
+        assert len(set(visited)) == 8
+    assert sorted(examples.asked[0]) != sorted(examples.asked[2])
+
+
+def test_a_batch_as_large_as_the_set_takes_all_examples_every_step() -> None:
+    for batch in (9, 256):
+        examples = rows(9)
+        train(settings(batch=batch), examples, steps=3)
+        assert examples.asked == [list(range(9))] * 3
+
+
+def test_soft_targets_are_learned_as_they_are() -> None:
+    target_K = torch.tensor([0.7, 0.2, 0.1])
+    examples = Rows(Batch(torch.ones(1, 1, 8, 8), target_K[None]))
+    module = train(settings(optimizer=Sgd(lr=0.02, momentum=0.0)), examples, steps=60)
+    probability_K = module(torch.ones(1, 1, 8, 8)).softmax(dim=1)[0].detach()
+    torch.testing.assert_close(probability_K, target_K, atol=0.001, rtol=0)
+
+
+def test_augmentation_moves_what_a_student_sees() -> None:
+    plain = train(settings(), rows())
+    moved = train(settings(augment=Augment(operations=["shift"])), rows())
+    assert not torch.equal(weights(plain), weights(moved))
+
+
+@pytest.mark.parametrize("optimizer", [Sgd(lr=0.05), Adam(lr=0.01)])
+def test_the_seed_alone_decides_a_student(optimizer: Sgd | Adam) -> None:
+    given = settings(
+        network=NET, batch=4, optimizer=optimizer, augment=Augment(operations=["flip", "rotate"])
+    )
+    before = torch.get_rng_state()
+    first = weights(train(given, rows(), seed=1))
+    torch.rand(3)
+    second, other = weights(train(given, rows(), seed=1)), weights(train(given, rows(), seed=2))
+    torch.set_rng_state(before)
+    assert torch.equal(first, second) and not torch.equal(first, other)
+
+
+def test_a_loss_that_is_not_finite_stops_with_a_remedy() -> None:
+    with pytest.raises(DistillError, match=r"loss is (nan|inf) after 6 steps; lower .*lr"):
+        train(settings(optimizer=Sgd(lr=1e38)), rows())
+
+
+def test_accuracy_is_the_share_of_images_and_not_of_batches() -> None:
+    def batch(logits: list[list[float]], classes: list[int]) -> Batch:
+        return Batch(torch.tensor(logits), F.one_hot(torch.tensor(classes), 3).float())
+
+    right, wrong = [0.1, 0.7, 0.2], [0.9, 0.7, 0.2]
+    batches = [batch([right, wrong, wrong], [1, 1, 2]), batch([wrong], [0])]
+    assert accuracy(nn.Identity(), batches) == 0.5
+
+
+def test_accuracy_is_measured_without_the_noise_of_training() -> None:
+    # in training mode this layer sets all logits to zero, which would be class 0
+    batch = Batch(torch.tensor([[0.0, 1.0]]), torch.tensor([[0.0, 1.0]]))
+    assert accuracy(nn.Dropout(1.0), [batch]) == 1
+
+
+@pytest.mark.parametrize(
+    ("epochs", "count", "batch", "steps"),
+    [(2, 10, 5, 4), (2, 10, 3, 6), (2, 10, 10, 2), (3, 4, 256, 3)],
+)
+def test_epochs_are_counted_in_full_batches(
+    epochs: int, count: int, batch: int, steps: int
+) -> None:
+    assert steps_of(epochs, count, batch) == steps
+    assert settings(steps=None, epochs=epochs, batch=batch).duration(count) == steps
+    assert settings(steps=7, batch=batch).duration(count) == 7
+
+
+@pytest.mark.parametrize("fields", [{"steps": None}, {"steps": 3, "epochs": 1}])
+def test_either_steps_or_epochs_are_expected(fields: dict[str, int | None]) -> None:
+    with pytest.raises(ValidationError, match="expected either steps or epochs"):
+        settings(**fields)
+
+
+def test_a_reference_named_twice_is_refused() -> None:
+    with pytest.raises(ValidationError, match="references: expected no repeats"):
+        settings(references=["full", "full"])
+
+
+@pytest.mark.parametrize(
+    ("images_NCHW", "unit"),
+    [
+        (torch.tensor([51, 204], dtype=torch.uint8).view(2, 1, 1, 1), 255),
+        (torch.tensor([0.2, 0.8]).view(2, 1, 1, 1), 1),
+    ],
+)
+def test_stored_pixels_go_into_the_input_space_of_the_student(
+    images_NCHW: Tensor, unit: float
+) -> None:
+    targets_NK = torch.tensor([[1.0, 0.0], [0.25, 0.75]])
+    stored = Stored(images_NCHW, targets_NK, torch.tensor([0.4]), torch.tensor([0.2]), unit)
+    images_BCHW, targets_BK = stored(torch.tensor([1, 0]))
+    torch.testing.assert_close(images_BCHW.flatten(), torch.tensor([2.0, -1.0]))
+    assert targets_BK.tolist() == [[0.25, 0.75], [1, 0]]
+    assert stored.count == 2
