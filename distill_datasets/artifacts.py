@@ -52,26 +52,26 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         write: called with the temporary path.
 
     Raises:
-        ArtifactError: the folder cannot be created or written to.
+        ArtifactError: the folder cannot be created or written to, or is full.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            write(temporary)
+            temporary.chmod(0o644)
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
     except OSError as error:
         raise ArtifactError(
             f"{path.parent}: cannot write here ({error.strerror}); "
-            "choose a writable folder with --runs or --output"
+            "free space or choose a writable folder with --runs or --output"
         ) from error
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        write(temporary)
-        temporary.chmod(0o644)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -98,7 +98,7 @@ def read_json(path: Path) -> Any:  # noqa: ANN401
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ArtifactError(f"{path}: no such file") from error
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # not JSON, or not even UTF-8
         raise ArtifactError(f"{path}: not JSON ({error})") from error
 
 

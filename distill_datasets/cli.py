@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from distill_datasets.errors import DistillError
+from distill_datasets.errors import ArtifactError, DistillError
 
 if TYPE_CHECKING:
     from distill_datasets.pipeline import Outcome
@@ -73,7 +73,10 @@ def run(
     _log_to_stderr(quiet)
     from distill_datasets.pipeline import run as run_recipe
 
-    outcome = run_recipe(loaded, runs=runs, output=output, quiet=quiet, trackers=track)
+    try:
+        outcome = run_recipe(loaded, runs=runs, output=output, quiet=quiet, trackers=track)
+    except KeyboardInterrupt as error:  # typer would exit without a word
+        raise DistillError("interrupted; the same command resumes where it stopped") from error
     if _is_main_process():
         _print_outcome(outcome)
 
@@ -112,7 +115,12 @@ def list_parts() -> None:
 @app.command()
 def publish(
     folder: Annotated[Path, typer.Argument(help="A folder that `run` finished.")],
-    repo: Annotated[str, typer.Argument(metavar="ORG/NAME", help="Dataset repository on the Hub.")],
+    repo: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[ORG/NAME]", help="Dataset repository; default: the recipe's publish.repo."
+        ),
+    ] = None,
     private: Annotated[
         bool | None, typer.Option("--private/--public", help="Of a new repository.")
     ] = None,
@@ -131,8 +139,15 @@ def publish(
     Log in with [bold]hf auth login[/bold] or set HF_TOKEN. Publishing the same bytes again changes
     nothing.
     """
+    from distill_datasets.stages.export import recipe_of
     from distill_datasets.stages.publish import publish as publish_folder
 
+    repo = repo or recipe_of(folder)["publish"]["repo"]
+    if repo is None:
+        raise ArtifactError(
+            f"{folder}: its recipe names no repository; say where: "
+            f"distill-datasets publish {folder} ORG/NAME"
+        )
     published = publish_folder(
         folder, repo, private=private, tag=tag, message=message, allow_license=allow_license
     )
@@ -222,6 +237,3 @@ def main() -> None:
                 f"[red]error:[/red] {escape(str(error))}"
             )
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted; the same command resumes where it stopped\n")
-        sys.exit(1)

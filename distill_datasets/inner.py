@@ -50,7 +50,11 @@ class Optimizer(Part, ABC):
 
 
 class Adam(Optimizer):
-    """Adam; epsilon is added after the square root, the bias corrections are in the step size."""
+    """Adam; epsilon is added after the square root, the bias corrections are in the step size.
+
+    torch's own adds epsilon after the bias correction, which differs only where gradients are below
+    about a hundred times epsilon.
+    """
 
     paper: ClassVar[str] = "Adam, arXiv:1412.6980"
     name: Literal["adam"] = "adam"

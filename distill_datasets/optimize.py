@@ -167,7 +167,9 @@ def optimize(
         logger.info("distill: resumed after %d of %d steps", progressing.step, settings.steps)
         bar.advance(progressing.step)
     runtime.wait()
-    every = max(1, settings.steps // settings.previews) if settings.previews else 0
+    drawn = {
+        settings.steps * (picture + 1) // settings.previews for picture in range(settings.previews)
+    }
     saved_at = time.monotonic()
     with runtime.pool(settings.lanes) as run_units:
         while progressing.step < settings.steps:
@@ -188,10 +190,12 @@ def optimize(
             like = torch.zeros(1 + sum(sizes), device=runtime.device)
             mean = runtime.sum_in_order(parts, settings.lanes, like) / settings.lanes
             if not bool(mean.isfinite().all()):
+                if runtime.is_main:
+                    progressing.save(folder / STATE)
                 raise DistillError(
                     f"distill: the loss or its gradient is not finite at outer step {step} (loss "
                     f"{mean[0].item()}); lower distill.optimizer.lr or the inner learning rate. "
-                    f"The last saved state is in {folder}"
+                    f"The state before that step is in {folder}"
                 )
             loss = mean[0].item()
             pieces = torch.split(mean[1:], sizes)
@@ -211,7 +215,7 @@ def optimize(
             if runtime.is_main and (due or progressing.step == settings.steps):
                 progressing.save(folder / STATE)
                 saved_at = time.monotonic()
-            if runtime.is_main and every and progressing.step % every == 0:
+            if runtime.is_main and progressing.step in drawn:
                 preview(progressing.step)
     runtime.wait()
 

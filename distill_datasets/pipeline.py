@@ -15,6 +15,7 @@ import torch
 
 import distill_datasets
 from distill_datasets.artifacts import fingerprint
+from distill_datasets.data.opening import library_bars
 from distill_datasets.data.source import peek, resolve
 from distill_datasets.errors import ArtifactError, RecipeError
 from distill_datasets.pictures import to_bytes
@@ -77,13 +78,14 @@ def run(
     output = None if output is None else Path(output)
     if output is not None:
         check_output(output, recipe)
-    provenance = resolve(recipe.source, dataset)
-    shape, _ = peek(recipe.source, dataset)
+    with library_bars(shown=not quiet):
+        provenance = resolve(recipe.source, dataset)
+        shape, _ = peek(recipe.source, dataset)
     check_parts(recipe, shape)
     check_runs(own)
     runtime = Runtime(trackers, str(own / "logs"))
     runtime.accelerator.init_trackers(recipe.name)
-    with runtime.reproducible():
+    with runtime.reproducible(), library_bars(shown=not quiet):
         source = load_source(
             recipe.source,
             provenance,

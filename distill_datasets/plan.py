@@ -50,6 +50,8 @@ def plan(recipe: Recipe, dataset: Any = None) -> Plan:  # noqa: ANN401
     student_work = student_flops * 2.93 * steps * min(measured.batch, size.examples)
     revision = f" at {provenance.revision[:12]}" if provenance.revision else ""
     heights = sorted(set(size.originals))
+    # how many rows the source has shows only when it is read
+    full = " and the full reference" if "full" in measured.references else ""
     lanes = f"{section.lanes} lane" + ("s" if section.lanes > 1 else "")
     stages = [
         ("source", f"read {provenance.dataset}{revision}; {len(names)} classes"),
@@ -68,7 +70,7 @@ def plan(recipe: Recipe, dataset: Any = None) -> Plan:  # noqa: ANN401
         ("network", f"{inner_weights:,} weights, {_flops(inner_flops)} per image"),
         ("student", f"{student_weights:,} weights, {_flops(student_flops)} per image"),
         ("work of an outer step", _flops(distill_work / section.steps)),
-        ("work in all", _flops(distill_work + _all_students(measured) * student_work)),
+        ("work in all", _flops(distill_work + _all_students(measured) * student_work) + full),
     ]
     return Plan(stages, list(_parts(recipe, "")), numbers)
 
@@ -106,9 +108,11 @@ def _parts(section: BaseModel, prefix: str) -> list[tuple[str, str]]:
 
 def _contestants(settings: Evaluate, steps: int, work: float) -> str:
     rows = ["default", *(["exact"] if settings.exact else []), *settings.references]
-    return (
-        f"{settings.students} students of {steps} steps for {', '.join(rows)}, {_flops(work)} each"
-    )
+    equal = ", ".join(row for row in rows if row != "full")
+    text = f"{settings.students} students of {steps} steps for {equal}, {_flops(work)} each"
+    if "full" in settings.references:
+        text += f"; {settings.full_students} of {settings.full_epochs} epochs for full"
+    return text
 
 
 def _all_students(settings: Evaluate) -> int:

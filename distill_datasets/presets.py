@@ -8,6 +8,7 @@ from typing import Any
 
 from distill_datasets.errors import RecipeError, did_you_mean
 
+NETWORK: dict[str, Any] = {"name": "convnet", "width": 32}
 INNER: dict[str, Any] = {
     "name": "unrolled",
     "inner_steps": 40,
@@ -23,7 +24,7 @@ OUTER: dict[str, Any] = {
     "label_optimizer": {"name": "adam", "lr": 0.05},
     "objective": INNER,
     "labels": "learned",
-    "networks": "fresh",
+    "networks": {"name": "fresh", "network": NETWORK},
 }
 CANVASES: dict[str, dict[str, Any]] = {
     "podd": {"name": "poster", "crops": 96, "init": "real"},
@@ -55,6 +56,7 @@ def preset(method: str, ipc: float) -> dict[str, Any]:
         "name": method,
         "distill": OUTER | {"canvas": canvas},
         "evaluate": {
+            "network": NETWORK,
             "students": 4,
             "steps": 300,
             "optimizer": {"name": "adam", "lr": 0.003},

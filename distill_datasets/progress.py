@@ -65,7 +65,7 @@ class LogBar:
 
     def advance(self, steps: int, **numbers: float) -> None:
         self._done += steps
-        tenth = 10 * self._done // self._total
+        tenth = 10 * self._done // max(1, self._total)
         if tenth > self._said:
             self._said = tenth
             shown = "".join(f", {name} {value:.4g}" for name, value in numbers.items())

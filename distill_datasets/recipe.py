@@ -4,7 +4,6 @@ Every problem of a recipe is listed at once, each with its path, what was got, w
 what to do, before any work starts.
 """
 
-import copy
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -108,7 +107,7 @@ def recipe_from(content: object, overrides: Iterable[str] = (), title: str = "re
             f"{title}: expected sections with names, got {type(content).__name__}; valid names: "
             f"{', '.join(Recipe.model_fields)}"
         )
-    merged = copy.deepcopy(dict(content))
+    merged = dict(content)
     for override in overrides:
         _override(merged, override)
     try:
@@ -138,9 +137,13 @@ def _override(content: dict[str, Any], override: str) -> None:
             raise RecipeError(
                 f"override {override!r}: {'.'.join(keys[:depth])} is {inner!r}, not a section"
             )
-        section[key] = inner
-        section = inner
-    section[keys[-1]] = from_yaml(text)
+        # a copy: the section may be the caller's, or stand twice in the recipe by a YAML alias
+        section[key] = dict(inner)
+        section = section[key]
+    try:
+        section[keys[-1]] = from_yaml(text)
+    except RecipeError as error:
+        raise RecipeError(f"override {override!r}: {error}") from error
 
 
 def problems(

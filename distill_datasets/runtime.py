@@ -7,6 +7,7 @@ units and on the machine's cores only, and sums over units are taken in the orde
 """
 
 import hashlib
+import json
 import logging
 import os
 import sys
@@ -18,9 +19,10 @@ from typing import TypeVar
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate.utils import LoggerType
 from torch import Tensor
 
-from distill_datasets.errors import RecipeError
+from distill_datasets.errors import RecipeError, did_you_mean
 from distill_datasets.types import Draw
 
 logger = logging.getLogger("distill_datasets")
@@ -39,8 +41,7 @@ def rng_for(seed: int, *what: str | int) -> torch.Generator:
     Returns:
         A generator on the CPU.
     """
-    words = "/".join(f"{type(word).__name__}:{word}" for word in (seed, *what))
-    digest = hashlib.sha256(words.encode()).digest()
+    digest = hashlib.sha256(json.dumps([seed, *what]).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
 
 
@@ -58,15 +59,26 @@ class Runtime:
 
     def __init__(self, trackers: list[str] | None = None, logging_dir: str | None = None) -> None:
         wait = InitProcessGroupKwargs(timeout=timedelta(days=7))
-        try:
-            self.accelerator = Accelerator(
-                log_with=trackers or None, project_dir=logging_dir, kwargs_handlers=[wait]
-            )
-        except (ValueError, ImportError) as error:
+        asked = trackers or []
+        unknown = sorted(set(asked) - {kind.value for kind in LoggerType})
+        if unknown:
             raise RecipeError(
-                f"--track: {error}; install the tracker, for example "
-                "`pip install 'distill_datasets[track]'` for tensorboard"
-            ) from error
+                f"--track: no tracker {unknown[0]!r}; "
+                f"{did_you_mean(unknown[0], (kind.value for kind in LoggerType))}"
+            )
+        self.accelerator = Accelerator(
+            # without this, processes on a machine without a GPU would not know of each other
+            cpu=not torch.accelerator.is_available(),
+            log_with=asked or None,
+            project_dir=logging_dir,
+            kwargs_handlers=[wait],
+        )
+        # Accelerate leaves out a tracker that is not installed and says nothing
+        absent = sorted(set(asked) - {str(kind) for kind in self.accelerator.log_with})
+        if absent and "all" not in asked:
+            raise RecipeError(
+                f"--track: {', '.join(absent)} is not installed; run `pip install {absent[0]}`"
+            )
         self.cores = (
             len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
         )

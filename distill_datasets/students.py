@@ -21,6 +21,9 @@ from distill_datasets.networks.zoo import ConvNet, initialize
 from distill_datasets.plugins import part
 from distill_datasets.types import Batch, Draw, Section, Shape
 
+CHECKED = 100
+"""A student's loss is looked at every so many steps: each look waits for the device."""
+
 
 class Examples(Protocol):
     """What a student trains on."""
@@ -125,7 +128,8 @@ def train_student(
     Args:
         settings: network, optimizer, batch and augmentation.
         steps: number of training steps.
-        examples: what to train on; a pass visits each once, in an order of its own.
+        examples: what to train on; a pass visits them in an order of its own and drops a short
+            last batch.
         shape: of one example, and the number of classes.
         draw: randomness of this student.
         device: where to train.
@@ -153,11 +157,12 @@ def train_student(
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-    if not bool(loss.isfinite()):
-        raise DistillError(
-            f"evaluate: a student's loss is {loss.item()} after {steps} steps; lower "
-            "evaluate.optimizer.lr"
-        )
+        last = step == steps - 1
+        if (last or step % CHECKED == 0) and not bool(loss.isfinite()):
+            raise DistillError(
+                f"evaluate: a student's loss is {loss.item()} at step {step}; lower "
+                "evaluate.optimizer.lr"
+            )
     return module
 
 

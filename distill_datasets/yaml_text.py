@@ -1,10 +1,11 @@
 """YAML text, read and written: the only module that knows YAML.
 
-PyYAML follows YAML 1.1, which reads `1e-3` as text, `no` as False and lets the last of two equal
-keys win. A recipe reader must do none of this.
+PyYAML follows YAML 1.1, which reads `1e-3` as text, `no` as False, `010` as 8, `1:30` as 90 and
+lets the last of two equal keys win. A recipe reader must do none of this.
 """
 
 import re
+from collections.abc import Hashable
 from typing import Any
 
 import yaml
@@ -19,8 +20,10 @@ class _Reader(yaml.SafeLoader):
         seen = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
+            line = key_node.start_mark.line + 1
+            if not isinstance(key, Hashable):
+                raise RecipeError(f"line {line}: expected a plain key, got {key!r}")
             if key in seen:
-                line = key_node.start_mark.line + 1
                 raise RecipeError(f"line {line}: the key {key!r} is given twice; keep one")
             seen.add(key)
         return super().construct_mapping(node, deep)
@@ -43,18 +46,19 @@ def _float(writer: yaml.SafeDumper, value: float) -> yaml.ScalarNode:
 
 
 _Writer.add_representer(float, _float)
+_BOOL = re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$")
+_INT = re.compile(r"^[-+]?(?:0|[1-9][0-9]*)$")
+_FLOAT = re.compile(r"^[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?$")
+_REPLACED = (":bool", ":int", ":float", ":timestamp")
 _Reader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in known if not tag.endswith((":bool", ":float"))]
+    first: [(tag, pattern) for tag, pattern in known if not tag.endswith(_REPLACED)]
     for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Reader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
-_Reader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?$"),
-    list("-+.0123456789"),
-)
+_Reader.add_implicit_resolver("tag:yaml.org,2002:bool", _BOOL, list("tTfF"))
+_Reader.add_implicit_resolver("tag:yaml.org,2002:int", _INT, list("-+0123456789"))
+_Reader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
+# text that our reader or YAML 1.1 would take for a number is written in quotes
+_Writer.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
 
 
 def from_yaml(text: str) -> Any:  # noqa: ANN401

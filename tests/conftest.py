@@ -6,5 +6,5 @@ import torch
 
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
-    """Tiny tensors gain nothing from threads, and threads that wait for a busy core cost minutes."""
+    """Tiny tensors gain nothing from threads; threads that wait for a busy core cost minutes."""
     torch.set_num_threads(1)

@@ -1,7 +1,7 @@
 """Augmentation: the motions are what they are called, and a generator decides all of them.
 
-Where a motion's size matters, `torch.rand` is replaced so that every draw is known: 1 is the largest
-motion, 0.5 none.
+Where a motion's size matters, `torch.rand` is replaced so that every draw is known: 1 is the
+largest motion, 0.5 none.
 """
 
 from typing import Any

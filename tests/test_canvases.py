@@ -106,9 +106,7 @@ def test_every_class_owns_a_cell_and_appears_in_a_crop() -> None:
 
 def test_real_images_start_on_the_territory_of_their_class() -> None:
     order = [2, 0, 1]
-    poster = poster_of(
-        height=8, width=24, crops=[1, 3], init="real", order=Listed(classes=order)
-    )
+    poster = poster_of(height=8, width=24, crops=[1, 3], init="real", order=Listed(classes=order))
     assert poster.cells_G.tolist() == order
     crops_NCHW = poster(torch.arange(3))
     for crop_CHW, shares_G in zip(crops_NCHW, poster.mix_NG, strict=True):

@@ -97,7 +97,7 @@ def test_poster_spends_its_budget_and_not_more(
 
 @pytest.mark.parametrize("classes", [1, 3, 7, 10, 200, 1000, 3000])
 def test_the_smallest_budget_that_a_refusal_names_is_accepted(classes: int) -> None:
-    with pytest.raises(RecipeError, match="less than one example .* set ipc to") as caught:
+    with pytest.raises(RecipeError, match=r"less than one example .* set ipc to") as caught:
         poster_size(0.9 / classes, classes, (32, 32), portrait=False)
     named = float(str(caught.value).rsplit(" ", 1)[-1])
     height, width = poster_size(named, classes, (32, 32), portrait=False)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from tiny import CPU, NET
+from tiny import CPU, NET, TOY
 from torch import nn
 from torch.nn.utils import parameters_to_vector
 
@@ -13,8 +13,6 @@ from distill_datasets.networks.sources import Fresh, FreshSource
 from distill_datasets.networks.zoo import ConvNet, initialize
 from distill_datasets.runtime import rng_for
 from distill_datasets.types import Shape
-
-TOY = Shape(1, 8, 8, 3)
 
 
 def weights(module: nn.Module) -> int:
@@ -51,6 +49,18 @@ def test_logits_are_one_per_class(shape: Shape, norm: str) -> None:
     assert module(torch.zeros(5, shape.c, shape.h, shape.w)).shape == (5, shape.k)
 
 
+@pytest.mark.parametrize(
+    ("side", "depth"), [(2, 1), (8, 1), (16, 2), (28, 3), (32, 3), (64, 4), (224, 6)]
+)
+def test_depth_follows_the_side_of_the_images_unless_it_is_given(side: int, depth: int) -> None:
+    def blocks(network: ConvNet) -> int:
+        layers = network.build(Shape(1, side, side, 2)).children()
+        return sum(isinstance(layer, nn.Conv2d) for layer in layers)
+
+    assert blocks(ConvNet(width=2)) == depth
+    assert blocks(ConvNet(width=2, depth=1)) == 1
+
+
 @pytest.mark.parametrize("shape", [Shape(3, 7, 32, 10), Shape(3, 32, 7, 10)])
 def test_a_network_too_deep_for_its_images_is_refused_with_a_remedy(shape: Shape) -> None:
     message = rf"at least 8 px, got {shape.h} x {shape.w}; lower depth or raise source.resolution"
@@ -59,7 +69,9 @@ def test_a_network_too_deep_for_its_images_is_refused_with_a_remedy(shape: Shape
 
 
 def test_the_smallest_image_that_a_depth_allows_is_accepted() -> None:
-    assert ConvNet(depth=3, width=2).build(Shape(1, 8, 8, 2))(torch.ones(1, 1, 8, 8)).isfinite().all()
+    assert (
+        ConvNet(depth=3, width=2).build(Shape(1, 8, 8, 2))(torch.ones(1, 1, 8, 8)).isfinite().all()
+    )
 
 
 def test_weights_are_uniform_within_the_bounds_of_torch() -> None:

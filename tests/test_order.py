@@ -108,6 +108,16 @@ def test_visual_order_puts_classes_that_look_alike_side_by_side() -> None:
     assert {frozenset(placed[:2]), frozenset(placed[2:])} == {frozenset({0, 2}), frozenset({1, 3})}
 
 
+def test_visual_order_compares_what_differs_from_the_mean_of_all_classes() -> None:
+    # as they are, the dark class 0 and the bright class 1 have the same direction; less the mean,
+    # the two bright classes have nearly the same and the dark one the opposite
+    images_NCHW = torch.tensor([[100, 100], [200, 200], [190, 200]], dtype=torch.uint8)
+    rows = Split(images_NCHW.view(3, 1, 1, 2), torch.arange(3))
+    as_is = Normalization(torch.zeros(1), torch.ones(1))
+    real = RealData(rows, rows, ["a", "b", "c"], as_is, Shape(1, 1, 2, 3))
+    assert Visual().arrange(real, [3])[-1] == 0
+
+
 def test_visual_order_of_a_single_class_or_of_equal_classes_is_defined() -> None:
     assert Visual().arrange(flat_real([7]), [1]) == [0]
     assert sorted(Visual().arrange(flat_real([7, 7, 7]), [3])) == [0, 1, 2]

@@ -1,13 +1,14 @@
-"""Students: plain supervised training, told step by step, and the share of images they get right."""
+"""Students: plain supervised training, step by step, and the share of images they get right."""
 
 import math
+from itertools import chain
 from typing import Any, ClassVar, Literal
 
 import pytest
 import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
-from tiny import CPU, NET, toy_real
+from tiny import CPU, NET, TOY, toy_real
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
@@ -18,8 +19,6 @@ from distill_datasets.networks.zoo import initialize
 from distill_datasets.runtime import draws
 from distill_datasets.students import Evaluate, Stored, accuracy, steps_of, train_student
 from distill_datasets.types import Architecture, Batch, Shape
-
-TOY = Shape(1, 8, 8, 3)
 
 
 class OneLayer(Architecture):
@@ -77,9 +76,7 @@ def by_hand(examples: Rows, steps: int, rates: list[float]) -> tuple[Tensor, lis
         losses.append(loss.item())
         grads = torch.autograd.grad(loss, list(module.parameters()))
         with torch.no_grad():
-            for parameter, moving, grad in zip(
-                module.parameters(), velocity, grads, strict=True
-            ):
+            for parameter, moving, grad in zip(module.parameters(), velocity, grads, strict=True):
                 moving.mul_(0.9).add_(grad)
                 parameter -= rate * moving
     return weights(module), losses
@@ -95,9 +92,9 @@ def test_student_is_what_so_many_steps_of_descent_give() -> None:
 def test_student_is_returned_as_it_is_after_the_last_step_even_if_it_was_better_before() -> None:
     images_BCHW, targets_BK = toy_real().select(torch.arange(9))
     ambiguous = Batch(images_BCHW, 0.5 * targets_BK + 0.5 / 3)  # its loss cannot vanish
-    expected_P, losses = by_hand(Rows(ambiguous), 8, [0.3] * 8)
-    assert losses[-1] > 1.2 * min(losses)
-    module = train(settings(optimizer=Sgd(lr=0.3)), Rows(ambiguous), steps=8)
+    expected_P, losses = by_hand(Rows(ambiguous), 4, [0.3] * 4)
+    assert losses[-1] > min(losses) + 0.1
+    module = train(settings(optimizer=Sgd(lr=0.3)), Rows(ambiguous), steps=4)
     torch.testing.assert_close(weights(module), expected_P)
 
 
@@ -111,7 +108,7 @@ def test_cosine_schedule_lets_the_rate_fall_to_zero() -> None:
 def test_a_pass_visits_every_example_once_in_an_order_of_its_own() -> None:
     examples = rows(9)
     train(settings(batch=3), examples, steps=9)
-    passes = [sum(examples.asked[start : start + 3], []) for start in (0, 3, 6)]
+    passes = [list(chain(*examples.asked[start : start + 3])) for start in (0, 3, 6)]
     assert all(sorted(visited) == list(range(9)) for visited in passes)
     assert len({tuple(visited) for visited in passes}) == 3
 
@@ -121,7 +118,7 @@ def test_the_rest_of_a_pass_that_fills_no_batch_is_dropped() -> None:
     train(settings(batch=4), examples, steps=4)
     assert [len(asked) for asked in examples.asked] == [4, 4, 4, 4]
     for start in (0, 2):
-        visited = sum(examples.asked[start : start + 2], [])
+        visited = list(chain(*examples.asked[start : start + 2]))
         assert len(set(visited)) == 8
     assert sorted(examples.asked[0]) != sorted(examples.asked[2])
 
@@ -161,7 +158,7 @@ def test_the_seed_alone_decides_a_student(optimizer: Sgd | Adam) -> None:
 
 
 def test_a_loss_that_is_not_finite_stops_with_a_remedy() -> None:
-    with pytest.raises(DistillError, match=r"loss is (nan|inf) after 6 steps; lower .*lr"):
+    with pytest.raises(DistillError, match=r"loss is (nan|inf) at step 5; lower .*lr"):
         train(settings(optimizer=Sgd(lr=1e38)), rows())
 
 

@@ -4,6 +4,7 @@ Shape suffixes: N rows, B a batch, K classes, C channels, H W pixels, P all weig
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from distill_datasets.canvases.poster import Poster
@@ -25,7 +26,10 @@ from distill_datasets.types import (
 )
 
 CPU = torch.device("cpu")
+TOY = Shape(1, 8, 8, 3)
 NET = ConvNet(depth=2, width=6)
+POSTER = Poster(height=12, width=16, crops=[3, 4], init_std=0.2)
+LEARNED = Learned()
 
 
 class DoubleReal(RealData):
@@ -48,12 +52,11 @@ class DoubleNetworks:
         return network
 
 
-def toy_real(
-    shape: Shape = Shape(1, 8, 8, 3), per_class: int = 40, noise: float = 30.0
-) -> DoubleReal:
-    """Images of `shape.k` classes: a random pattern for each class, under noise of its own."""
+def toy_real(shape: Shape = TOY, per_class: int = 40, noise: float = 30.0) -> RealData:
+    """Images of `shape.k` classes: 3 x 3 random patches for each class, under noise per image."""
     rng = rng_for(0, "toy")
-    pattern_KCHW = torch.rand(shape.k, shape.c, shape.h, shape.w, generator=rng)
+    patches = torch.rand(shape.k, shape.c, 3, 3, generator=rng)
+    pattern_KCHW = F.interpolate(patches, (shape.h, shape.w))
 
     def split() -> Split:
         labels_N = torch.arange(shape.k).repeat(per_class)
@@ -63,7 +66,12 @@ def toy_real(
 
     train = split()
     names = [f"class {label}" for label in range(shape.k)]
-    return DoubleReal(train, split(), names, Normalization.fit(train, "mean_std", 0.1), shape)
+    return RealData(train, split(), names, Normalization.fit(train, "mean_std", 0.1), shape)
+
+
+def double_real(shape: Shape = TOY) -> DoubleReal:
+    """The toy images, with batches in double precision."""
+    return DoubleReal(**vars(toy_real(shape)))
 
 
 def flat_real(colors: list[int], side: int = 8) -> RealData:
@@ -77,15 +85,15 @@ def flat_real(colors: list[int], side: int = 8) -> RealData:
     return RealData(rows, rows, names, as_is, Shape(1, side, side, len(colors)))
 
 
-def double_networks(shape: Shape = Shape(1, 8, 8, 3), network: ConvNet = NET) -> DoubleNetworks:
+def double_networks(shape: Shape = TOY, network: ConvNet = NET) -> DoubleNetworks:
     """Fresh networks in double precision."""
     return DoubleNetworks(FreshSource(network, shape, CPU))
 
 
 def double_distilled(
     real: RealData,
-    canvas: Canvas = Poster(height=12, width=16, crops=[3, 4], init_std=0.2),
-    labels: Labels = Learned(),
+    canvas: Canvas = POSTER,
+    labels: Labels = LEARNED,
 ) -> Distilled:
     """Canvas and labels in double precision; learned cells are moved off their sparse start."""
     module = canvas.build(real, rng_for(1, "canvas"))

@@ -21,27 +21,33 @@ class ConvNet(Architecture):
 
     paper: ClassVar[str] = "DC, arXiv:2006.05929"
     name: Literal["convnet"] = "convnet"
-    depth: int = Field(default=3, ge=1, description="blocks; each halves the sides")
+    depth: int | None = Field(
+        default=None,
+        ge=1,
+        description="blocks, each halves the sides; none: until about 4 px are left, 3 at 32 px",
+    )
     width: int = Field(default=128, ge=1, description="channels of every block")
     norm: Literal["instance", "none"] = Field(default="instance", description="after convolutions")
 
     def build(self, shape: Shape) -> nn.Module:
-        if min(shape.h, shape.w) < 2**self.depth:
+        side = min(shape.h, shape.w)
+        depth = self.depth or max(1, round(math.log2(side / 4)))
+        if side < 2**depth:
             raise RecipeError(
-                f"a convnet of depth {self.depth} halves the sides {self.depth} times and needs "
-                f"images of at least {2**self.depth} px, got {shape.h} x {shape.w}; lower depth "
-                "or raise source.resolution"
+                f"a convnet of depth {depth} halves the sides {depth} times and needs images of at "
+                f"least {2**depth} px, got {shape.h} x {shape.w}; lower depth or raise "
+                "source.resolution"
             )
         layers: list[nn.Module] = []
         channels = shape.c
-        for _ in range(self.depth):
+        for _ in range(depth):
             normed = self.norm == "instance"
             layers.append(nn.Conv2d(channels, self.width, 3, padding=1, bias=not normed))
             # one channel per group is affine instance norm
             layers.extend([nn.GroupNorm(self.width, self.width)] if normed else [])
             layers.extend([nn.ReLU(), nn.AvgPool2d(2)])
             channels = self.width
-        side_h, side_w = shape.h // 2**self.depth, shape.w // 2**self.depth
+        side_h, side_w = shape.h // 2**depth, shape.w // 2**depth
         layers.extend([nn.Flatten(), nn.Linear(channels * side_h * side_w, shape.k)])
         return nn.Sequential(*layers)
 

@@ -43,7 +43,7 @@ class Point(NamedTuple):
         """The same values, cut from their past and ready to be differentiated."""
         weights_P = self.weights_P.detach().requires_grad_()
         return Point(
-            weights_P, tuple(part.detach().requires_grad_() for part in self.state), self.step
+            weights_P, tuple(slot.detach().requires_grad_() for slot in self.state), self.step
         )
 
     def tensors(self) -> tuple[Tensor, ...]:
@@ -137,7 +137,7 @@ class Unrolled(Objective):
             points.append(self._plain_step(distilled, network, points[-1], draw))
         last = points.pop()
         loss, adjoint_P = self._judge(network, last.weights_P, real, draw)
-        adjoint = (adjoint_P, *(torch.zeros_like(part) for part in last.state))
+        adjoint = (adjoint_P, *(torch.zeros_like(slot) for slot in last.state))
         names, parameters = zip(*distilled.named_parameters(), strict=True)
         grads = [torch.zeros_like(parameter) for parameter in parameters]
         while points:
@@ -197,8 +197,8 @@ class Unrolled(Objective):
         for images, targets in zip(
             torch.split(images_BCHW, self.chunk), torch.split(targets_BK, self.chunk), strict=True
         ):
-            part = F.cross_entropy(network(leaf_P, images), targets, reduction="sum")
-            part = part / len(images_BCHW)
-            adjoint_P += torch.autograd.grad(part, leaf_P)[0]
-            loss += part.item()
+            summed = F.cross_entropy(network(leaf_P, images), targets, reduction="sum")
+            share = summed / len(images_BCHW)
+            adjoint_P += torch.autograd.grad(share, leaf_P)[0]
+            loss += share.item()
         return loss, adjoint_P

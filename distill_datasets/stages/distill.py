@@ -52,7 +52,7 @@ def run_distill(
     distilled = Distilled(
         canvas, labels, normalization.display_mean_C, normalization.display_std_C
     ).to(runtime.device)
-    done = is_done(folder)
+    done = is_done(folder) and (folder / STATE).exists()
     runtime.wait()
     if done:
         Progressing(settings, distilled).restore(folder / STATE)

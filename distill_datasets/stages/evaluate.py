@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from distill_datasets.artifacts import fingerprint, read_json, write_json
+from distill_datasets.data.opening import library_bars
 from distill_datasets.data.source import RealData
 from distill_datasets.progress import progress_bar
 from distill_datasets.runtime import Runtime, draws
@@ -167,22 +168,11 @@ def load_rows(folder: Path, config: str) -> "Dataset":
     local folders of one name, and would return the rows of the first.
     """
     from datasets import load_dataset
-    from datasets.utils import (
-        are_progress_bars_disabled,
-        disable_progress_bars,
-        enable_progress_bars,
-    )
 
-    hidden = are_progress_bars_disabled()
-    disable_progress_bars()
-    try:
-        with tempfile.TemporaryDirectory() as cache:
-            return load_dataset(
-                str(folder), config, split="train", cache_dir=cache, keep_in_memory=True
-            )
-    finally:
-        if not hidden:
-            enable_progress_bars()
+    with tempfile.TemporaryDirectory() as cache, library_bars(shown=False):
+        return load_dataset(
+            str(folder), config, split="train", cache_dir=cache, keep_in_memory=True
+        )
 
 
 def read_published(exported: Path, config: str, shape: Shape) -> Stored:

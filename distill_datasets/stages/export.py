@@ -26,7 +26,7 @@ from distill_datasets.errors import ArtifactError
 from distill_datasets.parquet_files import Config, write_parquet
 from distill_datasets.pictures import overview
 from distill_datasets.published import Content, budget, check, configs, rounding_error
-from distill_datasets.yaml_text import to_yaml
+from distill_datasets.yaml_text import from_yaml, to_yaml
 
 __all__ = [
     "MANIFEST",
@@ -34,6 +34,7 @@ __all__ = [
     "check_writable",
     "manifest_text",
     "read_manifest",
+    "recipe_of",
     "verify",
     "write_dataset",
 ]
@@ -114,6 +115,17 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         f"{folder / MANIFEST}: not the manifest of a dataset of this library, schema version "
         f"{_SCHEMA_VERSION}; give the folder that `distill-datasets run` wrote"
     )
+
+
+def recipe_of(folder: Path) -> dict[str, Any]:
+    """The resolved recipe that made a folder.
+
+    Raises:
+        ArtifactError: the folder is not one of ours.
+    """
+    read_manifest(folder)
+    recipe: dict[str, Any] = from_yaml((folder / "recipe.yaml").read_text(encoding="utf-8"))
+    return recipe
 
 
 def manifest_text(manifest: dict[str, Any]) -> str:

@@ -66,7 +66,7 @@ def load_source(
     normalizing = [source.normalization, source.zca_regularization]
     normalized = folder / f"normalization-{fingerprint(normalizing)}.safetensors"
     data = folder / "data.safetensors"
-    if runtime.is_main and not is_done(folder):
+    if runtime.is_main and not (is_done(folder) and data.exists()):
         with progress_bar("source", 1, shown=not quiet) as bar:
             seen = 0
 

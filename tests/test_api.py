@@ -1,0 +1,166 @@
+"""Distilling from Python: a `Dataset` in, a `Dataset` out, and on to the Hub."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import hub_client
+import numpy as np
+import pytest
+from hub_client import Client
+from hub_server import HubServer
+from hub_state import User
+from image_sets import features, noise
+from PIL import Image
+
+import distill_datasets
+from distill_datasets import distill
+from distill_datasets.api import Distillation
+from distill_datasets.errors import DataError, RecipeError
+from distill_datasets.stages.export import verify
+
+SMALL = [
+    "distill.steps=2",
+    "distill.canvas.crops=6",
+    "distill.objective.inner_steps=3",
+    "distill.objective.window=2",
+    "distill.objective.real_batch=12",
+    "distill.networks.network.width=4",
+    "evaluate.network.width=4",
+    "evaluate.students=2",
+    "evaluate.steps=3",
+]
+# Publishes what an object of Python holds, one request a line.
+PUSH = """
+import dataclasses, json, sys
+from pathlib import Path
+from distill_datasets.api import Distillation
+from distill_datasets.pipeline import Outcome
+for line in sys.stdin:
+    _, (folder, repo), options = json.loads(line)
+    distilled = Distillation(Outcome(Path(folder), Path(folder), {}))
+    print(json.dumps(dataclasses.asdict(distilled.push_to_hub(repo, **options))), flush=True)
+"""
+
+
+def pets(rows: int = 24) -> datasets.Dataset:
+    """Small gray images of three classes, in memory."""
+    names = datasets.ClassLabel(names=["cat", "dog", "eel"])
+    images = [Image.fromarray(image[0].numpy()) for image in noise(rows, 1, 8)]
+    columns = {"image": images, "label": [row % 3 for row in range(rows)]}
+    return datasets.Dataset.from_dict(columns, features=features(names))
+
+
+@pytest.fixture(scope="module")
+def distilled(tmp_path_factory: pytest.TempPathFactory) -> Distillation:
+    runs = tmp_path_factory.mktemp("runs")
+    return distill(pets(), ipc=0.75, runs=runs, quiet=True, overrides=SMALL)
+
+
+def test_a_dataset_becomes_a_dataset(distilled: Distillation) -> None:
+    rows = distilled.dataset
+    assert isinstance(rows, datasets.Dataset) and len(rows) == 6
+    assert rows.column_names == ["image", "label", "soft_label"]
+    assert rows.features["label"].names == ["cat", "dog", "eel"]
+    row = rows[0]
+    assert row["image"].size == (8, 8) and row["image"].mode == "L"
+    assert sum(row["soft_label"]) == pytest.approx(1)
+    assert row["label"] == int(np.argmax(row["soft_label"]))
+
+
+def test_results_compare_with_random_real_images(distilled: Distillation) -> None:
+    assert [row["from"] for row in distilled.results] == ["default", "exact", "random_real"]
+    for row in distilled.results:
+        assert 0 <= row["accuracy"]["mean"] <= 1 and row["students"] == 2
+
+
+def test_the_folder_is_what_would_be_published(distilled: Distillation) -> None:
+    assert verify(distilled.folder) == []
+    assert distilled.outcome.manifest["budget"]["ipc_equivalent"] <= 0.75
+    assert distilled.outcome.manifest["source"]["dataset"] == "in memory"
+
+
+def test_the_same_call_again_finds_what_is_done(
+    distilled: Distillation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("distill_datasets.stages.distill.optimize", None)
+    monkeypatch.setattr("distill_datasets.stages.evaluate.train_student", None)
+    runs = distilled.folder.parent.parent
+    assert distill(pets(), ipc=0.75, runs=runs, quiet=True, overrides=SMALL) == distilled
+
+
+def test_whole_images_are_distilled_too_from_a_dataset_with_its_own_test_split(
+    tmp_path: Path,
+) -> None:
+    both = datasets.DatasetDict(train=pets(), test=pets(9))
+    overrides = [one for one in SMALL if "crops" not in one]
+    made = distill(both, "rat-bptt", ipc=2, seed=5, runs=tmp_path, quiet=True, overrides=overrides)
+    assert made.dataset["label"][:] == [0, 0, 1, 1, 2, 2]
+    assert made.outcome.manifest["budget"]["ipc_equivalent"] == 2
+    assert made.outcome.manifest["seed"] == 5
+    assert made.outcome.manifest["source"]["splits"] == {"train": 24, "test": 9}
+
+
+def test_push_to_hub_publishes_the_folder(
+    distilled: Distillation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub_client, "CLIENT", PUSH)
+    tokens = {"hf_writer": User("ann", "write")}
+    with HubServer(tokens, lambda card: []) as server:
+        client = Client(server.url, tmp_path / "hf")
+        options = {"token": "hf_writer", "tag": "v1", "message": "Pets, distilled"}
+        answer = client.ask("push", str(distilled.folder), "ann/pets", **options)
+        client.close()
+        assert server.violations == []
+        repo = server.repos["ann/pets"]
+    assert answer["url"] == f"{server.url}/datasets/ann/pets" and answer["tag"] == "v1"
+    assert repo.tags == {"v1": answer["commit"]} and repo.head.title == "Pets, distilled"
+    published = repo.head.files["data/train-00000-of-00001.parquet"].data
+    assert published == (distilled.folder / "data/train-00000-of-00001.parquet").read_bytes()
+    assert repo.private  # nobody has said that these images may be shared
+
+
+def test_an_unknown_method_is_refused_with_the_valid_names(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"no method 'pod'; did you mean 'podd'.*podd, rat-bptt"):
+        distill(pets(), "pod", runs=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_fraction_of_an_image_needs_a_poster(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"rat-bptt: got ipc=0\.5, expected a whole number"):
+        distill(pets(), "rat-bptt", ipc=0.5, runs=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_override_that_does_not_exist_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"distill\(method='podd'\): 1 problem\n.*mean 'steps'"):
+        distill(pets(), runs=tmp_path, overrides=["distill.stepz=3"])
+
+
+@pytest.mark.parametrize("wrong", [[1, 2, 3], "uoft-cs/cifar10", None])
+def test_what_is_no_dataset_is_refused(tmp_path: Path, wrong: object) -> None:
+    with pytest.raises(DataError):
+        distill(wrong, runs=tmp_path, quiet=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dataset_without_rows_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError):
+        distill(pets(0), runs=tmp_path)
+
+
+def test_public_names_can_be_imported_and_others_cannot() -> None:
+    from distill_datasets import Distillation, distill, load_recipe, run
+
+    assert callable(distill) and callable(load_recipe) and callable(run)
+    assert Distillation is distill_datasets.api.Distillation
+    for name in distill_datasets.__all__:
+        assert getattr(distill_datasets, name)
+    with pytest.raises(AttributeError, match="has no attribute 'destill'"):
+        _ = distill_datasets.destill
+
+
+def test_the_package_itself_is_imported_in_a_moment() -> None:
+    program = "import sys, distill_datasets; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True)

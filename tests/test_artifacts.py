@@ -1,0 +1,171 @@
+"""Files of a stage: whole or not there, and named by what decides them."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from distill_datasets.artifacts import (
+    canonical_json,
+    fingerprint,
+    is_done,
+    mark_done,
+    read_json,
+    read_tensors,
+    sha256_of,
+    write_atomically,
+    write_json,
+    write_tensors,
+    write_text,
+)
+from distill_datasets.errors import ArtifactError
+
+
+def breaks_off(path: Path) -> None:
+    """Write half of a file and fail."""
+    path.write_text("half of")
+    raise KeyError("in the middle")
+
+
+def test_a_file_appears_with_its_folders(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b" / "note.txt"
+    write_text(path, "né\n")
+    assert path.read_bytes() == "né\n".encode()
+    assert [file.name for file in path.parent.iterdir()] == ["note.txt"]
+
+
+def test_a_writer_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "note.txt"
+    write_text(path, "old")
+    with pytest.raises(KeyError, match="in the middle"):
+        write_atomically(path, breaks_off)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_writer_that_fails_leaves_no_new_file(tmp_path: Path) -> None:
+    with pytest.raises(KeyError):
+        write_atomically(tmp_path / "note.txt", breaks_off)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_readers_see_the_old_file_until_the_new_one_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "note.txt"
+    write_text(path, "old")
+
+    def write(temporary: Path) -> None:
+        temporary.write_text("new")
+        assert path.read_text() == "old" and temporary.parent == tmp_path
+
+    write_atomically(path, write)
+    assert path.read_text() == "new"
+
+
+def test_others_may_read_what_was_written(tmp_path: Path) -> None:
+    write_text(tmp_path / "note.txt", "public")
+    assert (tmp_path / "note.txt").stat().st_mode & 0o777 == 0o644
+
+
+def test_a_folder_that_cannot_be_made_is_refused_with_a_remedy(tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("a file")
+    with pytest.raises(ArtifactError, match=r"runs: cannot write here \(.*--runs or --output"):
+        write_text(tmp_path / "runs" / "note.txt", "text")
+    with pytest.raises(ArtifactError, match="cannot write here"):
+        write_text(tmp_path / "runs" / "deep" / "note.txt", "text")
+
+
+def test_a_full_disk_is_refused_with_a_remedy(tmp_path: Path) -> None:
+    def write(temporary: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(ArtifactError, match=r"\(No space left on device\); free space or choose"):
+        write_atomically(tmp_path / "note.txt", write)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tensors_and_note_come_back_bit_for_bit(tmp_path: Path) -> None:
+    tensors = {
+        "float": torch.tensor([0.1, float("-0.0"), 1e-42]),
+        "bytes": torch.arange(6, dtype=torch.uint8).view(2, 3).T,
+        "trained": torch.nn.Parameter(torch.ones(2)),
+        "empty": torch.zeros(0, 3),
+    }
+    note = {"step": 3, "norm": (0.1).hex(), "names": ["é", None]}
+    write_tensors(tmp_path / "state.safetensors", tensors, note)
+    found, found_note = read_tensors(tmp_path / "state.safetensors")
+    assert found_note == note and found.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor.data)
+    assert torch.signbit(found["float"][1])
+
+
+def test_equal_tensors_are_equal_files(tmp_path: Path) -> None:
+    one, two = torch.ones(2), torch.zeros(3)
+    write_tensors(tmp_path / "a", {"one": one, "two": two}, {"x": 1, "y": 2})
+    write_tensors(tmp_path / "b", {"two": two, "one": one}, {"y": 2, "x": 1})
+    assert sha256_of(tmp_path / "a") == sha256_of(tmp_path / "b")
+
+
+@pytest.mark.parametrize("keep", [0, 5, 40, -1])
+def test_a_damaged_file_of_tensors_is_refused_with_a_remedy(tmp_path: Path, keep: int) -> None:
+    path = tmp_path / "state.safetensors"
+    write_tensors(path, {"values": torch.arange(100.0)})
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(ArtifactError, match=r"state\.safetensors: not a readable.*move it away"):
+        read_tensors(path)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"state\.safetensors: no such file"):
+        read_tensors(tmp_path / "state.safetensors")
+    with pytest.raises(ArtifactError, match=r"DONE\.json: no such file"):
+        read_json(tmp_path / "DONE.json")
+
+
+@pytest.mark.parametrize("content", [b"", b'{"half": ', b"\xff\xfe\x00"])
+def test_what_is_not_json_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "note.json").write_bytes(content)
+    with pytest.raises(ArtifactError, match=r"note\.json: not JSON"):
+        read_json(tmp_path / "note.json")
+
+
+def test_json_comes_back_and_is_readable_by_people(tmp_path: Path) -> None:
+    write_json(tmp_path / "note.json", {"b": [1, 0.5], "a": "é"})
+    assert read_json(tmp_path / "note.json") == {"b": [1, 0.5], "a": "é"}
+    assert (tmp_path / "note.json").read_text(encoding="utf-8").startswith('{\n  "b": [\n')
+
+
+def test_json_that_other_readers_refuse_is_never_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "note.json", {"loss": float("nan")})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_fingerprint_does_not_depend_on_the_order_of_keys() -> None:
+    assert fingerprint({"a": 1, "b": [2, 3]}) == fingerprint({"b": [2, 3], "a": 1})
+    assert fingerprint({"a": 1, "b": [2, 3]}) != fingerprint({"a": 1, "b": [3, 2]})
+
+
+def test_a_fingerprint_tells_kinds_of_values_apart() -> None:
+    contents: list[object] = [1, 1.5, "1", True, None, [1], {"1": 1}, "true", []]
+    assert len({fingerprint(content) for content in contents}) == len(contents)
+
+
+def test_a_fingerprint_is_the_start_of_a_sha256_that_other_programs_can_compute() -> None:
+    assert canonical_json({"b": 1, "a": [0.5, "é"]}) == '{"a":[0.5,"\\u00e9"],"b":1}'
+    spelled = json.dumps({"a": 1}, separators=(",", ":")).encode()
+    assert fingerprint({"a": 1}) == hashlib.sha256(spelled).hexdigest()[:12]
+
+
+def test_there_is_no_fingerprint_of_a_value_that_equals_nothing() -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        fingerprint([float("nan")])
+
+
+def test_a_stage_is_done_when_it_says_so(tmp_path: Path) -> None:
+    folder = tmp_path / "distill-0123456789ab"
+    assert not is_done(folder)
+    mark_done(folder, {"steps": 4})
+    assert is_done(folder) and read_json(folder / "DONE.json") == {"steps": 4}

@@ -1,0 +1,170 @@
+"""The same bytes from one process, from two, and from a run that was killed and started again.
+
+Everything goes through the command line, at toy scale.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from toy_runs import command, hashes, times, toy_file
+
+# Kills itself, as a machine that loses power would, right after one of the calls of a function.
+KILLED = """
+import importlib, os, signal, sys
+from distill_datasets.cli import main
+
+module, name, last = importlib.import_module(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+original, calls = getattr(module, name), 0
+
+def counted(*arguments, **options):
+    global calls
+    calls += 1
+    mine = calls
+    result = original(*arguments, **options)
+    if mine == last:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return result
+
+setattr(module, name, counted)
+sys.argv[1:] = sys.argv[4:]
+main()
+"""
+# Writes down which lanes and students a process draws random numbers for.
+RECORDED = """
+import os, sys
+from distill_datasets import optimize
+from distill_datasets.cli import main
+from distill_datasets.stages import evaluate
+
+record = open(sys.argv[1] + os.environ["RANK"], "a")
+
+def recorded(draws):
+    def draw(seed, *what):
+        print(*what, file=record, flush=True)
+        return draws(seed, *what)
+    return draw
+
+optimize.draws, evaluate.draws = recorded(optimize.draws), recorded(evaluate.draws)
+sys.argv[1:] = sys.argv[2:]
+main()
+"""
+KILLS = {
+    "in a lane of the second outer step": ("distill_datasets.optimize", "draws", 5),
+    # files before it: two and a mark of the source, the first state and its picture
+    "while the second state is written": ("os", "fsync", 6),
+    "when one student is done": ("distill_datasets.stages.evaluate", "write_json", 1),
+    "while the dataset is written": ("distill_datasets.stages.export", "card", 2),
+}
+pytestmark = pytest.mark.timeout(120)
+
+
+def arguments(folder: Path, lanes: int) -> list[str]:
+    """The command line of one run, everything below `folder`."""
+    recipe, runs, output = toy_file(folder), str(folder / "runs"), str(folder / "out")
+    return ["run", recipe, f"distill.lanes={lanes}", "--runs", runs, "--output", output]
+
+
+def start(program: list[str], home: Path) -> subprocess.CompletedProcess[str]:
+    """Run a program on the CPU, where it finds no settings of this machine's user."""
+    settings = {"HF_HOME": str(home), "ACCELERATE_USE_CPU": "true"}
+    return subprocess.run(program, env={**os.environ, **settings}, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], dict[str, str]]:
+    """The files that one undisturbed process makes, for a number of lanes."""
+    known: dict[int, dict[str, str]] = {}
+
+    def files(lanes: int) -> dict[str, str]:
+        if lanes not in known:
+            folder = tmp_path_factory.mktemp("alone")
+            answer = command(*arguments(folder, lanes))
+            assert answer.code == 0, answer.err
+            known[lanes] = hashes(folder / "out")
+        return known[lanes]
+
+    return files
+
+
+def test_a_process_started_from_a_shell_makes_the_same_bytes_as_one_that_calls_the_library(
+    tmp_path: Path, alone: Callable[[int], dict[str, str]]
+) -> None:
+    program = [sys.executable, "-m", "distill_datasets", *arguments(tmp_path, 3)]
+    finished = start(program, tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    assert hashes(tmp_path / "out") == alone(3)
+
+
+@pytest.mark.gloo
+def test_two_processes_make_the_same_bytes_when_the_lanes_do_not_divide(
+    tmp_path: Path, alone: Callable[[int], dict[str, str]]
+) -> None:
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    finished = start([*launch, "-m", "distill_datasets", *arguments(tmp_path, 3)], tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    assert hashes(tmp_path / "out") == alone(3)
+    assert finished.stdout.count("distilled, as published") == 1
+
+
+@pytest.mark.gloo
+def test_two_processes_share_the_work_and_make_the_same_bytes(
+    tmp_path: Path, alone: Callable[[int], dict[str, str]]
+) -> None:
+    (tmp_path / "recorded.py").write_text(RECORDED)
+    record = tmp_path / "rank-"
+    # `accelerate launch --cpu` would start one process, unless it finds MPI
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
+    launch += ["--num_processes=2", "--num_machines=1", "--main_process_port=0"]
+    launch += ["--mixed_precision=no", "--dynamo_backend=no", str(tmp_path / "recorded.py")]
+    finished = start([*launch, str(record), *arguments(tmp_path, 2)], tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    assert hashes(tmp_path / "out") == alone(2)
+    by_rank = [
+        {tuple(line.split()) for line in Path(f"{record}{rank}").read_text().splitlines()}
+        for rank in (0, 1)
+    ]
+    for rank, drawn in enumerate(by_rank):
+        lanes = {what[1:] for what in drawn if what[0] == "distill"}
+        assert lanes == {(str(step), str(rank)) for step in range(4)}
+        assert len({what for what in drawn if what[0] == "evaluate"}) == 2
+    assert not by_rank[0] & by_rank[1]
+
+
+@pytest.mark.parametrize("when", KILLS)
+def test_a_run_that_is_killed_and_started_again_makes_the_same_bytes(
+    tmp_path: Path, alone: Callable[[int], dict[str, str]], when: str
+) -> None:
+    module, name, call = KILLS[when]
+    again = arguments(tmp_path, 3)
+    killed = start([sys.executable, "-c", KILLED, module, name, str(call), *again], tmp_path)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert not (tmp_path / "out").exists()
+    found = {path.name: path for path in tmp_path.glob("runs/toy/*/*")}
+    kept = times(tmp_path)
+    answer = command(*again)
+    assert answer.code == 0, answer.err
+    assert hashes(tmp_path / "out") == alone(3)
+    if "student" in when or "dataset" in when:
+        students = [path for name, path in found.items() if name.startswith("default-")]
+        assert students and all(kept[str(path)] == times(tmp_path)[str(path)] for path in students)
+    else:
+        assert "distill: resumed after 1 of 4 steps" in answer.err
+
+
+def test_a_finished_run_that_is_run_again_does_nothing_and_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    again = arguments(tmp_path, 2)
+    assert command(*again).code == 0
+    before = times(tmp_path)
+    for place in ("stages.source.read", "stages.distill.optimize", "stages.evaluate.train_student"):
+        monkeypatch.setattr(f"distill_datasets.{place}", None)
+    # `toy_file` writes the recipe anew
+    answer = command(*again)
+    assert answer.code == 0, answer.err
+    assert times(tmp_path) == before

@@ -1,0 +1,198 @@
+"""Every recipe of the folder is read, planned as it is and run at toy scale by the command line.
+
+A recipe that names a Hub dataset meets a stand-in with the columns, classes and sizes of that
+dataset. Shrinking follows the names of keys, so a new recipe is covered as soon as it is there.
+"""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import datasets
+import pytest
+from image_sets import noise
+from PIL import Image
+from toy_runs import command
+
+from distill_datasets.recipe import load_recipe
+from distill_datasets.stages.export import read_manifest, verify
+
+FOLDER = Path(__file__).parent.parent / "recipes"
+FILES = sorted(FOLDER.rglob("*.y*ml"))
+HEADER = ["What", "Run", "Cost", "Result"]
+SMALL = {
+    "steps": 2,
+    "epochs": 1,
+    "lanes": 2,
+    "inner_steps": 3,
+    "window": 2,
+    "batch": 8,
+    "real_batch": 8,
+    "students": 1,
+    "full_students": 1,
+    "full_epochs": 1,
+    "previews": 1,
+    "limit": 200,
+}
+WIDTH = 4
+
+
+class Known(NamedTuple):
+    """What a dataset looks like: channels, side in pixels, and classes of every label column."""
+
+    channels: int
+    side: int
+    classes: dict[str, int]
+    image: str = "image"
+    test: str = "test"
+
+
+EMBEDDED = Known(1, 8, {"label": 10})
+KNOWN = {
+    "uoft-cs/cifar10": Known(3, 32, {"label": 10}, image="img"),
+    "uoft-cs/cifar100": Known(3, 32, {"fine_label": 100, "coarse_label": 20}, image="img"),
+    "ylecun/mnist": Known(1, 28, {"label": 10}),
+    "zalando-datasets/fashion_mnist": Known(1, 28, {"label": 10}),
+    "zh-plus/tiny-imagenet": Known(3, 64, {"label": 200}, test="valid"),
+    "path/to/cub200": Known(3, 40, {"label": 200}),
+}
+
+
+def stand_in(known: Known, folder: Path) -> Path:
+    """A dataset of that look, three training images and one test image of each class."""
+    count = max(known.classes.values())
+    features = {
+        known.image: datasets.Image(),
+        **{
+            column: datasets.ClassLabel(names=[f"{column} {label}" for label in range(classes)])
+            for column, classes in known.classes.items()
+        },
+    }
+    for split, each in (("train", 3), (known.test, 1)):
+        images_NCHW = noise(each * count, known.channels, known.side, seed=each).numpy()
+        columns: dict[str, list[Any]] = {
+            known.image: [
+                Image.fromarray(image.transpose(1, 2, 0).squeeze()) for image in images_NCHW
+            ],
+            **{
+                column: [row % count % classes for row in range(each * count)]
+                for column, classes in known.classes.items()
+            },
+        }
+        rows = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+        rows.to_parquet(folder / f"{split}-00000-of-00001.parquet")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
+    """The stand-ins that were made so far, and a cache of their own."""
+    cache = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
+        yield {}
+
+
+@pytest.fixture
+def source(
+    recipe: Path, folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Known, list[str]]:
+    """What the recipe's dataset looks like, and the overrides that lead to its stand-in."""
+    name = load_recipe(recipe).source.dataset
+    if name.startswith("embedded:"):
+        return EMBEDDED, []
+    assert name in KNOWN, f"say in KNOWN what {name!r} looks like"
+    if name not in folders:
+        folders[name] = stand_in(KNOWN[name], tmp_path_factory.mktemp("stand-in") / "data")
+    return KNOWN[name], [f"source.dataset={folders[name]}", "source.revision=null"]
+
+
+def leaves(section: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value of a resolved recipe with its path."""
+    for key, value in section.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def shrunk(recipe: Path, known: Known) -> list[str]:
+    """Overrides that make any recipe small: less of everything, on small images.
+
+    A poster of a fixed size shrinks with the images, so its grid of crops stays the recipe's.
+    """
+    resolved = load_recipe(recipe).resolved()
+    values = dict(leaves(resolved))
+    side = max(
+        8, *(2**value for path, value in values.items() if path.endswith(".depth") and value)
+    )
+    before = values["source.resolution"] or known.side
+    overrides = [f"source.resolution={side}"]
+    for path, value in values.items():
+        key = path.rpartition(".")[2]
+        if key in SMALL and value is not None:
+            overrides.append(f"{path}={min(value, SMALL[key])}")
+        elif path.endswith("network.width"):
+            overrides.append(f"{path}={WIDTH}")
+        elif path in ("distill.canvas.height", "distill.canvas.width") and value is not None:
+            overrides.append(f"{path}={math.ceil(value * side / before)}")
+    if resolved["source"]["limit"] is None and known is EMBEDDED:
+        overrides.append(f"source.limit={SMALL['limit']}")
+    return overrides
+
+
+@pytest.fixture(params=FILES, ids=lambda path: path.stem)
+def recipe(request: pytest.FixtureRequest) -> Path:
+    path: Path = request.param
+    return path
+
+
+def test_there_are_recipes() -> None:
+    assert FOLDER / "quickstart.yaml" in FILES
+
+
+def test_a_recipe_is_valid_and_has_the_name_of_its_file(recipe: Path) -> None:
+    assert load_recipe(recipe).name == recipe.stem
+
+
+def test_a_recipe_says_what_it_is_how_to_run_it_what_it_costs_and_what_it_gave(
+    recipe: Path,
+) -> None:
+    lines = recipe.read_text(encoding="utf-8").splitlines()
+    header = lines[: next(row for row, line in enumerate(lines) if not line.startswith("#"))]
+    said = {
+        title: line.partition(":")[2].strip()
+        for line in header
+        for title in HEADER
+        if line.startswith(f"# {title}:")
+    }
+    assert list(said) == HEADER and all(said.values())
+    assert said["Run"].startswith(f"distill-datasets run recipes/{recipe.name}")
+
+
+def test_a_recipe_fits_the_sizes_and_classes_of_its_dataset(
+    recipe: Path, source: tuple[Known, list[str]]
+) -> None:
+    known, overrides = source
+    answer = command("plan", recipe, *overrides)
+    assert answer.code == 0, answer.err
+    settings = load_recipe(recipe).source
+    classes = len(settings.classes or []) or known.classes[settings.label_column or "label"]
+    assert f"; {classes} classes" in answer.out
+    side = settings.resolution or known.side
+    assert f" x {side} x {side} px" in answer.out
+
+
+def test_a_recipe_runs_at_toy_scale(
+    recipe: Path, source: tuple[Known, list[str]], tmp_path: Path
+) -> None:
+    known, overrides = source
+    out = tmp_path / "out"
+    where = ["--runs", tmp_path / "runs", "--output", out, "--quiet"]
+    answer = command("run", recipe, *shrunk(recipe, known), *overrides, *where)
+    assert (answer.code, answer.err) == (0, "")
+    assert verify(out) == []
+    measured = load_recipe(recipe).evaluate
+    rows = ["default", *(["exact"] if measured.exact else []), *measured.references]
+    assert [row["from"] for row in read_manifest(out)["results"]] == rows
