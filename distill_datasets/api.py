@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from distill_datasets.errors import DataError
 from distill_datasets.pipeline import Outcome, run
 from distill_datasets.presets import preset
 from distill_datasets.recipe import recipe_from
@@ -89,6 +90,8 @@ def distill(
     Raises:
         DistillError: one of its kinds, with a message for the user.
     """
+    if dataset is None:
+        raise DataError("distill: got None, expected a datasets.Dataset or DatasetDict")
     sections = preset(method, ipc) | {"seed": seed, "source": {"dataset": "in-memory"}}
     recipe = recipe_from(sections, overrides, title=f"distill(method={method!r})")
     return Distillation(run(recipe, runs=runs, quiet=quiet, dataset=dataset))

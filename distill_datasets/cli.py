@@ -4,7 +4,6 @@ torch and datasets take seconds to import, so nothing here imports them before a
 """
 
 import logging
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from distill_datasets.errors import ArtifactError, DistillError
+from distill_datasets.launch import become, is_main_process, processes_to_start
 
 if TYPE_CHECKING:
     from distill_datasets.pipeline import Outcome
@@ -58,18 +58,26 @@ def run(
         list[str] | None,
         typer.Option(help="Log to a tracker of Accelerate: tensorboard, trackio, wandb, ..."),
     ] = None,
+    processes: Annotated[
+        int | None,
+        typer.Option(help="Processes on this machine that share the work.", show_default=False),
+    ] = None,
     skip_bad_rows: SkipBadRows = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress, only the result.")] = False,
 ) -> None:
     """Distill, measure and write a dataset. Run again to resume: finished work is kept.
 
-    Several processes: [bold]accelerate launch -m distill_datasets run RECIPE[/bold]
+    Several processes share the lanes of an outer step and the students: [bold]--processes N[/bold]
+    on one machine, [bold]accelerate launch -m distill_datasets run RECIPE[/bold] on several.
     """
     loaded = _load(recipe, overrides, skip_bad_rows)
     if dry_run:
         _print_plan(loaded)
         return
+    count = processes_to_start(processes)
+    if count > 1:
+        become(count)
     _log_to_stderr(quiet)
     from distill_datasets.pipeline import run as run_recipe
 
@@ -77,7 +85,7 @@ def run(
         outcome = run_recipe(loaded, runs=runs, output=output, quiet=quiet, trackers=track)
     except KeyboardInterrupt as error:  # typer would exit without a word
         raise DistillError("interrupted; the same command resumes where it stopped") from error
-    if _is_main_process():
+    if is_main_process():
         _print_outcome(outcome)
 
 
@@ -95,7 +103,8 @@ def check(
 ) -> None:
     """Validate a recipe without reading its data; lists every problem at once."""
     loaded = _load(recipe, overrides, skip_bad_rows)
-    Console().print(f"{recipe}: valid, sha256 {loaded.sha256()[:12]}", highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"{recipe}: valid, sha256 {loaded.sha256()[:12]}", markup=False)
 
 
 @app.command("list")
@@ -151,7 +160,7 @@ def publish(
     published = publish_folder(
         folder, repo, private=private, tag=tag, message=message, allow_license=allow_license
     )
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     state = "already there, nothing changed" if published.unchanged else "published"
     console.print(f"{state}: {published.url}")
     console.print(f'load_dataset("{repo}", revision="{published.tag}")', markup=False)
@@ -164,16 +173,12 @@ def _load(path: Path, overrides: list[str] | None, skip_bad_rows: bool) -> "Reci
     return load_recipe(path, [*(overrides or []), *extra])
 
 
-def _is_main_process() -> bool:
-    return os.environ.get("RANK", "0") == "0"
-
-
 def _log_to_stderr(quiet: bool) -> None:
     logger = logging.getLogger("distill_datasets")
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger.addHandler(handler)
-    main = _is_main_process()
+    main = is_main_process()
     logger.setLevel(logging.WARNING if quiet or not main else logging.INFO)
 
 
@@ -232,7 +237,7 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except DistillError as error:
-        if _is_main_process():
+        if is_main_process():
             Console(stderr=True, highlight=False, soft_wrap=True).print(
                 f"[red]error:[/red] {escape(str(error))}"
             )

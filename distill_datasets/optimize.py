@@ -65,7 +65,7 @@ class Distill(Section):
     clip: float | None = Field(
         default=2.0,
         gt=0,
-        description="largest canvas gradient, in moving averages of its norm; none never clips",
+        description="largest canvas gradient, in moving averages of its norm; null never clips",
     )
     previews: int = Field(default=10, ge=0, description="pictures drawn on the way, evenly spaced")
     checkpoint_seconds: float = Field(

@@ -66,7 +66,13 @@ def load(axis: str, name: str) -> type[Part]:
     if name not in table:
         raise RecipeError(f"no {name!r} among the {axis}; {did_you_mean(name, table)}")
     module, _, attribute = table[name].partition(":")
-    return cast(type[Part], getattr(importlib.import_module(module), attribute))
+    try:
+        return cast(type[Part], getattr(importlib.import_module(module), attribute))
+    except (ImportError, AttributeError) as error:
+        raise RecipeError(
+            f"{name!r} among the {axis} is declared as {table[name]!r}, which cannot be imported "
+            f"({error}); mend or uninstall the package that declares it"
+        ) from error
 
 
 def part(axis: str) -> BeforeValidator:

@@ -24,7 +24,7 @@ from distill_datasets.yaml_text import from_yaml, to_yaml
 class Publish(Section):
     """What the card says and where `distill-datasets publish` puts the folder by default."""
 
-    title: str | None = Field(default=None, description="heading of the card; none: the name")
+    title: str | None = Field(default=None, description="heading of the card; null: the name")
     repo: str | None = Field(
         default=None, pattern=r"^[\w.-]+/[\w.-]+$", description="Hub repository, organization/name"
     )

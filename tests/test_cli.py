@@ -37,7 +37,15 @@ PUBLISHED = {
 }
 OPTIONS = {
     "": {"--install-completion", "--show-completion"},
-    "run": {"--runs", "--output", "--track", "--skip-bad-rows", "--dry-run", "--quiet"},
+    "run": {
+        "--runs",
+        "--output",
+        "--track",
+        "--processes",
+        "--skip-bad-rows",
+        "--dry-run",
+        "--quiet",
+    },
     "plan": {"--skip-bad-rows"},
     "check": {"--skip-bad-rows"},
     "list": set(),

@@ -53,6 +53,12 @@ optimize.draws, evaluate.draws = recorded(optimize.draws), recorded(evaluate.dra
 sys.argv[1:] = sys.argv[2:]
 main()
 """
+# On the import path of every process that a command starts: writes down that it was there.
+PRESENT = """
+import atexit, os, pathlib
+there = f"rank-{os.environ.get('RANK')}-of-{os.environ.get('WORLD_SIZE')}"
+atexit.register((pathlib.Path(__file__).parent / there).touch)
+"""
 KILLS = {
     "in a lane of the second outer step": ("distill_datasets.optimize", "draws", 5),
     # files before it: two and a mark of the source, the first state and its picture
@@ -69,9 +75,9 @@ def arguments(folder: Path, lanes: int) -> list[str]:
     return ["run", recipe, f"distill.lanes={lanes}", "--runs", runs, "--output", output]
 
 
-def start(program: list[str], home: Path) -> subprocess.CompletedProcess[str]:
+def start(program: list[str], home: Path, modules: str = "") -> subprocess.CompletedProcess[str]:
     """Run a program on the CPU, where it finds no settings of this machine's user."""
-    settings = {"HF_HOME": str(home), "ACCELERATE_USE_CPU": "true"}
+    settings = {"HF_HOME": str(home), "ACCELERATE_USE_CPU": "true", "PYTHONPATH": modules}
     return subprocess.run(program, env={**os.environ, **settings}, capture_output=True, text=True)
 
 
@@ -117,7 +123,6 @@ def test_two_processes_share_the_work_and_make_the_same_bytes(
 ) -> None:
     (tmp_path / "recorded.py").write_text(RECORDED)
     record = tmp_path / "rank-"
-    # `accelerate launch --cpu` would start one process, unless it finds MPI
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
     launch += ["--num_processes=2", "--num_machines=1", "--main_process_port=0"]
     launch += ["--mixed_precision=no", "--dynamo_backend=no", str(tmp_path / "recorded.py")]
@@ -133,6 +138,25 @@ def test_two_processes_share_the_work_and_make_the_same_bytes(
         assert lanes == {(str(step), str(rank)) for step in range(4)}
         assert len({what for what in drawn if what[0] == "evaluate"}) == 2
     assert not by_rank[0] & by_rank[1]
+
+
+@pytest.mark.gloo
+@pytest.mark.parametrize("how", ["accelerate launch --cpu", "--processes"])
+def test_two_processes_start_when_they_are_asked_for(
+    tmp_path: Path, alone: Callable[[int], dict[str, str]], how: str
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(PRESENT)
+    program, words = [sys.executable], arguments(tmp_path, 2)
+    if how == "--processes":
+        words += ["--processes", "2"]
+    else:
+        program += ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+        program += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
+    finished = start([*program, "-m", "distill_datasets", *words], tmp_path, str(tmp_path))
+    assert finished.returncode == 0, finished.stderr
+    assert hashes(tmp_path / "out") == alone(2)
+    assert (tmp_path / "rank-0-of-2").exists()
+    assert (tmp_path / "rank-1-of-2").exists()
 
 
 @pytest.mark.parametrize("when", KILLS)

@@ -24,7 +24,7 @@ class ConvNet(Architecture):
     depth: int | None = Field(
         default=None,
         ge=1,
-        description="blocks, each halves the sides; none: until about 4 px are left, 3 at 32 px",
+        description="blocks, each halves the sides; null: until about 4 px are left, 3 at 32 px",
     )
     width: int = Field(default=128, ge=1, description="channels of every block")
     norm: Literal["instance", "none"] = Field(default="instance", description="after convolutions")

@@ -62,7 +62,7 @@ class Unrolled(Objective):
         description="stop after a random number of steps from window to inner_steps, or at the end",
     )
     batch: int | None = Field(
-        default=None, gt=0, description="examples of an inner step; none takes all of them"
+        default=None, gt=0, description="examples of an inner step; null takes all of them"
     )
     real_batch: int = Field(gt=0, description="real images that judge the trained network")
     optimizer: Annotated[SerializeAsAny[Optimizer], part("optimizers")] = Field(

@@ -110,11 +110,12 @@ def run_evaluate(
             )
         bar.advance(1)
 
+    mine = runtime.mine(len(units))
     with (
-        progress_bar("evaluate", len(units), shown=runtime.is_main and not quiet) as bar,
+        progress_bar("evaluate", len(mine), shown=runtime.is_main and not quiet) as bar,
         runtime.pool(len(units)) as run_units,
     ):
-        run_units(train, runtime.mine(len(units)))
+        run_units(train, mine)
     runtime.wait()
     return [_result(settings, contestant, folder) for contestant in field]
 
