@@ -100,7 +100,8 @@ def run(
             recipe.distill, source, seed=recipe.seed, runs=own, runtime=runtime, quiet=quiet
         )
         content = publishable(recipe, distilled, source)
-        identity = fingerprint([VERSION, recipe.sha256(), _digest(content), content.environment])
+        measured = fingerprint([_digest(content), source.fingerprint, content.environment])
+        identity = fingerprint([VERSION, recipe.sha256(), measured])
         exported = own / f"export-{identity}"
         if runtime.is_main and not (exported / MANIFEST).exists():
             write_dataset(exported, content, None)
@@ -109,7 +110,7 @@ def run(
             recipe.evaluate,
             exported,
             source.real,
-            identity=_digest(content) + source.fingerprint,
+            identity=measured,
             pixels=read_manifest(exported)["budget"]["pixels"],
             seed=recipe.seed,
             runs=own,

@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from distill_datasets.card import PLACEHOLDER
-from distill_datasets.errors import ArtifactError, PublishError
+from distill_datasets.errors import ArtifactError, PublishError, RecipeError
 from distill_datasets.licenses import why_restricted
 from distill_datasets.refusals import in_plain_words
 from distill_datasets.stages.export import MANIFEST, manifest_text, read_manifest, verify
@@ -92,16 +92,17 @@ def publish(
         allow_license: publish openly although the source's license does not clearly allow it.
 
     Raises:
+        RecipeError: the repository's id or the tag is malformed.
         ArtifactError: the folder is not ours, is damaged or not evaluated, or needs consent.
         PublishError: the Hub refused.
     """
     if not _REPO_ID.fullmatch(repo_id) or "--" in repo_id or ".." in repo_id or len(repo_id) > 96:
-        raise PublishError(
+        raise RecipeError(
             f"{repo_id!r} is not the id of a repository; expected <user or organization>/<name> in "
             "letters, digits, '-', '_' and '.'"
         )
     if tag is not None and not _TAG.fullmatch(tag):
-        raise PublishError(f"{tag!r} cannot be a tag; use letters, digits, '.', '-', '_' and '+'")
+        raise RecipeError(f"{tag!r} cannot be a tag; use letters, digits, '.', '-', '_' and '+'")
     files = _files(folder, repo_id)
     tag = tag or f"v{files[MANIFEST].sha256[:12]}"
     reason = None if allow_license else why_restricted(read_manifest(folder)["source"])
