@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent / PACKAGE
 FLOORS = [
     ["errors"],
     ["types"],
-    ["plugins", "yaml_text"],
+    ["launch", "plugins", "yaml_text"],
     ["data", "augment", "inner", "canvases", "labels", "networks"],
     ["objectives"],
     ["artifacts", "runtime", "progress", "pictures", "parquet_files", "licenses"],
@@ -253,9 +253,9 @@ def test_no_device_is_assumed() -> None:
 
 
 def test_the_command_line_imports_nothing_slow_before_a_verb_needs_it() -> None:
-    cheap = {"errors", "cli", "__main__", "__init__"}
+    cheap = {"errors", "launch", "cli", "__main__", "__init__"}
     slow = {"torch", "datasets", "accelerate", "pydantic", "numpy", "huggingface_hub", "pyarrow"}
-    for module in ("__init__", "__main__", "cli", "errors"):
+    for module in ("__init__", "__main__", "cli", "launch", "errors"):
         for found in imports(module):
             if found.at_import:
                 assert found.target.partition(".")[0] not in slow

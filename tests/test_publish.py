@@ -12,7 +12,9 @@ from hub_server import HubServer
 from hub_state import User
 from sample_content import RESULTS, sample
 
+from distill_datasets.errors import RecipeError
 from distill_datasets.stages.export import verify, write_dataset
+from distill_datasets.stages.publish import publish
 
 TOKENS = {
     "hf_writer": User("ann", "write", ("lab",)),
@@ -169,7 +171,8 @@ def test_a_private_dataset_is_read_with_a_token_only(client: Client, folder: Pat
 @pytest.mark.parametrize("repo_id", ["quickstart", "a/b/c", "ann/two words", "ann/-x--y", ""])
 def test_a_malformed_id_is_refused(client: Client, folder: Path, repo_id: str) -> None:
     answer = client.ask("publish", str(folder), repo_id, token="hf_writer")
-    refused(answer, "expected <user or organization>/<name>")
+    assert answer.get("error") == "RecipeError" and answer["code"] == 2, answer
+    assert "expected <user or organization>/<name>" in answer["text"]
 
 
 def test_an_unclear_license_makes_the_dataset_private(
@@ -335,3 +338,8 @@ def test_a_server_that_is_not_there_is_explained(folder: Path, tmp_path: Path) -
     answer = client.ask("publish", str(folder), "ann/nowhere", token="hf_writer")
     client.close()
     refused(answer, "cannot publish to http://127.0.0.1:9")
+
+
+def test_a_malformed_tag_is_bad_input(folder: Path) -> None:
+    with pytest.raises(RecipeError, match="'a b' cannot be a tag"):
+        publish(folder, "ann/tagged", tag="a b")
