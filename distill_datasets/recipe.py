@@ -80,7 +80,8 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        near = did_you_mean(path.name, (file.name for file in path.parent.glob("*.y*ml")))
+        beside = [file.name for file in path.parent.glob("*.y*ml")]
+        near = did_you_mean(path.name, beside) if beside else "no YAML file lies in that folder"
         raise RecipeError(f"{path}: no such recipe; {near}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: cannot read this as text ({error})") from error

@@ -100,7 +100,8 @@ class Evaluate(Section):
     @model_validator(mode="after")
     def _one_duration(self) -> Self:
         if (self.steps is None) == (self.epochs is None):
-            raise ValueError("expected either steps or epochs")
+            got = "neither" if self.steps is None else "both"
+            raise ValueError(f"got {got}, expected either steps or epochs")
         if len(set(self.references)) != len(self.references):
             raise ValueError(f"references: expected no repeats, got {self.references}")
         return self

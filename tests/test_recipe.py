@@ -168,9 +168,16 @@ def test_rules_between_keys_of_a_part_name_the_key() -> None:
     assert told("distill.objective.window=9") == ["recipe: 1 problem", problem]
 
 
-@pytest.mark.parametrize("steps", ["evaluate.epochs=3", "evaluate.steps=null"])
-def test_students_are_trained_for_steps_or_for_epochs_and_not_for_both(steps: str) -> None:
-    assert told(steps) == ["recipe: 1 problem", "evaluate: expected either steps or epochs"]
+@pytest.mark.parametrize(
+    ("steps", "got"), [("evaluate.epochs=3", "both"), ("evaluate.steps=null", "neither")]
+)
+def test_students_are_trained_for_steps_or_for_epochs_and_not_for_both(
+    steps: str, got: str
+) -> None:
+    assert told(steps) == [
+        "recipe: 1 problem",
+        f"evaluate: got {got}, expected either steps or epochs",
+    ]
 
 
 def test_epochs_take_the_place_of_steps() -> None:
