@@ -11,10 +11,10 @@ from distill_datasets.errors import RecipeError, did_you_mean
 NETWORK: dict[str, Any] = {"name": "convnet", "width": 32}
 INNER: dict[str, Any] = {
     "name": "unrolled",
-    "inner_steps": 40,
-    "window": 12,
+    "inner_steps": 20,
+    "window": 10,
     "real_batch": 256,
-    "optimizer": {"name": "adam", "lr": 0.003},
+    "optimizer": {"name": "adam", "lr": 0.001},
 }
 OUTER: dict[str, Any] = {
     "steps": 500,
@@ -27,8 +27,8 @@ OUTER: dict[str, Any] = {
     "networks": {"name": "fresh", "network": NETWORK},
 }
 CANVASES: dict[str, dict[str, Any]] = {
-    "podd": {"name": "poster", "crops": 96, "init": "real"},
-    "rat-bptt": {"name": "pixels", "init": "real"},
+    "podd": {"name": "poster", "crops": 48, "init_std": 0.1},
+    "rat-bptt": {"name": "pixels", "init_std": 0.1},
 }
 
 
@@ -58,8 +58,8 @@ def preset(method: str, ipc: float) -> dict[str, Any]:
         "evaluate": {
             "network": NETWORK,
             "students": 4,
-            "steps": 300,
-            "optimizer": {"name": "adam", "lr": 0.003},
+            "steps": 20,
+            "optimizer": {"name": "adam", "lr": 0.001},
             "references": ["random_real"],
         },
     }

@@ -18,6 +18,7 @@ from datetime import timedelta
 from typing import TypeVar
 
 import torch
+import torch.utils.deterministic as deterministic_settings
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.utils import LoggerType
 from torch import Tensor
@@ -110,9 +111,13 @@ class Runtime:
         # Several GPU kernels have no deterministic form; there the promise of equal bits is not
         # given and the fast kernels are kept.
         torch.use_deterministic_algorithms(self.device.type == "cpu")
+        filling = deterministic_settings.fill_uninitialized_memory  # type: ignore[attr-defined]
+        # every allocation would be written twice, and nothing here reads what it has not written
+        deterministic_settings.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         try:
             yield
         finally:
+            deterministic_settings.fill_uninitialized_memory = filling  # type: ignore[attr-defined]
             torch.set_num_threads(threads)
             torch.use_deterministic_algorithms(deterministic)
 

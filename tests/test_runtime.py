@@ -141,7 +141,9 @@ def test_reproducible_sets_and_restores_threads_and_determinism(
         with pytest.raises(ValueError, match="on purpose"), runtime.reproducible():
             assert torch.get_num_threads() == 4
             assert torch.are_deterministic_algorithms_enabled()
+            assert not torch.utils.deterministic.fill_uninitialized_memory
             raise ValueError("on purpose")
+        assert torch.utils.deterministic.fill_uninitialized_memory
         assert torch.get_num_threads() == 3
         assert torch.are_deterministic_algorithms_enabled() == deterministic
     finally:
