@@ -189,7 +189,10 @@ def publishable(recipe: Recipe, distilled: Distilled, source: LoadedSource) -> C
     student = recipe.evaluate.model_dump(mode="json", exclude=measuring)
     return Content(
         name=recipe.publish.title or recipe.name,
-        method=", ".join(part.name for part in parts),
+        method=(
+            f"{section.canvas.name} canvas, {section.labels.name} labels, "
+            f"{section.objective.name} objective, {section.networks.name} networks"
+        ),
         papers=sorted({paper for part in parts for paper in part.paper.split("; ")}),
         class_names=source.real.class_names,
         images_NCHW=torch.cat([to_bytes(canvas(index_B)) for index_B in chunks]).cpu(),
