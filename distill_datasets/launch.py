@@ -7,11 +7,14 @@ others itself, so that the command does what it says.
 
 import os
 import sys
+from pathlib import Path
 
 from distill_datasets.errors import RecipeError
 
 RANKS = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK")
 SIZES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
+# `accelerate launch`, `accelerate-launch` and `python -m accelerate.commands.launch`
+LAUNCHERS = ("launch", "accelerate-launch", "accelerate.commands.launch")
 
 
 def is_main_process() -> bool:
@@ -57,7 +60,8 @@ def _asked_of_accelerate() -> int:
 
     parent = psutil.Process().parent()
     words = parent.cmdline() if parent else []
-    if "launch" not in words:
+    launcher = next((i for i, word in enumerate(words) if Path(word).name in LAUNCHERS), None)
+    if launcher is None:
         return 1
-    given = launch_command_parser().parse_args(words[words.index("launch") + 1 :])
+    given = launch_command_parser().parse_args(words[launcher + 1 :])
     return int(given.num_processes or 1)

@@ -141,18 +141,26 @@ def test_two_processes_share_the_work_and_make_the_same_bytes(
 
 
 @pytest.mark.gloo
-@pytest.mark.parametrize("how", ["accelerate launch --cpu", "--processes"])
+@pytest.mark.parametrize(
+    "how", ["accelerate launch", "accelerate-launch", "python -m", "--processes"]
+)
 def test_two_processes_start_when_they_are_asked_for(
     tmp_path: Path, alone: Callable[[int], dict[str, str]], how: str
 ) -> None:
     (tmp_path / "sitecustomize.py").write_text(PRESENT)
-    program, words = [sys.executable], arguments(tmp_path, 2)
+    words = ["-m", "distill_datasets", *arguments(tmp_path, 2)]
+    scripts = Path(sys.executable).parent
     if how == "--processes":
-        words += ["--processes", "2"]
+        program = [sys.executable, *words, "--processes", "2"]
     else:
-        program += ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-        program += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
-    finished = start([*program, "-m", "distill_datasets", *words], tmp_path, str(tmp_path))
+        program = {
+            "accelerate launch": [str(scripts / "accelerate"), "launch"],
+            "accelerate-launch": [str(scripts / "accelerate-launch")],
+            "python -m": [sys.executable, "-m", "accelerate.commands.launch"],
+        }[how]
+        program += ["--cpu", "--num_processes", "2", "--num_machines=1"]
+        program += ["--mixed_precision=no", "--dynamo_backend=no", *words]
+    finished = start(program, tmp_path, str(tmp_path))
     assert finished.returncode == 0, finished.stderr
     assert hashes(tmp_path / "out") == alone(2)
     assert (tmp_path / "rank-0-of-2").exists()
