@@ -6,6 +6,7 @@ Shape suffixes: B images of a batch, C channels, H W pixels.
 """
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -15,11 +16,18 @@ from torch import Tensor
 
 from distill_datasets.types import Section
 
-Operation = Literal["flip", "rotate", "shift", "scale"]
+Operation = Literal["flip", "rotate", "shift", "scale", "color", "crop", "cutout"]
+Uniform = Callable[[float, float], Tensor]
+"""Draws one number per image, or one for all."""
+WARPS = {"rotate", "shift", "scale"}
 
 
 class Augment(Section):
-    """Random motions of a batch; `flip_rotate` of RaT-BPTT is `[flip, rotate]` with choose one."""
+    """Random motions of a batch; `flip_rotate` of RaT-BPTT is `[flip, rotate]` with choose one.
+
+    The strategy of DSA is `[color, crop, cutout, flip, scale, rotate]` with choose one, without
+    flip for digits.
+    """
 
     operations: list[Operation] = Field(
         default=[], description="what may be drawn; no operation leaves the images alone"
@@ -31,16 +39,36 @@ class Augment(Section):
     shift_fraction: float = Field(
         default=0.125, gt=0, lt=1, description="largest shift, as a share of the side"
     )
-    scale_factor: float = Field(default=1.2, gt=1, description="largest zoom in or out")
+    scale_factor: float = Field(default=1.2, gt=1, description="largest zoom of a side, in or out")
+    brightness: float = Field(default=1.0, gt=0, description="width of the range added by color")
+    saturation: float = Field(
+        default=2.0, gt=0, description="largest factor on a pixel's distance from its gray"
+    )
+    contrast: float = Field(
+        default=0.5,
+        gt=0,
+        le=1,
+        description="factors on the distance from the image's mean, 1 +- it",
+    )
+    crop_fraction: float = Field(
+        default=0.125, gt=0, lt=1, description="largest shift of crop in whole pixels, of the side"
+    )
+    cutout_fraction: float = Field(
+        default=0.5, gt=0, le=1, description="side of the square that cutout blanks, of the side"
+    )
 
-    def __call__(self, images_BCHW: Tensor, rng: torch.Generator) -> Tensor:
-        """Move every image by its own draw.
+    def __call__(
+        self, images_BCHW: Tensor, rng: torch.Generator, *, shared: bool = False
+    ) -> Tensor:
+        """Move every image by its own draw, or all of them by one.
 
         Pixels that come from outside are zero, the mean of the student's input space.
 
         Args:
             images_BCHW: images in the student's input space.
             rng: a generator on the CPU; decides everything.
+            shared: one draw for all images: equal generators then move real and distilled images
+                alike, however many there are (siamese augmentation of DSA).
 
         Returns:
             Images of the same shape; differentiable in `images_BCHW`.
@@ -50,44 +78,98 @@ class Augment(Section):
         chosen = list(self.operations)
         if chosen and self.choose == "one":
             chosen = [chosen[int(torch.randint(len(chosen), (), generator=rng))]]
-        if "flip" in chosen:
-            flipped_B = (torch.rand(len(images_BCHW), generator=rng) < 0.5).to(images_BCHW.device)
-            images_BCHW = torch.where(
-                flipped_B[:, None, None, None], images_BCHW.flip(-1), images_BCHW
-            )
-        if set(chosen) - {"flip"}:
-            images_BCHW = self._warp(images_BCHW, chosen, rng)
-        return images_BCHW
-
-    def _warp(self, images_BCHW: Tensor, chosen: list[Operation], rng: torch.Generator) -> Tensor:
-        """Rotation, scale and shift in one bilinear resampling."""
-        count = len(images_BCHW)
+        count = 1 if shared else len(images_BCHW)
 
         def uniform(low: float, high: float) -> Tensor:
             return low + (high - low) * torch.rand(count, generator=rng, dtype=torch.float64)
 
-        angle_B = torch.zeros(count, dtype=torch.float64)
-        zoom_B = torch.ones_like(angle_B)
-        shift_B2 = torch.zeros(count, 2, dtype=torch.float64)
+        if "color" in chosen:
+            images_BCHW = self._color(images_BCHW, uniform)
+        if "crop" in chosen:
+            images_BCHW = self._crop(images_BCHW, uniform)
+        if "cutout" in chosen:
+            images_BCHW = self._cutout(images_BCHW, uniform)
+        if "flip" in chosen:
+            flipped_B = (torch.rand(count, generator=rng) < 0.5).to(images_BCHW.device)
+            images_BCHW = torch.where(
+                flipped_B[:, None, None, None], images_BCHW.flip(-1), images_BCHW
+            )
+        if WARPS & set(chosen):
+            images_BCHW = self._warp(images_BCHW, chosen, uniform)
+        return images_BCHW
+
+    def _color(self, images_BCHW: Tensor, uniform: Uniform) -> Tensor:
+        """Brightness, then saturation, then contrast."""
+
+        def each(values_B: Tensor) -> Tensor:
+            return values_B.to(images_BCHW.device, images_BCHW.dtype)[:, None, None, None]
+
+        images_BCHW = images_BCHW + each(uniform(-self.brightness / 2, self.brightness / 2))
+        gray_B1HW = images_BCHW.mean(dim=1, keepdim=True)
+        images_BCHW = gray_B1HW + (images_BCHW - gray_B1HW) * each(uniform(0, self.saturation))
+        mean_B = images_BCHW.mean(dim=(1, 2, 3), keepdim=True)
+        return mean_B + (images_BCHW - mean_B) * each(uniform(1 - self.contrast, 1 + self.contrast))
+
+    def _crop(self, images_BCHW: Tensor, uniform: Uniform) -> Tensor:
+        """A shift by whole pixels."""
+        sides = images_BCHW.shape[-2:]
+        for dim, side in zip((-2, -1), sides, strict=True):
+            reach = round(self.crop_fraction * side)
+            shift_B1 = (
+                uniform(-reach - 0.5, reach + 0.5).round().clamp(-reach, reach).long()[:, None]
+            )
+            from_BS = torch.arange(side) + shift_B1
+            inside_BS = (from_BS >= 0) & (from_BS < side)
+            shape = [len(from_BS), 1, 1, 1]
+            shape[dim] = side
+            from_here = from_BS.clamp(0, side - 1).view(shape).to(images_BCHW.device)
+            kept = inside_BS.view(shape).to(images_BCHW.device)
+            moved = torch.take_along_dim(images_BCHW, from_here, dim)
+            images_BCHW = torch.where(kept, moved, moved.new_zeros(()))
+        return images_BCHW
+
+    def _cutout(self, images_BCHW: Tensor, uniform: Uniform) -> Tensor:
+        """A blank square; its center may lie anywhere in the image."""
+        blank = torch.ones(1, 1, 1, 1, dtype=torch.bool)
+        for dim in (-2, -1):
+            side = images_BCHW.shape[dim]
+            length = int(self.cutout_fraction * side + 0.5)
+            # a square of even length is centered between two pixels
+            start_B1 = (uniform(0, side + 1 - length % 2).floor() - length // 2)[:, None]
+            place_S = torch.arange(side)
+            blank_BS = (place_S >= start_B1) & (place_S < start_B1 + length)
+            shape = [len(blank_BS), 1, 1, 1]
+            shape[dim] = side
+            blank = blank & blank_BS.view(shape)
+        return torch.where(blank.to(images_BCHW.device), images_BCHW.new_zeros(()), images_BCHW)
+
+    def _warp(self, images_BCHW: Tensor, chosen: list[Operation], uniform: Uniform) -> Tensor:
+        """Rotation, scale and shift in one bilinear resampling."""
+        angle_B = torch.zeros(1, dtype=torch.float64)
+        zoom_B2 = torch.ones(1, 2, dtype=torch.float64)
+        shift_B2 = torch.zeros(1, 2, dtype=torch.float64)
         if "rotate" in chosen:
             angle_B = uniform(-self.rotate_degrees, self.rotate_degrees) * (math.pi / 180)
         if "scale" in chosen:
-            zoom_B = uniform(-1, 1).mul(math.log(self.scale_factor)).exp()
+            low, high = 1 / self.scale_factor, self.scale_factor
+            zoom_B2 = torch.stack([uniform(low, high) for _ in range(2)], dim=1)
         if "shift" in chosen:
             # affine_grid measures in half sides, hence the factor of two
             shift_B2 = 2 * torch.stack(
                 [uniform(-self.shift_fraction, self.shift_fraction) for _ in range(2)], dim=1
             )
-        cosine_B, sine_B = angle_B.cos() / zoom_B, angle_B.sin() / zoom_B
+        # the grid says where a pixel comes from: rotated first, then stretched
+        count = max(len(angle_B), len(zoom_B2), len(shift_B2))
+        (cosine_B, sine_B), (wide_B, high_B) = (angle_B.cos(), angle_B.sin()), zoom_B2.unbind(1)
         # for the same reason an oblong image would be sheared instead of turned
         oblong = images_BCHW.shape[-2] / images_BCHW.shape[-1]
-        motion_B23 = torch.stack(
-            [
-                torch.stack([cosine_B, -sine_B * oblong, shift_B2[:, 0]], dim=1),
-                torch.stack([sine_B / oblong, cosine_B, shift_B2[:, 1]], dim=1),
-            ],
-            dim=1,
-        ).to(images_BCHW.device, images_BCHW.dtype)
+        numbers = [
+            cosine_B * wide_B, -sine_B * oblong * wide_B, shift_B2[:, 0],
+            sine_B / oblong * high_B, cosine_B * high_B, shift_B2[:, 1],
+        ]  # fmt: skip
+        motion_B23 = torch.stack([number.expand(count) for number in numbers], dim=1)
+        motion_B23 = motion_B23.view(count, 2, 3).to(images_BCHW.device, images_BCHW.dtype)
+        motion_B23 = motion_B23.expand(len(images_BCHW), 2, 3)
         grid = F.affine_grid(motion_B23, list(images_BCHW.shape), align_corners=False)
         return F.grid_sample(
             images_BCHW, grid, mode="bilinear", padding_mode="zeros", align_corners=False

@@ -20,7 +20,7 @@ from distill_datasets.errors import DistillError
 from distill_datasets.inner import Adam, Optimizer
 from distill_datasets.plugins import part
 from distill_datasets.progress import Bar
-from distill_datasets.runtime import Runtime, draws
+from distill_datasets.runtime import LaneDraws, Runtime
 from distill_datasets.types import (
     Canvas,
     Distilled,
@@ -46,7 +46,7 @@ class Distill(Section):
     canvas: Annotated[SerializeAsAny[Canvas], part("canvases")]
     labels: Annotated[SerializeAsAny[Labels], part("labels")]
     networks: Annotated[SerializeAsAny[Networks], part("networks")]
-    steps: int = Field(gt=0, description="outer steps")
+    steps: int = Field(ge=0, description="outer steps; 0 keeps the initial images")
     lanes: int = Field(
         default=1,
         gt=0,
@@ -58,6 +58,9 @@ class Distill(Section):
     )
     label_optimizer: Annotated[SerializeAsAny[Optimizer], part("optimizers")] = Field(
         default=Adam(lr=0.001), description="rule that moves learned labels"
+    )
+    rate_optimizer: Annotated[SerializeAsAny[Optimizer], part("optimizers")] = Field(
+        default=Adam(lr=0.001), description="rule that moves learned step sizes"
     )
     schedule: Literal["constant", "cosine"] = Field(
         default="constant", description="of the outer step sizes; cosine falls to zero"
@@ -78,22 +81,26 @@ class Progressing:
 
     def __init__(self, settings: Distill, distilled: Distilled) -> None:
         self.parameters = dict(distilled.named_parameters())
-        self.rules = {
-            name: settings.optimizer if name.startswith("canvas.") else settings.label_optimizer
-            for name in self.parameters
+        rules = {
+            "canvas": settings.optimizer,
+            "labels": settings.label_optimizer,
+            "step_sizes": settings.rate_optimizer,
         }
+        self.rules = {name: rules[name.partition(".")[0]] for name in self.parameters}
         self.states = {
             name: self.rules[name].start(parameter.detach())
             for name, parameter in self.parameters.items()
         }
         self.step = 0
         self.mean_norm = 0.0
+        self.carried: dict[int, Tensor] = {}
 
     def save(self, path: Path) -> None:
         """Write everything as one file, atomically."""
         tensors: dict[str, Tensor] = dict(self.parameters)
         for name, state in self.states.items():
             tensors |= {f"{name}/{slot}": value for slot, value in enumerate(state)}
+        tensors |= {f"carried/{lane}": values for lane, values in self.carried.items()}
         write_tensors(path, tensors, {"step": self.step, "mean_norm": self.mean_norm.hex()})
 
     @torch.no_grad()
@@ -107,6 +114,11 @@ class Progressing:
                 for slot in range(len(self.states[name]))
             )
         self.step, self.mean_norm = note["step"], float.fromhex(note["mean_norm"])
+        self.carried = {
+            int(name.partition("/")[2]): values
+            for name, values in tensors.items()
+            if name.startswith("carried/")
+        }
 
     def clip(self, grads: dict[str, Tensor], limit: float | None) -> None:
         """Scale the canvas gradient down to `limit` moving averages of its norm.
@@ -164,6 +176,8 @@ def optimize(
     progressing = Progressing(settings, distilled)
     if (folder / STATE).exists():
         progressing.restore(folder / STATE)
+        for lane, values in progressing.carried.items():
+            networks.carry(lane, values.to(runtime.device))
         logger.info("distill: resumed after %d of %d steps", progressing.step, settings.steps)
         bar.advance(progressing.step)
     runtime.wait()
@@ -177,7 +191,7 @@ def optimize(
 
             def lane_gradient(lane: int, step: int = step) -> Tensor:
                 estimate = settings.objective.estimate(
-                    distilled, networks, real, draws(seed, "distill", step, lane)
+                    distilled, networks, real, LaneDraws(seed, step, lane)
                 )
                 loss = torch.tensor([estimate.loss], device=runtime.device)
                 return torch.cat(
@@ -207,7 +221,18 @@ def optimize(
             }
             progressing.clip(grads, settings.clip)
             progressing.move(grads, schedule(settings, step))
+            distilled.canvas.project()
             distilled.labels.project()
+            if networks.carried_values:
+
+                def advanced(lane: int, step: int = step) -> Tensor:
+                    return networks.advance(distilled, real, LaneDraws(seed, step, lane))
+
+                moved = dict(zip(lanes, run_units(advanced, lanes), strict=True))
+                like = torch.zeros(networks.carried_values, device=runtime.device)
+                for lane, values in enumerate(runtime.exchange(moved, settings.lanes, like)):
+                    networks.carry(lane, values)
+                    progressing.carried[lane] = values
             progressing.step += 1
             bar.advance(1, loss=loss)
             runtime.accelerator.log({"distill/loss": loss}, step=step)

@@ -26,6 +26,7 @@ from distill_datasets.stages.distill import run_distill
 from distill_datasets.stages.evaluate import run_evaluate
 from distill_datasets.stages.export import MANIFEST, check_writable, read_manifest, write_dataset
 from distill_datasets.stages.source import LoadedSource, load_source
+from distill_datasets.stages.squeeze import run_squeeze
 from distill_datasets.types import Distilled, Shape
 
 logger = logging.getLogger("distill_datasets")
@@ -96,8 +97,30 @@ def run(
             dataset=dataset,
         )
         check_rows(recipe, source)
-        distilled, folder = run_distill(
-            recipe.distill, source, seed=recipe.seed, runs=own, runtime=runtime, quiet=quiet
+        squeezed = None
+        if recipe.squeeze is not None:
+            teaching = source
+            if recipe.squeeze.source is not None:
+                teaching = load_source(
+                    recipe.squeeze.source,
+                    resolve(recipe.squeeze.source),
+                    seed=recipe.seed,
+                    runs=runs,
+                    runtime=runtime,
+                    quiet=quiet,
+                )
+                check_same_shape(teaching.real.shape, source.real.shape)
+            squeezed = run_squeeze(
+                recipe.squeeze, teaching, seed=recipe.seed, runs=own, runtime=runtime, quiet=quiet
+            )
+        distilled, _, folder = run_distill(
+            recipe.distill,
+            source,
+            seed=recipe.seed,
+            runs=own,
+            runtime=runtime,
+            quiet=quiet,
+            squeezed=squeezed,
         )
         content = publishable(recipe, distilled, source)
         measured = fingerprint([_digest(content), source.fingerprint, content.environment])
@@ -160,9 +183,20 @@ def check_parts(recipe: Recipe, shape: Shape) -> None:
         RecipeError: a budget too small, a network too deep, an order of other classes.
     """
     recipe.distill.canvas.size(shape)
-    recipe.distill.networks.build(shape, torch.device("meta"))
+    squeezed = recipe.squeeze.network if recipe.squeeze is not None else None
     with torch.device("meta"):
+        recipe.distill.networks.architecture(squeezed).build(shape)
         recipe.evaluate.network.build(shape)
+
+
+def check_same_shape(got: Shape, expected: Shape) -> None:
+    """Refuse to train networks on images of another shape than those that are distilled."""
+    if got != expected:
+        raise RecipeError(
+            f"squeeze.source: images of {got.c} x {got.h} x {got.w} in {got.k} classes, expected "
+            f"{expected.c} x {expected.h} x {expected.w} in {expected.k} as in source; set "
+            "squeeze.source.resolution, channels and classes"
+        )
 
 
 def check_rows(recipe: Recipe, source: LoadedSource) -> None:

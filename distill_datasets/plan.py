@@ -40,12 +40,12 @@ def plan(recipe: Recipe, dataset: Any = None) -> Plan:  # noqa: ANN401
     pixels = sum(height * width for height, width in size.originals)
     values = pixels * shape.c
     section, measured = recipe.distill, recipe.evaluate
-    network = section.networks.architecture()
+    network = section.networks.architecture(recipe.squeeze.network if recipe.squeeze else None)
     inner_flops, inner_weights = cost(network, shape)
     student_flops, student_weights = cost(measured.network, shape)
     steps = measured.duration(size.examples)
     distill_work = (
-        section.steps * section.lanes * section.objective.work(inner_flops, size.examples)
+        section.steps * section.lanes * section.objective.work(inner_flops, size.examples, shape.k)
     )
     student_work = student_flops * 2.93 * steps * min(measured.batch, size.examples)
     revision = f" at {provenance.revision[:12]}" if provenance.revision else ""

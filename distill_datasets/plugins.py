@@ -27,6 +27,10 @@ BUILT_IN: dict[str, dict[str, str]] = {
     },
     "networks": {"fresh": "distill_datasets.networks.sources:Fresh"},
     "architectures": {"convnet": "distill_datasets.networks.zoo:ConvNet"},
+    "selections": {
+        "noise": "distill_datasets.selection.drawn:Noise",
+        "real": "distill_datasets.selection.drawn:Real",
+    },
     "orders": {
         "clip": "distill_datasets.canvases.order:Clip",
         "list": "distill_datasets.canvases.order:Listed",

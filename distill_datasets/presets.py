@@ -27,8 +27,8 @@ OUTER: dict[str, Any] = {
     "networks": {"name": "fresh", "network": NETWORK},
 }
 CANVASES: dict[str, dict[str, Any]] = {
-    "podd": {"name": "poster", "crops": 48, "init_std": 0.1},
-    "rat-bptt": {"name": "pixels", "init_std": 0.1},
+    "podd": {"name": "poster", "crops": 48, "init": {"name": "noise", "std": 0.1}},
+    "rat-bptt": {"name": "pixels", "init": {"name": "noise", "std": 0.1}},
 }
 
 

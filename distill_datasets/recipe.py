@@ -16,7 +16,7 @@ from distill_datasets.artifacts import canonical_json, sha256_text
 from distill_datasets.data.source import Source
 from distill_datasets.errors import RecipeError, did_you_mean
 from distill_datasets.optimize import Distill
-from distill_datasets.students import Evaluate
+from distill_datasets.students import Evaluate, Squeeze
 from distill_datasets.types import Section
 from distill_datasets.yaml_text import from_yaml, to_yaml
 
@@ -38,6 +38,7 @@ class Recipe(Section):
     )
     seed: int = Field(default=0, ge=0, description="decides every random draw")
     source: Source
+    squeeze: Squeeze | None = None
     distill: Distill
     evaluate: Evaluate
     publish: Publish = Publish()
@@ -50,6 +51,30 @@ class Recipe(Section):
                 f"distill.networks: {self.distill.networks.name!r} does not offer "
                 f"{', '.join(sorted(missing))}, which the objective "
                 f"{self.distill.objective.name!r} needs; choose other networks"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _squeezed_networks_are_there_and_used(self) -> Self:
+        section = self.distill
+        using = [
+            f"distill.{axis}: {part.name!r}"
+            for axis, part in (
+                ("canvas", section.canvas),
+                ("labels", section.labels),
+                ("networks", section.networks),
+            )
+            if part.needs_squeezed
+        ]
+        if using and self.squeeze is None:
+            raise ValueError(
+                f"squeeze: missing; {' and '.join(using)} need networks that are trained on the "
+                "real data first, for example squeeze: {epochs: 5}"
+            )
+        if self.squeeze is not None and not using:
+            raise ValueError(
+                "squeeze: nothing in distill uses the networks it would train; leave the section "
+                "out, or choose networks, labels or an init that do"
             )
         return self
 

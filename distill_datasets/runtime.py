@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
 
@@ -53,6 +54,21 @@ def draws(seed: int, *prefix: str | int) -> Draw:
         return rng_for(seed, *prefix, *what)
 
     return draw
+
+
+@dataclass(frozen=True)
+class LaneDraws:
+    """The randomness of one lane of one outer step: `rng_for` with its place given."""
+
+    seed: int
+    step: int
+    lane: int
+
+    def __call__(self, *what: str | int) -> torch.Generator:
+        return rng_for(self.seed, "distill", self.step, self.lane, *what)
+
+    def always(self, *what: str | int) -> torch.Generator:
+        return rng_for(self.seed, "distill", *what)
 
 
 class Runtime:
@@ -150,6 +166,23 @@ class Runtime:
         finally:
             torch.set_num_threads(threads)
 
+    def exchange(self, parts: dict[int, Tensor], units: int, like: Tensor) -> list[Tensor]:
+        """The tensor of every unit of every process, in the order of the units, on all of them.
+
+        Args:
+            parts: the tensors of this process's units, each shaped like `like`.
+            units: how many units there are in all.
+            like: any tensor of that shape; a process without units has no other way to know it.
+        """
+        processes = self.accelerator.num_processes
+        if processes == 1:
+            return [parts[unit] for unit in range(units)]
+        slots = -(-units // processes)
+        first = self.accelerator.process_index
+        own = [parts.get(first + slot * processes, torch.zeros_like(like)) for slot in range(slots)]
+        gathered: Tensor = self.accelerator.gather(torch.stack(own)[None])
+        return [gathered[unit % processes, unit // processes] for unit in range(units)]
+
     def sum_in_order(self, parts: dict[int, Tensor], units: int, like: Tensor) -> Tensor:
         """The sum over all units of every process, added in the order of the units.
 
@@ -161,17 +194,7 @@ class Runtime:
         Returns:
             The same bits on every process, and for every number of processes.
         """
-        processes = self.accelerator.num_processes
-        if processes == 1:
-            rows = [parts[unit] for unit in range(units)]
-        else:
-            slots = -(-units // processes)
-            first = self.accelerator.process_index
-            own = [
-                parts.get(first + slot * processes, torch.zeros_like(like)) for slot in range(slots)
-            ]
-            gathered: Tensor = self.accelerator.gather(torch.stack(own)[None])
-            rows = [gathered[unit % processes, unit // processes] for unit in range(units)]
+        rows = self.exchange(parts, units, like)
         total = rows[0].clone()
         for row in rows[1:]:
             total += row

@@ -4,9 +4,9 @@ Shape suffixes: B images, C channels, H W pixels, K classes, N examples.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Annotated, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Protocol, Self
 
 import torch
 import torch.nn.functional as F
@@ -14,12 +14,16 @@ from pydantic import Field, SerializeAsAny, model_validator
 from torch import Tensor, nn
 
 from distill_datasets.augment import Augment
+from distill_datasets.data.source import Source
 from distill_datasets.errors import DistillError
 from distill_datasets.inner import Adam, Optimizer
 from distill_datasets.networks.sources import ArchitectureField
 from distill_datasets.networks.zoo import ConvNet, initialize
 from distill_datasets.plugins import part
 from distill_datasets.types import Batch, Draw, Section, Shape
+
+if TYPE_CHECKING:
+    from distill_datasets.data.source import RealData
 
 CHECKED = 100
 """A student's loss is looked at every so many steps: each look waits for the device."""
@@ -71,21 +75,54 @@ class Stored:
         )
 
 
-class Evaluate(Section):
+@dataclass(frozen=True)
+class Whole:
+    """The training images of the source, normalized batch by batch."""
+
+    real: "RealData"
+
+    @property
+    def count(self) -> int:
+        return len(self.real.train.labels_N)
+
+    def __call__(self, index_B: Tensor) -> Batch:
+        return self.real.select(index_B)
+
+
+class Training(Section):
+    """How a network is trained on given examples."""
+
+    network: ArchitectureField = Field(default=ConvNet(), description="what is trained")
+    batch: int = Field(default=256, gt=0, description="examples of a training step")
+    optimizer: Annotated[SerializeAsAny[Optimizer], part("optimizers")] = Field(
+        default=Adam(lr=0.001), description="rule of the training"
+    )
+    schedule: Literal["constant", "cosine", "step"] = Field(
+        default="constant",
+        description="of the step size; cosine falls to zero, step to a tenth half-way",
+    )
+    augment: Augment = Field(default=Augment(), description="of the training images")
+
+
+class Squeeze(Training):
+    """Which networks are trained on real data before anything is distilled."""
+
+    members: int = Field(default=1, gt=0, description="networks, each with its own seed")
+    epochs: int = Field(gt=0, description="passes over the training images")
+    keep: Literal["every", "last"] = Field(
+        default="last", description="weights after every epoch (trajectories), or after the last"
+    )
+    source: Source | None = Field(
+        default=None, description="another dataset to train on; null: the recipe's own"
+    )
+
+
+class Evaluate(Training):
     """How the published dataset is measured: by training fresh students on it."""
 
-    network: ArchitectureField = Field(default=ConvNet(), description="the student")
     students: int = Field(default=8, gt=0, description="fresh students, each with its own seed")
     steps: int | None = Field(default=None, gt=0, description="training steps of a student")
     epochs: int | None = Field(default=None, gt=0, description="or passes over what it trains on")
-    batch: int = Field(default=256, gt=0, description="examples of a training step")
-    optimizer: Annotated[SerializeAsAny[Optimizer], part("optimizers")] = Field(
-        default=Adam(lr=0.001), description="rule of the student's training"
-    )
-    schedule: Literal["constant", "cosine"] = Field(
-        default="constant", description="of the student's step size; cosine falls to zero"
-    )
-    augment: Augment = Field(default=Augment(), description="of the student's training images")
     exact: bool = Field(
         default=True, description="also measure the float pixels before rounding to 8 bits"
     )
@@ -117,14 +154,15 @@ def steps_of(epochs: int, count: int, batch: int) -> int:
 
 
 def train_student(
-    settings: Evaluate,
+    settings: Training,
     steps: int,
     examples: Examples,
     shape: Shape,
     draw: Draw,
     device: torch.device,
+    after_step: Callable[[int, nn.Module], None] = lambda done, module: None,
 ) -> nn.Module:
-    """Train one fresh student and return it as it is after the last step.
+    """Train one network from scratch and return it as it is after the last step.
 
     Args:
         settings: network, optimizer, batch and augmentation.
@@ -134,6 +172,7 @@ def train_student(
         shape: of one example, and the number of classes.
         draw: randomness of this student.
         device: where to train.
+        after_step: called with the number of steps done, 0 before the first.
 
     Raises:
         DistillError: the loss is not finite.
@@ -144,16 +183,15 @@ def train_student(
     batch = min(settings.batch, examples.count)
     per_pass = examples.count // batch
     order_N = torch.arange(examples.count)
+    after_step(0, module)
     for step in range(steps):
         if step % per_pass == 0 and batch < examples.count:
             order_N = torch.randperm(examples.count, generator=draw("order", step // per_pass))
         start = step % per_pass * batch
         images_BCHW, targets_BK = examples(order_N[start : start + batch].to(device))
         images_BCHW = settings.augment(images_BCHW, draw("augment", step))
-        if settings.schedule == "cosine":
-            rate = 0.5 * (1 + math.cos(math.pi * step / steps))
-            for group in optimizer.param_groups:
-                group["lr"] = settings.optimizer.lr * rate
+        for group in optimizer.param_groups:
+            group["lr"] = settings.optimizer.lr * rate(settings.schedule, step, steps)
         loss = F.cross_entropy(module(images_BCHW), targets_BK)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -161,10 +199,17 @@ def train_student(
         last = step == steps - 1
         if (last or step % CHECKED == 0) and not bool(loss.isfinite()):
             raise DistillError(
-                f"evaluate: a student's loss is {loss.item()} at step {step}; lower "
-                "evaluate.optimizer.lr"
+                f"a network's training loss is {loss.item()} at step {step}; lower its optimizer.lr"
             )
+        after_step(step + 1, module)
     return module
+
+
+def rate(schedule: str, step: int, steps: int) -> float:
+    """The factor on the step size at a step."""
+    if schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * step / steps))
+    return 0.1 if schedule == "step" and 2 * step >= steps else 1.0
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
 
 import torch
+import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
@@ -56,6 +57,24 @@ class Draw(Protocol):
     def __call__(self, *what: str | int) -> torch.Generator: ...
 
 
+class LaneDraw(Draw, Protocol):
+    """The randomness of one lane of one outer step, and which lane and step that is."""
+
+    @property
+    def step(self) -> int:
+        """Outer step, from 0."""
+        ...
+
+    @property
+    def lane(self) -> int:
+        """Lane, from 0."""
+        ...
+
+    def always(self, *what: str | int) -> torch.Generator:
+        """A stream that is the same in every lane of every step."""
+        ...
+
+
 class Estimate(NamedTuple):
     """What an objective returns for one lane: a gradient per parameter of the distilled set."""
 
@@ -68,7 +87,7 @@ class CanvasModule(nn.Module, ABC):
     """Trainable tensors decoded into displayable images.
 
     `mix_NG` and `cells_G` say what each training example shows: the share of its area that lies on
-    each cell, and the class that owns each cell. Every class owns at least one cell.
+    each cell, and the class that owns each cell.
     """
 
     examples_are_originals: ClassVar[bool]
@@ -79,6 +98,10 @@ class CanvasModule(nn.Module, ABC):
     @abstractmethod
     def forward(self, index_B: Tensor) -> Tensor:
         """Training examples `index_B` as images in [0, 1], shape (B, C, H, W), differentiable."""
+
+    def project(self) -> None:
+        """Move the trained values back into their domain; called after every outer step."""
+        return
 
     @abstractmethod
     def originals(self) -> list[Tensor]:
@@ -105,21 +128,43 @@ class LabelModule(nn.Module, ABC):
         """The label of every cell, (G, K)."""
 
 
+class StepSizes(nn.Module):
+    """Learned step sizes of the training that the distilled set is made for, kept positive.
+
+    Source: Dataset Distillation (arXiv:1811.10959), whose program trains them under a softplus.
+    """
+
+    def __init__(self, initial: Sequence[float]) -> None:
+        super().__init__()
+        self.raw_T = nn.Parameter(torch.tensor(initial).expm1().log())
+
+    def forward(self) -> Tensor:
+        """Step sizes, (T,); step t of a training run takes the one at t modulo T."""
+        return F.softplus(self.raw_T)
+
+
 class Distilled(nn.Module):
     """Canvas and labels together: the index of an example becomes a differentiable `Batch`.
 
-    `mean_C` and `std_C` take displayable pixels into the student's input space.
+    `mean_C` and `std_C` take displayable pixels into the student's input space. `step_sizes` is
+    there when the objective learns them.
     """
 
     mean_C: Tensor
     std_C: Tensor
 
     def __init__(
-        self, canvas: CanvasModule, labels: LabelModule, mean_C: Tensor, std_C: Tensor
+        self,
+        canvas: CanvasModule,
+        labels: LabelModule,
+        mean_C: Tensor,
+        std_C: Tensor,
+        step_sizes: StepSizes | None = None,
     ) -> None:
         super().__init__()
         self.canvas = canvas
         self.labels = labels
+        self.step_sizes = step_sizes
         self.register_buffer("mean_C", mean_C, persistent=False)
         self.register_buffer("std_C", std_C, persistent=False)
 
@@ -135,19 +180,84 @@ class Distilled(nn.Module):
         return Batch(images_BCHW, self.labels(index_B))
 
 
+class Layers(NamedTuple):
+    """What a network makes of images on the way: every map after its ReLU, then the ends."""
+
+    maps: list[Tensor]
+    embedding_BD: Tensor
+    logits_BK: Tensor
+
+
 class Sampled(Protocol):
-    """A network whose weights are one vector: a pure function of weights and images."""
+    """A network whose weights are one vector: a pure function of weights and images.
+
+    `shapes` are the shapes of its layers' weights, in the order of the vector. `target_P` is where
+    an expert went from `weights_P`; None where networks do not come from trajectories.
+    """
 
     weights_P: Tensor
+    shapes: list[torch.Size]
+    target_P: Tensor | None
 
-    def __call__(self, weights_P: Tensor, images_BCHW: Tensor) -> Tensor: ...
+    def __call__(self, weights_P: Tensor, images_BCHW: Tensor) -> Tensor:
+        """Logits (B, K)."""
+        ...
+
+    def layers(self, weights_P: Tensor, images_BCHW: Tensor) -> Layers:
+        """Maps, embedding (the classifier's input) and logits of the images."""
+        ...
 
 
-class NetworkSource(Protocol):
-    """Where an objective gets its networks from."""
+class NetworkSource(ABC):
+    """Where an objective gets its networks from.
 
-    def sample(self, rng: torch.Generator) -> Sampled:
-        """One network, decided by `rng` alone."""
+    A source may carry one vector of values per lane from an outer step to the next, such as a
+    network that is trained on the way. The loop keeps that vector: it asks `advance` for the new
+    one after every update, gives it to every process with `carry`, and saves it.
+    """
+
+    carried_values: int = 0
+    """Length of the vector that a lane carries; 0 carries nothing."""
+
+    @abstractmethod
+    def sample(self, draw: LaneDraw) -> Sampled:
+        """The network of this lane at this step."""
+
+    def advance(self, distilled: Distilled, real: "RealData", draw: LaneDraw) -> Tensor:
+        """What this lane carries from this step, after the update, into the next."""
+        raise NotImplementedError
+
+    def carry(self, lane: int, values: Tensor) -> None:
+        """Take what `advance` returned for a lane, on this process or another."""
+        raise NotImplementedError
+
+    def start(self, student: int, draw: Draw) -> Tensor | None:
+        """Weights that a student has to start from; None where any fresh network will do."""
+        return None
+
+
+class Squeezed(Protocol):
+    """Networks trained on real data ahead of time, with their weights on the way."""
+
+    @property
+    def architecture(self) -> "Architecture": ...
+
+    @property
+    def members(self) -> int: ...
+
+    @property
+    def epochs(self) -> int: ...
+
+    def weights(self, member: int, epoch: int) -> Tensor:
+        """Weights (P,) of a member after `epoch` epochs; 0 is its initialization."""
+        ...
+
+
+class Teacher(Protocol):
+    """The trained members of a squeeze stage, asked for their opinion."""
+
+    def __call__(self, images_BCHW: Tensor) -> Tensor:
+        """Logits (M, B, K) of every member for images in the student's input space."""
         ...
 
 
@@ -167,21 +277,56 @@ class Networks(Part, ABC):
     """The axis that says which networks an objective sees."""
 
     offers: ClassVar[frozenset[str]] = frozenset()
+    needs_squeezed: ClassVar[bool] = False
 
     @abstractmethod
-    def build(self, shape: Shape, device: torch.device) -> NetworkSource:
-        """The source of networks for this shape."""
+    def build(
+        self, shape: Shape, device: torch.device, squeezed: Squeezed | None = None
+    ) -> NetworkSource:
+        """The source of networks for this shape.
+
+        Args:
+            shape: of one example, and the number of classes.
+            device: where the networks live.
+            squeezed: the networks of the squeeze stage; there when `needs_squeezed`.
+        """
 
     @abstractmethod
-    def architecture(self) -> Architecture:
-        """The network that is drawn, for counting its work."""
+    def architecture(self, squeezed: Architecture | None) -> Architecture:
+        """The network that is drawn, given that of the squeeze stage."""
+
+
+class Selection(Part, ABC):
+    """Images to start from, or to compare with: drawn, chosen or made from the real ones."""
+
+    needs_squeezed: ClassVar[bool] = False
+
+    @abstractmethod
+    def images(
+        self, real: "RealData", per_class: int, rng: torch.Generator, teacher: Teacher | None = None
+    ) -> Tensor:
+        """Displayable images (K * per_class, C, H, W) in [0, 1] on the CPU, classes in order.
+
+        Args:
+            real: the source.
+            per_class: images of every class; a class with fewer repeats them.
+            rng: decides everything that is drawn.
+            teacher: the networks of the squeeze stage; there when `needs_squeezed`.
+        """
 
 
 class Canvas(Part, ABC):
     """The axis that says what is trained and how it becomes images."""
 
+    @property
+    def needs_squeezed(self) -> bool:
+        """True when its initial images are made with the networks of the squeeze stage."""
+        return False
+
     @abstractmethod
-    def build(self, real: "RealData", rng: torch.Generator) -> CanvasModule:
+    def build(
+        self, real: "RealData", rng: torch.Generator, teacher: Teacher | None = None
+    ) -> CanvasModule:
         """Trainable tensors at their initial values.
 
         Raises:
@@ -203,9 +348,20 @@ class CanvasSize(NamedTuple):
 class Labels(Part, ABC):
     """The axis that says which targets the training examples have."""
 
+    needs_squeezed: ClassVar[bool] = False
+
     @abstractmethod
-    def build(self, canvas: CanvasModule, classes: int) -> LabelModule:
-        """Targets for the examples of `canvas`."""
+    def build(
+        self, canvas: CanvasModule, classes: int, logits_MNK: Tensor | None = None
+    ) -> LabelModule:
+        """Targets for the examples of `canvas`.
+
+        Args:
+            canvas: says what each example shows.
+            classes: how many there are.
+            logits_MNK: what every network of the squeeze stage says of every example; there when
+                `needs_squeezed`.
+        """
 
 
 class Objective(Part, ABC):
@@ -215,19 +371,28 @@ class Objective(Part, ABC):
 
     @abstractmethod
     def estimate(
-        self, distilled: Distilled, networks: NetworkSource, real: "RealData", draw: Draw
+        self, distilled: Distilled, networks: NetworkSource, real: "RealData", draw: LaneDraw
     ) -> Estimate:
         """The loss and the gradient of one lane, as a pure function of its arguments."""
 
     @abstractmethod
-    def work(self, flops_per_image: float, examples: int) -> float:
+    def work(self, flops_per_image: float, examples: int, classes: int) -> float:
         """Floating-point operations of one lane, one multiplication and addition counting two.
 
         Args:
             flops_per_image: forward pass of the network on one image.
             examples: number of training examples of the distilled set.
+            classes: number of classes.
         """
 
-    @abstractmethod
     def real_rows(self) -> int:
-        """How many different real images one lane asks for at once."""
+        """How many different real images one lane asks for at once; 0 where they may repeat."""
+        return 0
+
+    def step_sizes(self) -> list[float]:
+        """Initial values of the step sizes that are learned with the images; [] learns none."""
+        return []
+
+    def order(self, examples: int) -> list[list[int]]:
+        """The examples of each training step where their order is part of the result; else []."""
+        return []

@@ -11,6 +11,7 @@ from distill_datasets.canvases.pixels import PixelImages, Pixels
 from distill_datasets.canvases.poster import Poster, PosterImage
 from distill_datasets.errors import RecipeError
 from distill_datasets.runtime import rng_for
+from distill_datasets.selection.drawn import Noise, Real
 from distill_datasets.types import CanvasModule, Shape
 
 RNG_WORD = "canvas"
@@ -39,7 +40,7 @@ def test_trained_values_of_any_size_are_shown_inside_the_range() -> None:
 
 
 def test_crops_are_cut_from_the_poster_at_their_corners() -> None:
-    poster = poster_of(height=9, width=13, crops=[2, 3], init_std=0.2)
+    poster = poster_of(height=9, width=13, crops=[2, 3], init=Noise(std=0.2))
     corners = [(0, 0), (0, 2), (0, 5), (1, 0), (1, 2), (1, 5)]
     whole_CHW = poster.originals()[0]
     index_B = torch.tensor([5, 1, 1, 0])
@@ -50,7 +51,7 @@ def test_crops_are_cut_from_the_poster_at_their_corners() -> None:
 
 
 def test_gradient_of_a_pixel_counts_the_crops_that_contain_it() -> None:
-    poster = poster_of(height=9, width=10, crops=[2, 2], init_std=0)
+    poster = poster_of(height=9, width=10, crops=[2, 2], init=Noise(std=0))
     poster(torch.arange(4)).sum().backward()
     column_counts = [1, 1, 2, 2, 2, 2, 2, 2, 1, 1]
     row_counts = [1, 2, 2, 2, 2, 2, 2, 2, 1]
@@ -60,13 +61,13 @@ def test_gradient_of_a_pixel_counts_the_crops_that_contain_it() -> None:
 
 
 def test_only_crops_that_are_asked_for_get_a_gradient() -> None:
-    poster = poster_of(height=8, width=16, crops=[1, 3], init_std=0)
+    poster = poster_of(height=8, width=16, crops=[1, 3], init=Noise(std=0))
     poster(torch.tensor([2])).sum().backward()
     assert poster.trained_CHW.grad[0].bool().int().tolist() == [[0] * 8 + [1] * 8] * 8
 
 
 def test_one_crop_that_covers_the_poster_is_a_single_image() -> None:
-    poster = poster_of(height=8, width=8, crops=1, init_std=0.1)
+    poster = poster_of(height=8, width=8, crops=1, init=Noise(std=0.1))
     image = PixelImages(poster.originals()[0][None], ipc=1)
     torch.testing.assert_close(poster(torch.tensor([0])), image(torch.tensor([0])))
 
@@ -106,7 +107,7 @@ def test_every_class_owns_a_cell_and_appears_in_a_crop() -> None:
 
 def test_real_images_start_on_the_territory_of_their_class() -> None:
     order = [2, 0, 1]
-    poster = poster_of(height=8, width=24, crops=[1, 3], init="real", order=Listed(classes=order))
+    poster = poster_of(height=8, width=24, crops=[1, 3], init=Real(), order=Listed(classes=order))
     assert poster.cells_G.tolist() == order
     crops_NCHW = poster(torch.arange(3))
     for crop_CHW, shares_G in zip(crops_NCHW, poster.mix_NG, strict=True):
@@ -116,7 +117,7 @@ def test_real_images_start_on_the_territory_of_their_class() -> None:
 
 
 def test_noise_starts_around_mid_gray_with_the_deviation_asked_for() -> None:
-    pixels_CHW = poster_of(height=80, width=80, crops=100, init_std=0.05).originals()[0]
+    pixels_CHW = poster_of(height=80, width=80, crops=100, init=Noise(std=0.05)).originals()[0]
     assert float(pixels_CHW.mean()) == pytest.approx(0.5, abs=0.003)
     assert float(pixels_CHW.std()) == pytest.approx(0.05, rel=0.05)
 
@@ -189,7 +190,7 @@ def test_a_poster_whose_fields_contradict_each_other_is_refused(
 
 
 def test_pixel_images_stand_in_the_order_of_their_classes() -> None:
-    canvas = Pixels(ipc=2, init="real")
+    canvas = Pixels(ipc=2, init=Real())
     module = canvas.build(flat_real([51, 102, 204]), rng_for(0, RNG_WORD))
     assert canvas.size(Shape(1, 8, 8, 3)) == ([(8, 8)] * 6, 6)
     assert module.cells_G.tolist() == [0, 0, 1, 1, 2, 2]

@@ -319,6 +319,8 @@ def test_control_c_ends_the_program_without_a_traceback(here: Path) -> None:
         stdout=subprocess.DEVNULL,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+        # a test run in a shell's background inherits that the signal is ignored
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         try:
             until(lambda: list(here.glob("runs/toy/distill-*/state.safetensors")))

@@ -14,7 +14,7 @@ FLOORS = [
     ["errors"],
     ["types"],
     ["launch", "plugins", "yaml_text"],
-    ["data", "augment", "inner", "canvases", "labels", "networks"],
+    ["data", "augment", "inner", "selection", "canvases", "labels", "networks"],
     ["objectives"],
     ["artifacts", "runtime", "progress", "pictures", "parquet_files", "licenses"],
     ["optimize", "students", "published"],

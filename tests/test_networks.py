@@ -117,21 +117,23 @@ def test_a_layer_without_a_rule_is_refused_by_its_name() -> None:
 def test_a_sampled_network_is_the_module_with_these_weights() -> None:
     module = NET.build(TOY)
     initialize(module, rng_for(4))
-    sampled = FreshSource(NET, TOY, CPU).sample(rng_for(4))
+    sampled = FreshSource(NET, TOY, CPU).sample(LaneDraws(0, 4, 0))
     images_BCHW = torch.randn(5, 1, 8, 8, generator=rng_for(0))
     assert torch.equal(sampled.weights_P, parameters_to_vector(module.parameters()))
     assert torch.equal(sampled(sampled.weights_P, images_BCHW), module(images_BCHW))
 
 
 def test_a_sampled_network_depends_on_the_vector_it_is_called_with() -> None:
-    sampled = FreshSource(NET, TOY, CPU).sample(rng_for(4))
+    sampled = FreshSource(NET, TOY, CPU).sample(LaneDraws(0, 4, 0))
     weights_P = torch.zeros_like(sampled.weights_P)
     weights_P[-3:] = torch.tensor([1.0, 2.0, 3.0])  # the biases of the last layer
     assert sampled(weights_P, torch.ones(1, 1, 8, 8)).tolist() == [[1, 2, 3]]
 
 
 def test_a_sampled_network_is_differentiable_twice_in_its_vector() -> None:
-    sampled = FreshSource(ConvNet(depth=1, width=2), Shape(1, 4, 4, 2), CPU).sample(rng_for(4))
+    sampled = FreshSource(ConvNet(depth=1, width=2), Shape(1, 4, 4, 2), CPU).sample(
+        LaneDraws(0, 4, 0)
+    )
     images_BCHW = torch.randn(2, 1, 4, 4, generator=rng_for(0), dtype=torch.float64)
     weights_P = sampled.weights_P.double().requires_grad_()
 
@@ -144,13 +146,13 @@ def test_a_sampled_network_is_differentiable_twice_in_its_vector() -> None:
 def test_drawing_a_network_leaves_global_randomness_alone() -> None:
     source = Fresh(network=NET).build(TOY, CPU)
     before = torch.get_rng_state()
-    first, second, other = (source.sample(rng_for(seed)).weights_P for seed in (1, 1, 2))
+    first, second, other = (source.sample(LaneDraws(0, seed, 0)).weights_P for seed in (1, 1, 2))
     assert torch.equal(before, torch.get_rng_state())
     assert torch.equal(first, second) and not torch.equal(first, other)
 
 
 def test_networks_of_one_source_do_not_share_weights() -> None:
     source = FreshSource(NET, TOY, CPU)
-    first, second = source.sample(rng_for(1)), source.sample(rng_for(1))
+    first, second = source.sample(LaneDraws(0, 1, 0)), source.sample(LaneDraws(0, 1, 0))
     first.weights_P.zero_()
     assert bool(second.weights_P.any())

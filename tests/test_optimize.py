@@ -21,13 +21,14 @@ from distill_datasets.networks.sources import Fresh, FreshSource
 from distill_datasets.networks.zoo import ConvNet
 from distill_datasets.objectives.unrolled import Unrolled
 from distill_datasets.optimize import STATE, Distill, Progressing, optimize, schedule
-from distill_datasets.runtime import Runtime, draws, rng_for
+from distill_datasets.runtime import LaneDraws, Runtime, draws, rng_for
+from distill_datasets.selection.drawn import Noise
 from distill_datasets.students import Evaluate, accuracy, train_student
 from distill_datasets.types import (
     Batch,
     Distilled,
-    Draw,
     Estimate,
+    LaneDraw,
     NetworkSource,
     Objective,
 )
@@ -42,7 +43,7 @@ class Scattered(Objective):
     name: Literal["scattered"] = "scattered"
 
     def estimate(
-        self, distilled: Distilled, networks: NetworkSource, real: RealData, draw: Draw
+        self, distilled: Distilled, networks: NetworkSource, real: RealData, draw: LaneDraw
     ) -> Estimate:
         force = float(torch.rand((), generator=draw("force")).mul(4).exp())
         grads = {
@@ -52,7 +53,7 @@ class Scattered(Objective):
         loss = sum(float(grad.square().sum()) for grad in grads.values())
         return Estimate(loss, grads, {})
 
-    def work(self, flops_per_image: float, examples: int) -> float:
+    def work(self, flops_per_image: float, examples: int, classes: int) -> float:
         return 0.0
 
     def real_rows(self) -> int:
@@ -65,13 +66,12 @@ class Steady(Scattered):
     until: int = 1000
 
     def estimate(
-        self, distilled: Distilled, networks: NetworkSource, real: RealData, draw: Draw
+        self, distilled: Distilled, networks: NetworkSource, real: RealData, draw: LaneDraw
     ) -> Estimate:
         grads = {
             name: torch.ones_like(parameter) for name, parameter in distilled.named_parameters()
         }
-        lost = draw().initial_seed() == draws(0, "distill", self.until, 0)().initial_seed()
-        return Estimate(math.nan if lost else 1.5, grads, {})
+        return Estimate(math.nan if draw.step == self.until else 1.5, grads, {})
 
 
 class Counting:
@@ -238,7 +238,7 @@ def test_a_step_follows_the_mean_of_its_lanes(tmp_path: Path) -> None:
     distilled = fresh(given, toy_real())
     networks = FreshSource(NET, TOY, CPU)
     lanes = [
-        given.objective.estimate(distilled, networks, toy_real(), draws(0, "distill", 0, lane))
+        given.objective.estimate(distilled, networks, toy_real(), LaneDraws(0, 0, lane))
         for lane in range(3)
     ]
     mean = torch.stack([lane.grads[PIXELS] for lane in lanes]).mean(dim=0)
@@ -367,7 +367,7 @@ def test_outer_steps_make_a_poster_that_teaches_what_an_untrained_one_does_not(
     real, network = toy_real(), ConvNet(depth=2, width=8)
     given = settings(
         objective=Unrolled(inner_steps=10, window=10, real_batch=60, optimizer=Adam(lr=0.02)),
-        canvas=Poster(ipc=0.5, crops=8, init_std=0.1),
+        canvas=Poster(ipc=0.5, crops=8, init=Noise(std=0.1)),
         networks=Fresh(network=network),
         lanes=4,
         optimizer=Adam(lr=0.1),

@@ -10,7 +10,7 @@ from tiny import double_distilled, double_networks, double_real
 from torch import Tensor
 
 from distill_datasets.objectives.unrolled import Unrolled
-from distill_datasets.runtime import Runtime, draws, rng_for
+from distill_datasets.runtime import LaneDraws, Runtime, draws, rng_for
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ def test_the_number_of_workers_does_not_change_a_bit(runtime: Runtime) -> None:
     objective = Unrolled(inner_steps=4, window=2, real_batch=8)
 
     def loss_and_gradient(unit: int) -> list[Tensor]:
-        estimate = objective.estimate(distilled, networks, real, draws(0, unit))
+        estimate = objective.estimate(distilled, networks, real, LaneDraws(0, unit, 0))
         return [torch.tensor(estimate.loss), *estimate.grads.values()]
 
     results = []

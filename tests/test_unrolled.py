@@ -25,6 +25,7 @@ from distill_datasets.canvases.poster import Poster
 from distill_datasets.labels.table import Area
 from distill_datasets.networks.zoo import ConvNet
 from distill_datasets.runtime import draws, rng_for
+from distill_datasets.selection.drawn import Noise
 from distill_datasets.types import Batch, Distilled, NetworkSource, Sampled, Shape
 
 # top-left corners (y, x) of the crops of the problem's poster: 12 x 16 px, 3 x 4 crops of 8 px
@@ -63,7 +64,7 @@ def test_pixels_of_no_sampled_crop_get_a_gradient_of_exactly_zero(
 
 
 def test_a_poster_of_one_crop_has_the_gradient_of_that_image_alone(problem: Problem) -> None:
-    canvas = Poster(height=8, width=8, crops=1, init_std=0.05)
+    canvas = Poster(height=8, width=8, crops=1, init=Noise(std=0.05))
     poster = double_distilled(problem.real, canvas, Area())
     image = PixelImages(poster.canvas.originals()[0][None], ipc=1)
     alone = Distilled(image, poster.labels, poster.mean_C, poster.std_C)

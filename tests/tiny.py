@@ -15,11 +15,13 @@ from distill_datasets.labels.table import Learned
 from distill_datasets.networks.sources import FreshSource
 from distill_datasets.networks.zoo import ConvNet
 from distill_datasets.runtime import rng_for
+from distill_datasets.selection.drawn import Noise
 from distill_datasets.types import (
     Batch,
     Canvas,
     Distilled,
     Labels,
+    LaneDraw,
     NetworkSource,
     Sampled,
     Shape,
@@ -28,7 +30,7 @@ from distill_datasets.types import (
 CPU = torch.device("cpu")
 TOY = Shape(1, 8, 8, 3)
 NET = ConvNet(depth=2, width=6)
-POSTER = Poster(height=12, width=16, crops=[3, 4], init_std=0.2)
+POSTER = Poster(height=12, width=16, crops=[3, 4], init=Noise(std=0.2))
 LEARNED = Learned()
 
 
@@ -40,14 +42,14 @@ class DoubleReal(RealData):
         return Batch(images_BCHW.double(), targets_BK.double())
 
 
-class DoubleNetworks:
+class DoubleNetworks(NetworkSource):
     """The networks of another source, in double precision."""
 
     def __init__(self, source: NetworkSource) -> None:
         self._source = source
 
-    def sample(self, rng: torch.Generator) -> Sampled:
-        network = self._source.sample(rng)
+    def sample(self, draw: LaneDraw) -> Sampled:
+        network = self._source.sample(draw)
         network.weights_P = network.weights_P.double()
         return network
 

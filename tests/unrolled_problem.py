@@ -14,7 +14,7 @@ from distill_datasets.augment import Augment
 from distill_datasets.inner import Adam, Sgd
 from distill_datasets.objectives.unrolled import Unrolled
 from distill_datasets.runtime import rng_for
-from distill_datasets.types import Batch, Distilled, Draw, Estimate, NetworkSource
+from distill_datasets.types import Batch, Distilled, Estimate, LaneDraw, NetworkSource
 
 WARM_UP = 3
 WINDOW = 4
@@ -26,12 +26,17 @@ PERTURBATION = 1e-6
 class Clock:
     """A `Draw` that remembers which inner step was asked for last."""
 
+    step, lane = 0, 0
+
     def __init__(self) -> None:
-        self.step = 0
+        self.inner_step = 0
 
     def __call__(self, *what: str | int) -> torch.Generator:
         if what[0] == "inner":
-            self.step = int(what[1])
+            self.inner_step = int(what[1])
+        return rng_for(3, *what)
+
+    def always(self, *what: str | int) -> torch.Generator:
         return rng_for(3, *what)
 
 
@@ -44,7 +49,7 @@ class AfterWarmUp(Distilled):
         self._clock = clock
 
     def forward(self, index_B: Tensor) -> Batch:
-        if self._clock.step < WARM_UP:
+        if self._clock.inner_step < WARM_UP:
             return self._before[0](index_B)
         return super().forward(index_B)
 
@@ -57,7 +62,7 @@ class Problem:
         self.networks: NetworkSource = double_networks()
         self.distilled = double_distilled(self.real)
 
-    def estimate(self, objective: Unrolled, draw: Draw | None = None) -> Estimate:
+    def estimate(self, objective: Unrolled, draw: LaneDraw | None = None) -> Estimate:
         return objective.estimate(self.distilled, self.networks, self.real, draw or Clock())
 
     def slope(self, objective: Unrolled, name: str, direction: Tensor) -> float:

@@ -1,22 +1,38 @@
 """Pixels that cannot leave the displayable range while they are optimized.
 
-A trained value u is shown as sigmoid(u), in (0, 1). Near mid-gray one unit of u is a quarter of the
-range, which with the usual standard deviation of images is about one unit of the student's input
-space, so step sizes of the papers carry over.
+One unit of a trained value is, near mid-gray, a quarter of the range: with the usual standard
+deviation of images about one unit of the student's input space, so step sizes of the papers carry
+over. `sigmoid` shows u as sigmoid(u) and never touches the edges; it flattens out near them, so
+dark and bright pixels move slowly. `clip` shows 1/2 + u/4 and cuts u at the edges after every outer
+step, so that all pixels move alike: the choice for real initial images.
 """
+
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+Bounds = Literal["sigmoid", "clip"]
 EDGE = 0.02
 """Real pixels are pulled this far inside the range, where the sigmoid still has a slope."""
+LIMIT = 2.0
+"""Trained value of white under `clip`."""
 
 
-def show(trained: Tensor) -> Tensor:
+def show(trained: Tensor, bounds: Bounds) -> Tensor:
     """Trained values as pixels in [0, 1]."""
-    return torch.sigmoid(trained)
+    return torch.sigmoid(trained) if bounds == "sigmoid" else 0.5 + trained / (2 * LIMIT)
 
 
-def hide(pixels: Tensor) -> Tensor:
+def hide(pixels: Tensor, bounds: Bounds) -> Tensor:
     """The inverse of `show`, for pixels in [0, 1]."""
-    return torch.logit(pixels.clamp(EDGE, 1 - EDGE))
+    if bounds == "sigmoid":
+        return torch.logit(pixels.clamp(EDGE, 1 - EDGE))
+    return (2 * LIMIT) * (pixels.clamp(0, 1) - 0.5)
+
+
+@torch.no_grad()
+def keep_inside(trained: Tensor, bounds: Bounds) -> None:
+    """Cut trained values at the edges of the range, in place; under `sigmoid` none can pass."""
+    if bounds == "clip":
+        trained.clamp_(-LIMIT, LIMIT)

@@ -3,62 +3,93 @@
 Shape suffixes: N examples, K classes, C channels, H W pixels.
 """
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, SerializeAsAny, model_validator
 from torch import Tensor, nn
 
-from distill_datasets.canvases.bounded import hide, show
-from distill_datasets.types import Canvas, CanvasModule, CanvasSize, Shape
+from distill_datasets.canvases.bounded import Bounds, hide, keep_inside, show
+from distill_datasets.plugins import part
+from distill_datasets.selection.drawn import Noise
+from distill_datasets.types import Canvas, CanvasModule, CanvasSize, Selection, Shape, Teacher
 
 if TYPE_CHECKING:
     from distill_datasets.data.source import RealData
 
 
 class PixelImages(CanvasModule):
-    """`ipc` images of every class, classes in order."""
+    """Images that are trained as they are; `classes_N` says whose each one is."""
 
     examples_are_originals: ClassVar[bool] = True
 
-    def __init__(self, pixels_NCHW: Tensor, ipc: int) -> None:
+    def __init__(self, pixels_NCHW: Tensor, classes_N: Tensor, bounds: Bounds) -> None:
         super().__init__()
         self.count = len(pixels_NCHW)
-        self.trained_NCHW = nn.Parameter(hide(pixels_NCHW))
+        self._bounds: Bounds = bounds
+        self.trained_NCHW = nn.Parameter(hide(pixels_NCHW, bounds))
         self.register_buffer("mix_NG", torch.eye(self.count))
-        self.register_buffer("cells_G", torch.arange(self.count // ipc).repeat_interleave(ipc))
+        self.register_buffer("cells_G", classes_N)
 
     def forward(self, index_B: Tensor) -> Tensor:
-        return show(self.trained_NCHW.index_select(0, index_B))
+        return show(self.trained_NCHW.index_select(0, index_B), self._bounds)
+
+    def project(self) -> None:
+        keep_inside(self.trained_NCHW, self._bounds)
 
     def originals(self) -> list[Tensor]:
-        return list(show(self.trained_NCHW.detach()))
+        return list(show(self.trained_NCHW.detach(), self._bounds))
 
     def geometry(self) -> dict[str, object]:
         return {"canvas": "pixels"}
 
 
 class Pixels(Canvas):
-    """`ipc` trained images per class, each its own training example."""
+    """Trained images, each its own training example: `ipc` of every class, or a number of them."""
 
     paper: ClassVar[str] = "Dataset Distillation, arXiv:1811.10959; RaT-BPTT, arXiv:2311.07025"
     name: Literal["pixels"] = "pixels"
-    ipc: int = Field(ge=1, description="images per class")
-    init: Literal["noise", "real"] = Field(default="noise", description="initial images")
-    init_std: float = Field(
-        default=0.0045, ge=0, description="standard deviation of noise, in units of [0, 1]"
+    ipc: int | None = Field(default=None, ge=1, description="images per class")
+    count: int | None = Field(
+        default=None,
+        ge=1,
+        description="images in all, instead of ipc: the first classes have one more than the last, "
+        "or one and none (SLDD: fewer images than classes, with learned labels)",
+    )
+    init: Annotated[SerializeAsAny[Selection], part("selections")] = Field(
+        default=Noise(), description="initial images"
+    )
+    bounds: Bounds = Field(
+        default="sigmoid", description="how pixels are kept displayable; clip suits real images"
     )
 
+    @model_validator(mode="after")
+    def _one_size(self) -> Self:
+        if (self.ipc is None) == (self.count is None):
+            raise ValueError("expected either ipc or count")
+        return self
+
+    @property
+    def needs_squeezed(self) -> bool:
+        return self.init.needs_squeezed
+
+    def _of_class(self, classes: int) -> list[int]:
+        """How many images each class has."""
+        if self.ipc is not None:
+            return [self.ipc] * classes
+        assert self.count is not None
+        return [self.count // classes + (label < self.count % classes) for label in range(classes)]
+
     def size(self, shape: Shape) -> CanvasSize:
-        count = self.ipc * shape.k
+        count = sum(self._of_class(shape.k))
         return CanvasSize([(shape.h, shape.w)] * count, count)
 
-    def build(self, real: "RealData", rng: torch.Generator) -> CanvasModule:
-        shape = real.shape
-        if self.init == "real":
-            pixels_NCHW = real.examples(rng, self.ipc)
-        else:
-            count = self.size(shape).examples
-            noise_NCHW = torch.randn(count, shape.c, shape.h, shape.w, generator=rng)
-            pixels_NCHW = 0.5 + self.init_std * noise_NCHW
-        return PixelImages(pixels_NCHW, self.ipc)
+    def build(
+        self, real: "RealData", rng: torch.Generator, teacher: Teacher | None = None
+    ) -> CanvasModule:
+        counts_K = self._of_class(real.shape.k)
+        each = max(counts_K)
+        drawn_NCHW = self.init.images(real, each, rng, teacher)
+        kept = [label * each + place for label, of in enumerate(counts_K) for place in range(of)]
+        classes_N = torch.arange(real.shape.k).repeat_interleave(torch.tensor(counts_K))
+        return PixelImages(drawn_NCHW[kept], classes_N, self.bounds)

@@ -14,10 +14,11 @@ from pydantic import Field, SerializeAsAny, model_validator
 from torch import Tensor, nn
 
 from distill_datasets.canvases import geometry
-from distill_datasets.canvases.bounded import hide, show
+from distill_datasets.canvases.bounded import Bounds, hide, keep_inside, show
 from distill_datasets.canvases.order import ClassOrder, Visual
 from distill_datasets.plugins import part
-from distill_datasets.types import Canvas, CanvasModule, CanvasSize, Shape
+from distill_datasets.selection.drawn import Noise
+from distill_datasets.types import Canvas, CanvasModule, CanvasSize, Selection, Shape, Teacher
 
 if TYPE_CHECKING:
     from distill_datasets.data.source import RealData
@@ -35,10 +36,12 @@ class PosterImage(CanvasModule):
         crops: list[geometry.Box],
         cells: list[geometry.Box],
         classes_G: list[int],
+        bounds: Bounds,
     ) -> None:
         super().__init__()
         self.count = len(crops)
-        self.trained_CHW = nn.Parameter(hide(pixels_CHW))
+        self._bounds: Bounds = bounds
+        self.trained_CHW = nn.Parameter(hide(pixels_CHW, bounds))
         self._crops, self._cells = crops, cells
         self._crop_size = (crops[0].bottom - crops[0].top, crops[0].right - crops[0].left)
         width = pixels_CHW.shape[2]
@@ -51,13 +54,16 @@ class PosterImage(CanvasModule):
         self.register_buffer("cells_G", torch.tensor(classes_G))
 
     def forward(self, index_B: Tensor) -> Tensor:
-        poster_CP = show(self.trained_CHW).flatten(1)
+        poster_CP = show(self.trained_CHW, self._bounds).flatten(1)
         where_B = self._where_NP.index_select(0, index_B).flatten()
         crops_CBhw = poster_CP.index_select(1, where_B).view(-1, len(index_B), *self._crop_size)
         return crops_CBhw.transpose(0, 1)
 
+    def project(self) -> None:
+        keep_inside(self.trained_CHW, self._bounds)
+
     def originals(self) -> list[Tensor]:
-        return [show(self.trained_CHW.detach())]
+        return [show(self.trained_CHW.detach(), self._bounds)]
 
     def geometry(self) -> dict[str, object]:
         return {
@@ -87,11 +93,11 @@ class Poster(Canvas):
     order: Annotated[SerializeAsAny[ClassOrder], part("orders")] = Field(
         default=Visual(), description="which classes are neighbors (PoCO)"
     )
-    init: Literal["noise", "real"] = Field(
-        default="noise", description="initial pixels: gray with noise, or one real image per class"
+    init: Annotated[SerializeAsAny[Selection], part("selections")] = Field(
+        default=Noise(), description="initial pixels: one image of each class fills its territory"
     )
-    init_std: float = Field(
-        default=0.0045, ge=0, description="standard deviation of noise, in units of [0, 1]"
+    bounds: Bounds = Field(
+        default="sigmoid", description="how pixels are kept displayable; clip suits real images"
     )
 
     @model_validator(mode="after")
@@ -104,6 +110,10 @@ class Poster(Canvas):
         if isinstance(self.crops, int) and self.crops < 1:
             raise ValueError(f"crops: expected at least 1, got {self.crops}")
         return self
+
+    @property
+    def needs_squeezed(self) -> bool:
+        return self.init.needs_squeezed
 
     def _lay_out(self, shape: Shape) -> tuple[tuple[int, int], list[geometry.Box]]:
         """(height, width) of the poster, and its crops."""
@@ -129,19 +139,22 @@ class Poster(Canvas):
         self.order.check(shape.k)
         return CanvasSize([poster], len(crops))
 
-    def build(self, real: "RealData", rng: torch.Generator) -> CanvasModule:
+    def build(
+        self, real: "RealData", rng: torch.Generator, teacher: Teacher | None = None
+    ) -> CanvasModule:
         shape = real.shape
         (height, width), crops = self._lay_out(shape)
         rows = self._class_rows(shape.k)
         cells = geometry.territories((height, width), rows)
         classes_G = self.order.arrange(real, rows)
-        noise_CHW = torch.randn(shape.c, height, width, generator=rng)
-        pixels_CHW = 0.5 + self.init_std * noise_CHW
-        if self.init == "real":
-            examples_KCHW = real.examples(rng, 1)
+        if isinstance(self.init, Noise):  # not stretched: every pixel is drawn for itself
+            pixels_CHW = self.init.draw((shape.c, height, width), rng)
+        else:
+            pixels_CHW = torch.empty(shape.c, height, width)
+            images_KCHW = self.init.images(real, 1, rng, teacher)
             for box, owner in zip(cells, classes_G, strict=True):
                 size = (box.bottom - box.top, box.right - box.left)
                 pixels_CHW[:, box.top : box.bottom, box.left : box.right] = F.interpolate(
-                    examples_KCHW[owner][None], size, mode="bilinear", antialias=True
+                    images_KCHW[owner][None], size, mode="bilinear", antialias=True
                 )[0]
-        return PosterImage(pixels_CHW, crops, cells, classes_G)
+        return PosterImage(pixels_CHW, crops, cells, classes_G, self.bounds)

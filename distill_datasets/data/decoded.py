@@ -5,6 +5,7 @@ Shape suffixes: N rows, B a batch, K classes, C channels, H W pixels, D = C * H 
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -101,6 +102,24 @@ class RealData:
             )
         index_B = torch.randperm(rows, generator=rng, device=rng.device)[:size]
         return self._batch(self.train, index_B.to(self.train.labels_N.device))
+
+    def class_images(self, rng: torch.Generator, label: int, size: int) -> Tensor:
+        """Training images of one class in the student's input space, (size, C, H, W).
+
+        Drawn without replacement where the class has enough of them, else with.
+        """
+        own_N = self.rows_of_class[label]
+        if size <= len(own_N):
+            place_B = torch.randperm(len(own_N), generator=rng)[:size]
+        else:
+            place_B = torch.randint(len(own_N), (size,), generator=rng)
+        return self.normalization.apply(self.train.images_NCHW[own_N[place_B.to(own_N.device)]])
+
+    @cached_property
+    def rows_of_class(self) -> list[Tensor]:
+        """The training rows of every class."""
+        labels_N = self.train.labels_N
+        return [(labels_N == label).nonzero().flatten() for label in range(self.shape.k)]
 
     def select(self, index_B: Tensor) -> Batch:
         """The training rows `index_B`, normalized."""

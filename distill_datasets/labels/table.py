@@ -71,7 +71,9 @@ class Area(Labels):
         description="share of the area (the paper's text), or the largest class (its program)",
     )
 
-    def build(self, canvas: CanvasModule, classes: int) -> LabelModule:
+    def build(
+        self, canvas: CanvasModule, classes: int, logits_MNK: Tensor | None = None
+    ) -> LabelModule:
         cells_GK = F.one_hot(canvas.cells_G, classes).to(canvas.mix_NG.dtype)
         areas_NK = canvas.mix_NG @ cells_GK
         if self.rule == "one_hot":
@@ -79,8 +81,9 @@ class Area(Labels):
         missing = (areas_NK.sum(dim=0) == 0).nonzero().flatten().tolist()
         if missing:
             raise RecipeError(
-                f"distill.labels.rule: under 'one_hot' the classes {missing} are the largest in no "
-                "example; use 'proportional', more crops or a larger budget"
+                f"distill.labels: the classes {missing} are in no example under the rule "
+                f"{self.rule!r}; use the rule 'proportional', 'learned' labels, more crops or a "
+                "larger budget"
             )
         return FixedLabels(areas_NK, cells_GK)
 
@@ -94,6 +97,8 @@ class Learned(Labels):
         default=0.0001, gt=0, le=0.1, description="smallest value of a cell, so that no sum is zero"
     )
 
-    def build(self, canvas: CanvasModule, classes: int) -> LabelModule:
+    def build(
+        self, canvas: CanvasModule, classes: int, logits_MNK: Tensor | None = None
+    ) -> LabelModule:
         cells_GK = F.one_hot(canvas.cells_G, classes).to(canvas.mix_NG.dtype)
         return LearnedLabels(canvas.mix_NG, cells_GK, self.floor)

@@ -13,7 +13,16 @@ from torch.func import functional_call
 
 from distill_datasets.networks.zoo import ConvNet, initialize
 from distill_datasets.plugins import part
-from distill_datasets.types import Architecture, Networks, NetworkSource, Sampled, Shape
+from distill_datasets.types import (
+    Architecture,
+    LaneDraw,
+    Layers,
+    Networks,
+    NetworkSource,
+    Sampled,
+    Shape,
+    Squeezed,
+)
 
 ArchitectureField = Annotated[SerializeAsAny[Architecture], part("architectures")]
 
@@ -24,39 +33,73 @@ class FlatNetwork:
     One vector makes an optimizer step a handful of operations instead of a handful per layer.
     """
 
-    def __init__(self, skeleton: nn.Module, weights_P: Tensor) -> None:
+    def __init__(
+        self, skeleton: nn.Module, weights_P: Tensor, target_P: Tensor | None = None
+    ) -> None:
         # functional_call swaps tensors inside the module while it runs; two lanes that run at the
         # same time must not share it.
         self._module = copy.deepcopy(skeleton)
         self._names = [name for name, _ in skeleton.named_parameters()]
-        self._shapes = [parameter.shape for parameter in skeleton.parameters()]
+        self.shapes = [parameter.shape for parameter in skeleton.parameters()]
         self._sizes = [parameter.numel() for parameter in skeleton.parameters()]
         self.weights_P = weights_P
+        self.target_P = target_P
 
     def __call__(self, weights_P: Tensor, images_BCHW: Tensor) -> Tensor:
-        """Logits (B, K)."""
-        pieces = torch.split(weights_P, self._sizes)
-        weights = {
-            name: piece.view(shape)
-            for name, piece, shape in zip(self._names, pieces, self._shapes, strict=True)
-        }
-        logits_BK: Tensor = functional_call(self._module, weights, (images_BCHW,))
+        logits_BK: Tensor = functional_call(self._module, self._named(weights_P), (images_BCHW,))
         return logits_BK
 
+    def layers(self, weights_P: Tensor, images_BCHW: Tensor) -> Layers:
+        kept = list[Tensor]()
+        hooks = [
+            layer.register_forward_hook(lambda _, inputs, output: kept.append(output))
+            for layer in self._module.modules()
+            if isinstance(layer, nn.ReLU)
+        ]
+        embedded = list[Tensor]()
+        *_, classifier = (layer for layer in self._module.modules() if isinstance(layer, nn.Linear))
+        hooks.append(
+            classifier.register_forward_pre_hook(lambda _, inputs: embedded.append(inputs[0]))
+        )
+        try:
+            logits_BK = self(weights_P, images_BCHW)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return Layers(kept, embedded[0], logits_BK)
 
-class FreshSource:
+    def _named(self, weights_P: Tensor) -> dict[str, Tensor]:
+        pieces = torch.split(weights_P, self._sizes)
+        return {
+            name: piece.view(shape)
+            for name, piece, shape in zip(self._names, pieces, self.shapes, strict=True)
+        }
+
+
+def skeleton_of(architecture: Architecture, shape: Shape) -> nn.Module:
+    """The module without memory for its weights, for `FlatNetwork`."""
+    with torch.device("meta"):
+        return architecture.build(shape)
+
+
+def fresh_weights(skeleton: nn.Module, rng: torch.Generator, device: torch.device) -> Tensor:
+    """A fresh initialization of a skeleton, as one vector (P,)."""
+    module = copy.deepcopy(skeleton).to_empty(device="cpu")
+    initialize(module, rng)
+    return nn.utils.parameters_to_vector(module.parameters()).detach().to(device)
+
+
+class FreshSource(NetworkSource):
     """Draws a new initialization every time."""
 
     def __init__(self, architecture: Architecture, shape: Shape, device: torch.device) -> None:
-        with torch.device("meta"):
-            self._skeleton = architecture.build(shape)
+        self._skeleton = skeleton_of(architecture, shape)
         self._device = device
 
-    def sample(self, rng: torch.Generator) -> Sampled:
-        module = copy.deepcopy(self._skeleton).to_empty(device="cpu")
-        initialize(module, rng)
-        weights_P = nn.utils.parameters_to_vector(module.parameters()).detach()
-        return FlatNetwork(self._skeleton, weights_P.to(self._device))
+    def sample(self, draw: LaneDraw) -> Sampled:
+        return FlatNetwork(
+            self._skeleton, fresh_weights(self._skeleton, draw("network"), self._device)
+        )
 
 
 class Fresh(Networks):
@@ -66,8 +109,10 @@ class Fresh(Networks):
     name: Literal["fresh"] = "fresh"
     network: ArchitectureField = ConvNet()
 
-    def build(self, shape: Shape, device: torch.device) -> NetworkSource:
+    def build(
+        self, shape: Shape, device: torch.device, squeezed: Squeezed | None = None
+    ) -> NetworkSource:
         return FreshSource(self.network, shape, device)
 
-    def architecture(self) -> Architecture:
+    def architecture(self, squeezed: Architecture | None) -> Architecture:
         return self.network

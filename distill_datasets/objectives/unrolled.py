@@ -23,6 +23,7 @@ from distill_datasets.types import (
     Distilled,
     Draw,
     Estimate,
+    LaneDraw,
     NetworkSource,
     Objective,
     Sampled,
@@ -86,7 +87,7 @@ class Unrolled(Objective):
             )
         return self
 
-    def work(self, flops_per_image: float, examples: int) -> float:
+    def work(self, flops_per_image: float, examples: int, classes: int) -> float:
         # Measured with torch's counter on ConvNet-3 (factors of one forward pass): 2.93 for a
         # gradient of the weights, 8.79 for a tracked step, 10.9 when its forward pass is repeated.
         batch = min(self.batch or examples, examples)
@@ -101,13 +102,13 @@ class Unrolled(Objective):
         return self.real_batch
 
     def estimate(
-        self, distilled: Distilled, networks: NetworkSource, real: "RealData", draw: Draw
+        self, distilled: Distilled, networks: NetworkSource, real: "RealData", draw: LaneDraw
     ) -> Estimate:
         """Loss on real images after a random number of steps, and its gradient.
 
         Source: RaT-BPTT (arXiv:2311.07025), algorithm 1.
         """
-        network = networks.sample(draw("network"))
+        network = networks.sample(draw)
         point = Point(network.weights_P, self.optimizer.start(network.weights_P), 0)
         warm_up = self.inner_steps - self.window
         if self.placement == "random":

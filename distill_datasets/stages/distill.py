@@ -6,12 +6,14 @@ from pathlib import Path
 import torch
 
 from distill_datasets.artifacts import fingerprint, is_done, mark_done, write_atomically
+from distill_datasets.data.source import RealData
 from distill_datasets.optimize import STATE, Distill, Progressing, optimize
 from distill_datasets.pictures import overview
 from distill_datasets.progress import progress_bar
 from distill_datasets.runtime import Runtime, rng_for
 from distill_datasets.stages.source import LoadedSource
-from distill_datasets.types import Distilled
+from distill_datasets.stages.squeeze import Members, SqueezedFolder
+from distill_datasets.types import Distilled, NetworkSource, StepSizes
 
 logger = logging.getLogger("distill_datasets")
 
@@ -26,7 +28,8 @@ def run_distill(
     runs: Path,
     runtime: Runtime,
     quiet: bool,
-) -> tuple[Distilled, Path]:
+    squeezed: SqueezedFolder | None = None,
+) -> tuple[Distilled, NetworkSource, Path]:
     """Distill the source, or take up where an earlier run of the same recipe stopped.
 
     Args:
@@ -36,36 +39,34 @@ def run_distill(
         runs: the folder of this recipe's stages.
         runtime: processes, threads and device.
         quiet: no progress bar.
+        squeezed: the networks of the squeeze stage, when the recipe has one.
 
     Returns:
-        Canvas and labels after the last outer step, on the device, and the stage's folder. It holds
-        `state.safetensors` and, under `previews/`, pictures of the canvas on the way.
+        Canvas and labels after the last outer step, on the device, the networks they were distilled
+        with, and the stage's folder. It holds `state.safetensors` and, under `previews/`, pictures
+        of the canvas on the way.
     """
     result_only = settings.model_dump(mode="json", exclude={"previews", "checkpoint_seconds"})
-    folder = (
-        runs / f"distill-{fingerprint([VERSION, 'distill', result_only, source.fingerprint, seed])}"
-    )
+    identity = [VERSION, "distill", result_only, source.fingerprint, seed]
+    if squeezed is not None:
+        identity.append(squeezed.fingerprint)
+    folder = runs / f"distill-{fingerprint(identity)}"
     real = source.real
-    canvas = settings.canvas.build(real, rng_for(seed, "canvas"))
-    labels = settings.labels.build(canvas, real.shape.k)
-    normalization = real.normalization
-    distilled = Distilled(
-        canvas, labels, normalization.display_mean_C, normalization.display_std_C
-    ).to(runtime.device)
+    distilled = build(settings, real, seed, squeezed).to(runtime.device)
+    networks = settings.networks.build(real.shape, runtime.device, squeezed)
     done = is_done(folder) and (folder / STATE).exists()
     runtime.wait()
     if done:
         Progressing(settings, distilled).restore(folder / STATE)
-        return distilled, folder
+        return distilled, networks, folder
 
     def preview(step: int) -> None:
-        picture = overview(canvas.originals())
+        picture = overview(distilled.canvas.originals())
         write_atomically(
             folder / "previews" / f"step-{step:07d}.png",
             lambda temporary: _write(temporary, picture),
         )
 
-    networks = settings.networks.build(real.shape, runtime.device)
     with progress_bar("distill", settings.steps, shown=runtime.is_main and not quiet) as bar:
         optimize(
             settings,
@@ -81,7 +82,25 @@ def run_distill(
     if runtime.is_main:
         mark_done(folder, {"steps": settings.steps, "torch": torch.__version__})
     runtime.wait()
-    return distilled, folder
+    return distilled, networks, folder
+
+
+def build(
+    settings: Distill, real: RealData, seed: int, squeezed: SqueezedFolder | None = None
+) -> Distilled:
+    """Canvas, labels and step sizes at their initial values, on the CPU."""
+    normalization = real.normalization
+    mean_C, std_C = normalization.display_mean_C.cpu(), normalization.display_std_C.cpu()
+    teacher = None if squeezed is None else Members(squeezed, real.shape)
+    canvas = settings.canvas.build(real, rng_for(seed, "canvas"), teacher)
+    logits_MNK = None
+    if settings.labels.needs_squeezed and teacher is not None:
+        with torch.no_grad():
+            images_NCHW = canvas(torch.arange(canvas.count))
+            logits_MNK = teacher((images_NCHW - mean_C[:, None, None]) / std_C[:, None, None])
+    labels = settings.labels.build(canvas, real.shape.k, logits_MNK)
+    initial = settings.objective.step_sizes()
+    return Distilled(canvas, labels, mean_C, std_C, StepSizes(initial) if initial else None)
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -15,15 +15,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from distill_datasets.artifacts import fingerprint, read_json, write_json
 from distill_datasets.data.opening import library_bars
 from distill_datasets.data.source import RealData
 from distill_datasets.progress import progress_bar
 from distill_datasets.runtime import Runtime, draws
-from distill_datasets.students import Evaluate, Examples, Stored, accuracy, steps_of, train_student
-from distill_datasets.types import Batch, Draw, Shape
+from distill_datasets.students import (
+    Evaluate,
+    Examples,
+    Stored,
+    Whole,
+    accuracy,
+    steps_of,
+    train_student,
+)
+from distill_datasets.types import Draw, Shape
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -42,20 +49,6 @@ class Contestant:
     examples: Callable[[Draw], Examples]
     images: int
     pixels: int
-
-
-@dataclass(frozen=True)
-class Whole:
-    """The training images of the source, normalized batch by batch."""
-
-    real: RealData
-
-    @property
-    def count(self) -> int:
-        return len(self.real.train.labels_N)
-
-    def __call__(self, index_B: Tensor) -> Batch:
-        return self.real.select(index_B)
 
 
 def run_evaluate(

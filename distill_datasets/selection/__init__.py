@@ -1,0 +1,1 @@
+"""Images to start from and to compare with: drawn, chosen or made from the real ones."""
