@@ -42,11 +42,20 @@ SkipBadRows = Annotated[
     bool, typer.Option("--skip-bad-rows", help="Leave unusable source rows out, and list them.")
 ]
 
+Profile = Annotated[
+    str | None,
+    typer.Option(
+        help="One of the recipe's profiles, for example cpu: a setting for two cores.",
+        show_default=False,
+    ),
+]
+
 
 @app.command()
 def run(
     recipe: RecipeArgument,
     overrides: Overrides = None,
+    profile: Profile = None,
     runs: Annotated[Path, typer.Option(help="Folder of all runs; resuming looks here.")] = Path(
         "runs"
     ),
@@ -71,7 +80,7 @@ def run(
     Several processes share the lanes of an outer step and the students: [bold]--processes N[/bold]
     on one machine, [bold]accelerate launch -m distill_datasets run RECIPE[/bold] on several.
     """
-    loaded = _load(recipe, overrides, skip_bad_rows)
+    loaded = _load(recipe, overrides, profile, skip_bad_rows)
     if dry_run:
         _print_plan(loaded)
         return
@@ -91,18 +100,24 @@ def run(
 
 @app.command()
 def plan(
-    recipe: RecipeArgument, overrides: Overrides = None, skip_bad_rows: SkipBadRows = False
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    profile: Profile = None,
+    skip_bad_rows: SkipBadRows = False,
 ) -> None:
     """Print stages, parts, sizes and work of a recipe; reads a few rows and trains nothing."""
-    _print_plan(_load(recipe, overrides, skip_bad_rows))
+    _print_plan(_load(recipe, overrides, profile, skip_bad_rows))
 
 
 @app.command()
 def check(
-    recipe: RecipeArgument, overrides: Overrides = None, skip_bad_rows: SkipBadRows = False
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    profile: Profile = None,
+    skip_bad_rows: SkipBadRows = False,
 ) -> None:
     """Validate a recipe without reading its data; lists every problem at once."""
-    loaded = _load(recipe, overrides, skip_bad_rows)
+    loaded = _load(recipe, overrides, profile, skip_bad_rows)
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"{recipe}: valid, sha256 {loaded.sha256()[:12]}", markup=False)
 
@@ -166,11 +181,13 @@ def publish(
     console.print(f'load_dataset("{repo}", revision="{published.tag}")', markup=False)
 
 
-def _load(path: Path, overrides: list[str] | None, skip_bad_rows: bool) -> "Recipe":
+def _load(
+    path: Path, overrides: list[str] | None, profile: str | None, skip_bad_rows: bool
+) -> "Recipe":
     from distill_datasets.recipe import load_recipe
 
     extra = ["source.skip_bad_rows=true"] if skip_bad_rows else []
-    return load_recipe(path, [*(overrides or []), *extra])
+    return load_recipe(path, [*(overrides or []), *extra], profile)
 
 
 def _log_to_stderr(quiet: bool) -> None:

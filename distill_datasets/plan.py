@@ -55,6 +55,7 @@ def plan(recipe: Recipe, dataset: Any = None) -> Plan:  # noqa: ANN401
     lanes = f"{section.lanes} lane" + ("s" if section.lanes > 1 else "")
     stages = [
         ("source", f"read {provenance.dataset}{revision}; {len(names)} classes"),
+        *_squeezing(recipe, shape),
         ("distill", f"{section.steps} outer steps of {lanes}, {_flops(distill_work)}"),
         ("export", f"{size.examples} rows of {shape.c} x {shape.h} x {shape.w} as PNG and float"),
         ("evaluate", _contestants(measured, steps, student_work)),
@@ -73,6 +74,22 @@ def plan(recipe: Recipe, dataset: Any = None) -> Plan:  # noqa: ANN401
         ("work in all", _flops(distill_work + _all_students(measured) * student_work) + full),
     ]
     return Plan(stages, list(_parts(recipe, "")), numbers)
+
+
+def _squeezing(recipe: Recipe, shape: Shape) -> list[tuple[str, str]]:
+    """The line of the squeeze stage, when there is one."""
+    if recipe.squeeze is None:
+        return []
+    flops, weights = cost(recipe.squeeze.network, shape)
+    rows = recipe.squeeze.epochs + 1 if recipe.squeeze.keep == "every" else 2
+    stored = 4 * weights * rows * recipe.squeeze.members
+    return [
+        (
+            "squeeze",
+            f"{recipe.squeeze.members} networks of {recipe.squeeze.epochs} epochs, "
+            f"{_flops(2.93 * flops)} per image; {stored:,} bytes",
+        )
+    ]
 
 
 def cost(architecture: Architecture, shape: Shape) -> tuple[float, int]:

@@ -91,12 +91,15 @@ class Recipe(Section):
         return sha256_text(canonical_json(self.resolved()))
 
 
-def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+def load_recipe(
+    path: str | Path, overrides: Iterable[str] = (), profile: str | None = None
+) -> Recipe:
     """Read a recipe file.
 
     Args:
         path: a YAML file.
         overrides: `section.key=value` each, the value in YAML; they win over the file.
+        profile: one of the file's `profiles`, for example a setting for a machine without a GPU.
 
     Raises:
         RecipeError: the file cannot be read, or has problems; the message lists all of them.
@@ -114,16 +117,23 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
         content = from_yaml(text)
     except RecipeError as error:
         raise RecipeError(f"{path}: {error}") from error
-    return recipe_from(content, overrides, title=str(path))
+    return recipe_from(content, overrides, title=str(path), profile=profile)
 
 
-def recipe_from(content: object, overrides: Iterable[str] = (), title: str = "recipe") -> Recipe:
+def recipe_from(
+    content: object,
+    overrides: Iterable[str] = (),
+    title: str = "recipe",
+    profile: str | None = None,
+) -> Recipe:
     """Make a recipe from nested dictionaries.
 
     Args:
-        content: what a recipe file holds.
-        overrides: `section.key=value` each.
+        content: what a recipe file holds. Beside the sections it may hold `profiles`: for each
+            name the keys `section.key` that it changes, with their values.
+        overrides: `section.key=value` each; they win over the profile.
         title: what to call the recipe in messages.
+        profile: the profile to apply.
 
     Raises:
         RecipeError: lists every problem.
@@ -134,8 +144,11 @@ def recipe_from(content: object, overrides: Iterable[str] = (), title: str = "re
             f"{', '.join(Recipe.model_fields)}"
         )
     merged = dict(content)
+    for path, value in _profile(merged.pop("profiles", {}), profile, title).items():
+        _put(merged, path, value, f"{title}: profiles.{profile}.{path}")
     for override in overrides:
-        _override(merged, override)
+        path, value = _parsed(override)
+        _put(merged, path, value, f"override {override!r}")
     try:
         return Recipe.model_validate(merged)
     except ValidationError as error:
@@ -144,14 +157,41 @@ def recipe_from(content: object, overrides: Iterable[str] = (), title: str = "re
         raise RecipeError("\n  ".join([f"{title}: {count}", *lines])) from error
 
 
-def _override(content: dict[str, Any], override: str) -> None:
-    """Put one `section.key=value` into the nested dictionaries."""
+def _profile(profiles: object, name: str | None, title: str) -> dict[str, Any]:
+    """The keys and values of one profile; {} when none is asked for."""
+    if not isinstance(profiles, dict) or not all(
+        isinstance(keys, dict) for keys in profiles.values()
+    ):
+        raise RecipeError(
+            f"{title}: profiles: got {profiles!r}, expected for each name the keys it changes, for "
+            "example profiles: {cpu: {distill.steps: 500}}"
+        )
+    if name is None:
+        return {}
+    if name not in profiles:
+        raise RecipeError(
+            f"{title}: no profile {name!r}; "
+            + (did_you_mean(name, profiles) if profiles else "this recipe has none")
+        )
+    return dict(profiles[name])
+
+
+def _parsed(override: str) -> tuple[str, Any]:
+    """The path and the value of `section.key=value`."""
     path, equals, text = override.partition("=")
-    keys = path.split(".")
-    if not equals or not all(keys):
+    if not equals or not all(path.split(".")):
         raise RecipeError(
             f"override {override!r}: expected section.key=value, for example distill.steps=500"
         )
+    try:
+        return path, from_yaml(text)
+    except RecipeError as error:
+        raise RecipeError(f"override {override!r}: {error}") from error
+
+
+def _put(content: dict[str, Any], path: str, value: object, what: str) -> None:
+    """Put a value at `section.key` into the nested dictionaries."""
+    keys = path.split(".")
     section = content
     for depth, key in enumerate(keys[:-1], start=1):
         inner = section.get(key)
@@ -160,16 +200,11 @@ def _override(content: dict[str, Any], override: str) -> None:
         elif isinstance(inner, str):  # `canvas: poster` is short for `canvas: {name: poster}`
             inner = {"name": inner}
         elif not isinstance(inner, dict):
-            raise RecipeError(
-                f"override {override!r}: {'.'.join(keys[:depth])} is {inner!r}, not a section"
-            )
+            raise RecipeError(f"{what}: {'.'.join(keys[:depth])} is {inner!r}, not a section")
         # a copy: the section may be the caller's, or stand twice in the recipe by a YAML alias
         section[key] = dict(inner)
         section = section[key]
-    try:
-        section[keys[-1]] = from_yaml(text)
-    except RecipeError as error:
-        raise RecipeError(f"override {override!r}: {error}") from error
+    section[keys[-1]] = value
 
 
 def problems(

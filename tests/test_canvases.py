@@ -5,14 +5,14 @@ import torch
 from pydantic import ValidationError
 from tiny import flat_real, toy_real, values
 
-from distill_datasets.canvases.bounded import EDGE, hide, show
+from distill_datasets.canvases.bounded import EDGE, Bounds, hide, show
 from distill_datasets.canvases.order import Listed
 from distill_datasets.canvases.pixels import PixelImages, Pixels
 from distill_datasets.canvases.poster import Poster, PosterImage
 from distill_datasets.errors import RecipeError
 from distill_datasets.runtime import rng_for
 from distill_datasets.selection.drawn import Noise, Real
-from distill_datasets.types import CanvasModule, Shape
+from distill_datasets.types import CanvasModule, Selection, Shape
 
 RNG_WORD = "canvas"
 
@@ -25,18 +25,51 @@ def poster_of(real_classes: int = 3, **fields: object) -> PosterImage:
     return module
 
 
-def test_hidden_pixels_are_shown_as_they_were() -> None:
+@pytest.mark.parametrize("bounds", ["sigmoid", "clip"])
+def test_hidden_pixels_are_shown_as_they_were(bounds: Bounds) -> None:
     pixels = torch.tensor([EDGE, 0.1, 0.5, 0.9, 1 - EDGE], dtype=torch.float64)
-    assert torch.allclose(show(hide(pixels)), pixels, atol=1e-15)
+    assert torch.allclose(show(hide(pixels, bounds), bounds), pixels, atol=1e-15)
 
 
 def test_black_and_white_are_pulled_to_where_the_sigmoid_has_a_slope() -> None:
-    assert values(show(hide(torch.tensor([0.0, 1.0])))) == [0.02, 0.98]
+    assert values(show(hide(torch.tensor([0.0, 1.0]), "sigmoid"), "sigmoid")) == [0.02, 0.98]
 
 
 def test_trained_values_of_any_size_are_shown_inside_the_range() -> None:
-    shown = show(torch.tensor([-1e6, -3.0, 0.0, 3.0, 1e6]))
+    shown = show(torch.tensor([-1e6, -3.0, 0.0, 3.0, 1e6]), "sigmoid")
     assert shown.min() >= 0 and shown.max() <= 1 and shown[2] == 0.5
+
+
+def test_clipped_pixels_keep_black_and_white_and_move_alike() -> None:
+    trained = hide(torch.tensor([0.0, 0.3, 1.0]), "clip").requires_grad_()
+    shown = show(trained, "clip")
+    assert values(shown) == [0, 0.3, 1]
+    assert torch.autograd.grad(shown.sum(), trained)[0].tolist() == [0.25, 0.25, 0.25]
+
+
+@pytest.mark.parametrize("canvas", [Pixels(ipc=2, bounds="clip"), Poster(ipc=1, bounds="clip")])
+def test_clipped_pixels_that_leave_the_range_are_brought_back(canvas: Pixels | Poster) -> None:
+    module: CanvasModule = canvas.build(toy_real(), rng_for(0, RNG_WORD))
+    before = module.originals()
+    (trained,) = module.parameters()
+    with torch.no_grad():
+        trained += torch.where(torch.arange(trained.shape[-1]) == 2, 1e3, 0.0)
+    assert max(float(image.max()) for image in module.originals()) > 1
+    module.project()
+    for image, was in zip(module.originals(), before, strict=True):
+        assert image[..., 2].unique().tolist() == [1]
+        assert torch.equal(image[..., 3:], was[..., 3:])
+
+
+def test_a_number_of_images_is_dealt_to_the_classes_in_order() -> None:
+    for count, expected in ((2, [0, 1]), (3, [0, 1, 2]), (5, [0, 0, 1, 1, 2])):
+        canvas = Pixels(count=count, init=Real(), bounds="clip")
+        module = canvas.build(flat_real([0, 51, 102]), rng_for(0))
+        assert module.cells_G.tolist() == expected
+        assert canvas.size(Shape(1, 8, 8, 3)).examples == module.count == count
+        assert values(module(torch.arange(count)).mean(dim=(1, 2, 3))) == [
+            0.2 * label for label in expected
+        ]
 
 
 def test_crops_are_cut_from_the_poster_at_their_corners() -> None:
@@ -68,7 +101,7 @@ def test_only_crops_that_are_asked_for_get_a_gradient() -> None:
 
 def test_one_crop_that_covers_the_poster_is_a_single_image() -> None:
     poster = poster_of(height=8, width=8, crops=1, init=Noise(std=0.1))
-    image = PixelImages(poster.originals()[0][None], ipc=1)
+    image = PixelImages(poster.originals()[0][None], torch.tensor([0]), "sigmoid")
     torch.testing.assert_close(poster(torch.tensor([0])), image(torch.tensor([0])))
 
 
@@ -123,8 +156,8 @@ def test_noise_starts_around_mid_gray_with_the_deviation_asked_for() -> None:
 
 
 @pytest.mark.parametrize("canvas", [Pixels(ipc=2), Poster(ipc=0.9, crops=8)])
-@pytest.mark.parametrize("init", ["noise", "real"])
-def test_the_generator_alone_decides_the_start(canvas: Pixels | Poster, init: str) -> None:
+@pytest.mark.parametrize("init", [Noise(), Real()])
+def test_the_generator_alone_decides_the_start(canvas: Pixels | Poster, init: Selection) -> None:
     real, canvas = toy_real(), canvas.model_copy(update={"init": init})
 
     def start(seed: int) -> torch.Tensor:
@@ -200,11 +233,14 @@ def test_pixel_images_stand_in_the_order_of_their_classes() -> None:
 
 
 def test_a_pixel_image_that_is_not_asked_for_gets_no_gradient() -> None:
-    module = PixelImages(torch.full((3, 1, 2, 2), 0.5), ipc=1)
+    module = PixelImages(torch.full((3, 1, 2, 2), 0.5), torch.arange(3), "sigmoid")
     module(torch.tensor([2, 0])).sum().backward()
     assert module.trained_NCHW.grad[:, 0, 0, 0].tolist() == [0.25, 0, 0.25]
 
 
 def test_originals_are_copies_of_nothing_that_is_trained_further() -> None:
-    for module in (poster_of(ipc=1), PixelImages(torch.rand(2, 1, 2, 2), ipc=1)):
+    for module in (
+        poster_of(ipc=1),
+        PixelImages(torch.rand(2, 1, 2, 2), torch.arange(2), "sigmoid"),
+    ):
         assert not any(original.requires_grad for original in module.originals())

@@ -47,7 +47,7 @@ def test_one_hot_takes_the_largest_class_and_the_lower_one_of_a_tie() -> None:
 def test_one_hot_refuses_a_class_that_is_the_largest_nowhere() -> None:
     # one crop of 8 x 8 on four classes of 4 x 4: a tie, which class 0 wins
     canvas = Poster(height=8, width=8, crops=1).build(flat_real([0] * 4), rng_for(0))
-    with pytest.raises(RecipeError, match=r"classes \[1, 2, 3\] are .*use 'proportional'"):
+    with pytest.raises(RecipeError, match=r"classes \[1, 2, 3\] are .*use the rule 'proportional'"):
         Area(rule="one_hot").build(canvas, 4)
 
 

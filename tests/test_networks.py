@@ -11,7 +11,7 @@ from torch.nn.utils import parameters_to_vector
 from distill_datasets.errors import RecipeError
 from distill_datasets.networks.sources import Fresh, FreshSource
 from distill_datasets.networks.zoo import ConvNet, initialize
-from distill_datasets.runtime import rng_for
+from distill_datasets.runtime import LaneDraws, rng_for
 from distill_datasets.types import Shape
 
 
@@ -116,7 +116,7 @@ def test_a_layer_without_a_rule_is_refused_by_its_name() -> None:
 
 def test_a_sampled_network_is_the_module_with_these_weights() -> None:
     module = NET.build(TOY)
-    initialize(module, rng_for(4))
+    initialize(module, LaneDraws(0, 4, 0)("network"))
     sampled = FreshSource(NET, TOY, CPU).sample(LaneDraws(0, 4, 0))
     images_BCHW = torch.randn(5, 1, 8, 8, generator=rng_for(0))
     assert torch.equal(sampled.weights_P, parameters_to_vector(module.parameters()))

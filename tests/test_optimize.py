@@ -160,7 +160,7 @@ def same_bits(left: nn.Module, right: nn.Module) -> bool:
 @pytest.fixture
 def progressing() -> Progressing:
     """Two canvas values and one label, none of which has moved."""
-    canvas = PixelImages(torch.full((2, 1, 1, 1), 0.5), ipc=1)
+    canvas = PixelImages(torch.full((2, 1, 1, 1), 0.5), torch.arange(2), "sigmoid")
     labels = Learned().build(canvas, 2)
     return Progressing(settings(), Distilled(canvas, labels, torch.zeros(1), torch.ones(1)))
 

@@ -86,7 +86,7 @@ def test_all_problems_are_listed_at_once_with_path_and_got_and_expected() -> Non
         "evaluate.references.0: got 'half', expected 'random_real' or 'full'",
         r"publish.repo: got 'nobody', string should match pattern '^[\w.-]+/[\w.-]+$'",
         "sede: no such key; did you mean 'seed'? valid names: distill, evaluate, name, publish, "
-        "seed, source",
+        "seed, source, squeeze",
     ]
 
 
@@ -273,7 +273,39 @@ def test_an_override_changes_one_of_two_sections_that_share_a_yaml_alias() -> No
     sections["evaluate"]["network"] = sections["distill"]["networks"]["network"]
     recipe = recipe_from(sections, ["evaluate.network.width=9"])
     assert recipe.evaluate.network.model_dump()["width"] == 9
-    assert recipe.distill.networks.architecture().model_dump()["width"] == 4
+    assert recipe.distill.networks.architecture(None).model_dump()["width"] == 4
+
+
+PROFILES = {"cpu": {"distill.steps": 2, "distill.canvas": {"name": "pixels", "ipc": 1}}, "big": {}}
+
+
+def test_a_profile_changes_its_keys_and_an_override_wins_over_it() -> None:
+    sections = toy_sections() | {"profiles": PROFILES}
+    assert recipe_from(sections) == recipe_from(sections, profile="big") == toy_recipe()
+    small = recipe_from(sections, profile="cpu")
+    assert (small.distill.steps, small.distill.canvas.name) == (2, "pixels")
+    assert small.distill.lanes == toy_recipe().distill.lanes
+    both = recipe_from(sections, ["distill.steps=7", "distill.canvas.ipc=3"], profile="cpu")
+    assert both.distill.steps == 7
+    assert both.distill.canvas.model_dump()["ipc"] == 3
+    assert sections["profiles"] == PROFILES and PROFILES["cpu"]["distill.canvas"]["ipc"] == 1
+
+
+@pytest.mark.parametrize(
+    ("profiles", "name", "message"),
+    [
+        (PROFILES, "gpu", "no profile 'gpu'; .*valid names: big, cpu"),
+        ({}, "cpu", "no profile 'cpu'; this recipe has none"),
+        ({"cpu": 3}, None, r"profiles: got \{'cpu': 3\}, expected for each name the keys"),
+        ({"cpu": {"seed.x": 3}}, "cpu", "profiles.cpu.seed.x: seed is 0, not a section"),
+        ({"cpu": {"distill.step": 3}}, "cpu", "distill.step: no such key; did you mean 'steps'"),
+    ],
+)
+def test_a_bad_profile_is_explained(
+    profiles: dict[str, Any], name: str | None, message: str
+) -> None:
+    with pytest.raises(RecipeError, match=message):
+        recipe_from(toy_sections() | {"seed": 0, "profiles": profiles}, profile=name)
 
 
 def test_overrides_leave_the_dictionaries_of_the_caller_as_they_are() -> None:
