@@ -10,7 +10,7 @@ from torch.nn.utils import parameters_to_vector
 
 from distill_datasets.errors import RecipeError
 from distill_datasets.networks.sources import Fresh, FreshSource
-from distill_datasets.networks.zoo import ConvNet, initialize
+from distill_datasets.networks.zoo import ConvNet, LeNet, initialize
 from distill_datasets.runtime import LaneDraws, rng_for
 from distill_datasets.types import Shape
 
@@ -112,6 +112,17 @@ def test_the_generator_alone_decides_fresh_weights() -> None:
 def test_a_layer_without_a_rule_is_refused_by_its_name() -> None:
     with pytest.raises(RecipeError, match="fresh weights of a BatchNorm2d; known: Conv2d, Linear"):
         initialize(nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)), rng_for(0))
+
+
+def test_the_lenet_has_the_weights_of_the_paper() -> None:
+    assert weights(LeNet().build(Shape(1, 28, 28, 10))) == 61_706
+    module = LeNet().build(Shape(3, 12, 17, 4))
+    assert module(torch.ones(2, 3, 12, 17)).shape == (2, 4)
+
+
+def test_a_lenet_on_too_small_images_is_refused() -> None:
+    with pytest.raises(RecipeError, match="at least 12 px, got 8 x 8"):
+        LeNet().build(TOY)
 
 
 def test_a_sampled_network_is_the_module_with_these_weights() -> None:
