@@ -86,8 +86,7 @@ class Estimate(NamedTuple):
 class CanvasModule(nn.Module, ABC):
     """Trainable tensors decoded into displayable images.
 
-    `mix_NG` and `cells_G` say what each training example shows: the share of its area that lies on
-    each cell, and the class that owns each cell.
+    `mix_NG`: the share of each example's area that lies on each cell; `cells_G`: whose cell it is.
     """
 
     examples_are_originals: ClassVar[bool]
@@ -211,9 +210,9 @@ class Sampled(Protocol):
 class NetworkSource(ABC):
     """Where an objective gets its networks from.
 
-    A source may carry one vector of values per lane from an outer step to the next, such as a
-    network that is trained on the way. The loop keeps that vector: it asks `advance` for the new
-    one after every update, gives it to every process with `carry`, and saves it.
+    A source may carry a vector per lane from an outer step to the next, such as a network that is
+    trained on the way: the loop asks `advance` for the new one after every update, gives it to
+    every process with `carry`, and saves it.
     """
 
     carried_values: int = 0
@@ -232,7 +231,7 @@ class NetworkSource(ABC):
         raise NotImplementedError
 
     def start(self, student: int, draw: Draw) -> Tensor | None:
-        """Weights that a student has to start from; None where any fresh network will do."""
+        """Weights (P,) that a student has to start from; None where any fresh one will do."""
         return None
 
 
@@ -283,12 +282,9 @@ class Networks(Part, ABC):
     def build(
         self, shape: Shape, device: torch.device, squeezed: Squeezed | None = None
     ) -> NetworkSource:
-        """The source of networks for this shape.
+        """The source of networks for this shape, on a device.
 
-        Args:
-            shape: of one example, and the number of classes.
-            device: where the networks live.
-            squeezed: the networks of the squeeze stage; there when `needs_squeezed`.
+        `squeezed` are the networks of the squeeze stage; there when `needs_squeezed`.
         """
 
     @abstractmethod
@@ -379,10 +375,8 @@ class Objective(Part, ABC):
     def work(self, flops_per_image: float, examples: int, classes: int) -> float:
         """Floating-point operations of one lane, one multiplication and addition counting two.
 
-        Args:
-            flops_per_image: forward pass of the network on one image.
-            examples: number of training examples of the distilled set.
-            classes: number of classes.
+        `flops_per_image` is a forward pass of the network on one image; `examples` counts those of
+        the distilled set.
         """
 
     def real_rows(self) -> int:
@@ -393,6 +387,13 @@ class Objective(Part, ABC):
         """Initial values of the step sizes that are learned with the images; [] learns none."""
         return []
 
-    def order(self, examples: int) -> list[list[int]]:
-        """The examples of each training step where their order is part of the result; else []."""
+    def published_order(self, examples: int) -> list[list[int]]:
+        """The examples of every published step, as many steps for any `examples`; [] for none."""
         return []
+
+    def attacks(self) -> tuple[int, int] | None:
+        """The class whose images shall be taken for another class, and that one; None for none."""
+        return None
+
+    def check(self, shape: Shape, examples: int) -> None:
+        """Raise `RecipeError` where a field does not fit the source or the number of examples."""

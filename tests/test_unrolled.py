@@ -24,7 +24,7 @@ from distill_datasets.canvases.pixels import PixelImages
 from distill_datasets.canvases.poster import Poster
 from distill_datasets.labels.table import Area
 from distill_datasets.networks.zoo import ConvNet
-from distill_datasets.runtime import draws, rng_for
+from distill_datasets.runtime import draws
 from distill_datasets.selection.drawn import Noise
 from distill_datasets.types import Batch, Distilled, NetworkSource, Sampled, Shape
 
@@ -66,7 +66,9 @@ def test_pixels_of_no_sampled_crop_get_a_gradient_of_exactly_zero(
 def test_a_poster_of_one_crop_has_the_gradient_of_that_image_alone(problem: Problem) -> None:
     canvas = Poster(height=8, width=8, crops=1, init=Noise(std=0.05))
     poster = double_distilled(problem.real, canvas, Area())
-    image = PixelImages(poster.canvas.originals()[0][None], ipc=1)
+    image = PixelImages(
+        poster.canvas.originals()[0][None], torch.zeros(1, dtype=torch.int64), "sigmoid"
+    )
     alone = Distilled(image, poster.labels, poster.mean_C, poster.std_C)
     objective = unrolled()
     draw = Clock()
@@ -235,8 +237,8 @@ def test_work_is_what_the_counter_of_torch_counts(differentiate: str) -> None:
             work()
         return counter.get_total_flops()
 
-    sampled = networks.sample(rng_for(0))
+    sampled = networks.sample(Clock())
     image = torch.zeros(1, 3, 16, 16, dtype=torch.float64)
     per_image = counted(lambda: sampled(sampled.weights_P, image))
     spent = counted(lambda: objective.estimate(distilled, networks, real, Clock()))
-    assert objective.work(per_image, 8) == pytest.approx(spent, rel=0.1)
+    assert objective.work(per_image, 8, 10) == pytest.approx(spent, rel=0.1)

@@ -1,4 +1,4 @@
-"""Meta-gradient through a window of training steps: the objective of RaT-BPTT and PoDD.
+"""Meta-gradient through a window of training steps: Dataset Distillation, SLDD, RaT-BPTT, PoDD.
 
 A fresh network is trained on the distilled set; the loss of the trained network on real images is
 differentiated with respect to the distilled set, through the last `window` steps. Two ways of
@@ -16,7 +16,8 @@ from pydantic import Field, SerializeAsAny, model_validator
 from torch import Tensor
 
 from distill_datasets.augment import Augment
-from distill_datasets.inner import Adam, Optimizer, State
+from distill_datasets.errors import RecipeError
+from distill_datasets.inner import Adam, Optimizer, Sgd, State
 from distill_datasets.plugins import part
 from distill_datasets.types import (
     Batch,
@@ -27,6 +28,8 @@ from distill_datasets.types import (
     NetworkSource,
     Objective,
     Sampled,
+    Section,
+    Shape,
 )
 
 if TYPE_CHECKING:
@@ -51,10 +54,39 @@ class Point(NamedTuple):
         return (self.weights_P, *self.state)
 
 
-class Unrolled(Objective):
-    """Meta-gradient through a randomly placed window of training steps (RaT-BPTT)."""
+class Attack(Section):
+    """A class that trained networks shall take for another one: an audit of robustness.
 
-    paper: ClassVar[str] = "RaT-BPTT, arXiv:2311.07025; PoDD, arXiv:2403.12040"
+    Source: Dataset Distillation (arXiv:1811.10959), its experiments on data poisoning.
+    """
+
+    attacked: int = Field(ge=0, description="class whose real images are judged as the target")
+    target: int = Field(ge=0, description="class that they shall be taken for")
+
+    @model_validator(mode="after")
+    def _two_classes(self) -> Self:
+        if self.attacked == self.target:
+            raise ValueError(f"expected two classes, got {self.target} as attacked and as target")
+        return self
+
+    def judged(self, targets_BK: Tensor) -> Tensor:
+        """Targets (B, K) in which whatever the attacked class had is the target's."""
+        moved_BK = targets_BK.clone()
+        moved_BK[:, self.target] += moved_BK[:, self.attacked]
+        moved_BK[:, self.attacked] = 0
+        return moved_BK
+
+
+class Unrolled(Objective):
+    """Meta-gradient through a window of training steps, placed at random or at their end.
+
+    Random placement is RaT-BPTT's. With learned step sizes, a fixed order and a window of all steps
+    it is Dataset Distillation: a few steps of gradient descent, each with its own batch and size.
+    """
+
+    paper: ClassVar[str] = (
+        "Dataset Distillation, arXiv:1811.10959; RaT-BPTT, arXiv:2311.07025; PoDD, arXiv:2403.12040"
+    )
     name: Literal["unrolled"] = "unrolled"
     inner_steps: int = Field(gt=0, description="longest training run judged, in steps")
     window: int = Field(gt=0, description="last steps kept differentiable")
@@ -68,6 +100,19 @@ class Unrolled(Objective):
     real_batch: int = Field(gt=0, description="real images that judge the trained network")
     optimizer: Annotated[SerializeAsAny[Optimizer], part("optimizers")] = Field(
         default=Adam(lr=0.001), description="rule of the inner loop"
+    )
+    learn_step_sizes: bool = Field(
+        default=False,
+        description="learn one step size for every inner step, from optimizer.lr on; needs sgd "
+        "with momentum 0 and a window of all steps",
+    )
+    order: Literal["shuffled", "fixed"] = Field(
+        default="shuffled",
+        description="draw the examples of every inner step, or fix them: of S batches, batch s has "
+        "the examples s, s + S, s + 2 S, ..., and inner step t takes batch t modulo S",
+    )
+    attack: Attack | None = Field(
+        default=None, description="judge the images of one class as another's; null attacks none"
     )
     augment: Augment = Field(default=Augment(), description="of distilled and of real images")
     differentiate: Literal["graph", "recompute"] = Field(
@@ -86,6 +131,60 @@ class Unrolled(Objective):
                 f"window: {self.window} steps do not fit into inner_steps: {self.inner_steps}"
             )
         return self
+
+    @model_validator(mode="after")
+    def _step_sizes_can_be_learned(self) -> Self:
+        if not self.learn_step_sizes:
+            return self
+        if not (isinstance(self.optimizer, Sgd) and self.optimizer.momentum == 0):
+            got = self.optimizer.model_dump(include={"name", "momentum"})
+            raise ValueError(
+                f"learn_step_sizes: got the inner optimizer {got}, expected gradient descent "
+                "without momentum; set optimizer: {name: sgd, momentum: 0, lr: 0.02}"
+            )
+        if self.placement != "end" or self.window != self.inner_steps:
+            raise ValueError(
+                f"learn_step_sizes: every step is differentiated; got window {self.window} of "
+                f"{self.inner_steps} inner_steps with placement {self.placement!r}, expected "
+                f"window {self.inner_steps} with placement 'end'"
+            )
+        return self
+
+    def check(self, shape: Shape, examples: int) -> None:
+        if self.attack is not None:
+            for field, label in self.attack:
+                if label >= shape.k:
+                    raise RecipeError(
+                        f"distill.objective.attack.{field}: class {label} of a source with "
+                        f"{shape.k} classes; choose one of 0..{shape.k - 1}"
+                    )
+        batches = self._batches(examples)
+        if self.order == "fixed" and batches > self.inner_steps:
+            raise RecipeError(
+                f"distill.objective.order: {examples} examples make {batches} batches of "
+                f"{self.batch}, and {self.inner_steps} inner_steps would never see the last; raise "
+                "inner_steps or batch, or take the order 'shuffled'"
+            )
+
+    def step_sizes(self) -> list[float]:
+        return [self.optimizer.lr] * self.inner_steps if self.learn_step_sizes else []
+
+    def published_order(self, examples: int) -> list[list[int]]:
+        if self.order == "shuffled":
+            return []
+        return [self._fixed_batch(examples, step).tolist() for step in range(self.inner_steps)]
+
+    def attacks(self) -> tuple[int, int] | None:
+        return None if self.attack is None else (self.attack.attacked, self.attack.target)
+
+    def _batches(self, examples: int) -> int:
+        """How many batches the examples make; a rest is spread over the first ones."""
+        return max(1, examples // (self.batch or examples))
+
+    def _fixed_batch(self, examples: int, step: int) -> Tensor:
+        """The examples of an inner step in the fixed order."""
+        batches = self._batches(examples)
+        return torch.arange(step % batches, examples, batches)
 
     def work(self, flops_per_image: float, examples: int, classes: int) -> float:
         # Measured with torch's counter on ConvNet-3 (factors of one forward pass): 2.93 for a
@@ -155,7 +254,9 @@ class Unrolled(Objective):
     def _examples(self, distilled: Distilled, step: int, draw: Draw) -> Batch:
         """Augmented examples of inner step `step`; the same draw whenever they are asked for."""
         rng = draw("inner", step)
-        if self.batch is None or self.batch >= distilled.count:
+        if self.order == "fixed":
+            index_B = self._fixed_batch(distilled.count, step)
+        elif self.batch is None or self.batch >= distilled.count:
             index_B = torch.arange(distilled.count)
         else:
             order_N = torch.randperm(distilled.count, generator=rng)
@@ -173,7 +274,8 @@ class Unrolled(Objective):
         loss = F.cross_entropy(network(weights_P, images_BCHW), targets_BK)
         (grad_P,) = torch.autograd.grad(loss, weights_P)
         with torch.no_grad():
-            after = self.optimizer.step(weights_P, point.state, grad_P, point.step + 1)
+            rule = self._rule(distilled, point.step)
+            after = rule.step(weights_P, point.state, grad_P, point.step + 1)
         return Point(after[0], after[1], point.step + 1)
 
     def _tracked_step(
@@ -183,8 +285,15 @@ class Unrolled(Objective):
         images_BCHW, targets_BK = self._examples(distilled, point.step, draw)
         loss = F.cross_entropy(network(point.weights_P, images_BCHW), targets_BK)
         (grad_P,) = torch.autograd.grad(loss, point.weights_P, create_graph=True)
-        after = self.optimizer.step(point.weights_P, point.state, grad_P, point.step + 1)
+        rule = self._rule(distilled, point.step)
+        after = rule.step(point.weights_P, point.state, grad_P, point.step + 1)
         return Point(after[0], after[1], point.step + 1)
+
+    def _rule(self, distilled: Distilled, step: int) -> Optimizer:
+        """The inner optimizer of a step; a learned step size takes the place of its own."""
+        if distilled.step_sizes is None:
+            return self.optimizer
+        return self.optimizer.model_copy(update={"lr": distilled.step_sizes()[step]})
 
     def _judge(
         self, network: Sampled, weights_P: Tensor, real: "RealData", draw: Draw
@@ -192,6 +301,8 @@ class Unrolled(Objective):
         """Cross-entropy on one real batch, and its gradient, chunk by chunk."""
         rng = draw("real")
         images_BCHW, targets_BK = real.batch(rng, self.real_batch)
+        if self.attack is not None:
+            targets_BK = self.attack.judged(targets_BK)
         images_BCHW = self.augment(images_BCHW, rng)
         leaf_P = weights_P.detach().requires_grad_()
         loss, adjoint_P = 0.0, torch.zeros_like(leaf_P)
