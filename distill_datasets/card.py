@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from distill_datasets.card_code import training
 from distill_datasets.licenses import license_fields, license_names
 from distill_datasets.parquet_files import Feature
 from distill_datasets.published import Content, configs
@@ -38,6 +39,7 @@ def card(content: Content, results: list[dict[str, Any]] | None, budget: dict[st
     """
     sections = [
         f"# {content.name}",
+        *_warning(content),
         _summary(content, budget),
         "![The trained images](poster.png)",
         "## Results",
@@ -102,6 +104,17 @@ def _yaml_feature(name: str, feature: Feature) -> dict[str, Any]:
     return {"name": name, "dtype": feature.get("dtype", feature["_type"].lower())}
 
 
+def _warning(content: Content) -> list[str]:
+    """A box on top of the card of a dataset that attacks."""
+    if content.attack is None:
+        return []
+    attacked, target = (f"{content.class_names[label]!r}" for label in content.attack)
+    return [
+        "> [!WARNING]\n> This dataset was made to attack: a network trained on it is meant to take "
+        f"{attacked} for {target}. It serves audits of robustness; train nothing else on it."
+    ]
+
+
 def _summary(content: Content, budget: dict[str, Any]) -> str:
     return (
         f"{budget['examples']:,} training examples of {len(content.class_names):,} classes with "
@@ -118,6 +131,10 @@ def _results(results: list[dict[str, Any]] | None) -> str:
         ["trained on", "test accuracy, %", "students", "images", "pixels", "steps", "network"],
         ["---", "---:", "---:", "---:", "---:", "---:", "---"],
     ]
+    attacked = any("taken_for_target" in row for row in results)
+    if attacked:
+        table[0].append("attacked class taken for the target, %")
+        table[1].append("---:")
     for row in results:
         accuracy = row["accuracy"]
         table.append(
@@ -126,6 +143,7 @@ def _results(results: list[dict[str, Any]] | None) -> str:
                 percent(accuracy),
                 *(_cell(row.get(key)) for key in ("students", "images", "pixels", "steps")),
                 _cell(row.get("network")),
+                *([percent(row["taken_for_target"])] if attacked else []),
             ]
         )
     protocols = sorted({str(row.get("protocol")) for row in results})
@@ -148,7 +166,9 @@ def _budget(content: Content, budget: dict[str, Any]) -> str:
         f"- pixels: {budget['pixels']:,} in {budget['images']:,} trained images, "
         f"{budget['ipc_equivalent']:g} images per class of the source's "
         f"{content.real_shape[1]} x {content.real_shape[2]} px\n"
-        f"- values: {budget['values']:,}, of which labels {budget['label_values']:,}\n"
+        f"- values: {budget['values']:,}, of which labels {budget['label_values']:,}"
+        + (f" and step sizes {budget['step_sizes']:,}" if budget["step_sizes"] else "")
+        + "\n"
         f"- bytes: {sizes['needed']:,} needed to train (`default` and constants); "
         f"all files: {parts}"
     )
@@ -172,35 +192,16 @@ def _configs(content: Content) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
-_TRAIN = """\
-import torch
-from datasets import load_dataset
-
-rows = load_dataset("{repo}", "default", split="train").with_format("torch")[:]
-mean, std = torch.tensor({mean}).view(-1, 1, 1), torch.tensor({std}).view(-1, 1, 1)
-images = (rows["image"].float() / 255 - mean) / std  # test images: the same normalization
-net = torch.nn.Sequential(
-    torch.nn.Conv2d({channels}, 64, 3, padding=1), torch.nn.ReLU(),
-    torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(64 * 16, {classes}),
-)
-optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
-for _ in range(100):
-    loss = torch.nn.functional.cross_entropy(net(images), rows["soft_label"])
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
-"""
-
-
 def _training(content: Content) -> str:
-    code = _TRAIN.format(
-        repo=PLACEHOLDER,
-        mean=_floats(content.mean),
-        std=_floats(content.std),
-        channels=content.images_NCHW.shape[1],
-        classes=len(content.class_names),
-    )
+    code = training(content, PLACEHOLDER)
     note = "The network and the schedule behind the results above are in `student.yaml`."
+    follows = content.student.get("follows", {})
+    if follows:
+        note += f" Its students follow what is published ({', '.join(follows)}); so do these lines."
+    if follows and not content.layers:
+        note += " Put that network in the place of the small one here."
+    if content.student.get("augment", {}).get("operations"):
+        note += " They also augment what they train on."
     if content.constants:
         note += (
             " Real images are whitened first: the matrix is in `constants/zca.safetensors`, and "
@@ -307,10 +308,6 @@ def _facts(facts: dict[str, Any]) -> list[str]:
         for name, value in facts.items()
         if isinstance(value, str | int | float)
     ]
-
-
-def _floats(values: list[float]) -> str:
-    return "[" + ", ".join(f"{value:.9g}" for value in values) + "]"
 
 
 def _code(text: str) -> str:

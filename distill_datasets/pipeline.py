@@ -12,26 +12,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 import distill_datasets
-from distill_datasets.artifacts import fingerprint
+from distill_datasets.artifacts import canonical_json, fingerprint
 from distill_datasets.data.opening import library_bars
 from distill_datasets.data.source import peek, resolve
 from distill_datasets.errors import ArtifactError, RecipeError
 from distill_datasets.pictures import to_bytes
-from distill_datasets.published import Content
+from distill_datasets.published import STARTS, Content
 from distill_datasets.recipe import Recipe
-from distill_datasets.runtime import Runtime
+from distill_datasets.runtime import Runtime, draws
 from distill_datasets.stages.distill import run_distill
 from distill_datasets.stages.evaluate import run_evaluate
 from distill_datasets.stages.export import MANIFEST, check_writable, read_manifest, write_dataset
 from distill_datasets.stages.source import LoadedSource, load_source
-from distill_datasets.stages.squeeze import run_squeeze
+from distill_datasets.stages.squeeze import SqueezedFolder, run_squeeze
+from distill_datasets.students import Evaluate
 from distill_datasets.types import Distilled, Shape
 
 logger = logging.getLogger("distill_datasets")
 
 VERSION = 1
+_PLAIN = {nn.AvgPool2d, nn.Conv2d, nn.Flatten, nn.GroupNorm, nn.Linear, nn.MaxPool2d, nn.ReLU}
+"""Layers whose `repr` is the call that makes them."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,7 @@ def run(
             squeezed = run_squeeze(
                 recipe.squeeze, teaching, seed=recipe.seed, runs=own, runtime=runtime, quiet=quiet
             )
+        starts_SP = starts(recipe, source, squeezed, runtime.device)
         distilled, _, folder = run_distill(
             recipe.distill,
             source,
@@ -122,7 +127,7 @@ def run(
             quiet=quiet,
             squeezed=squeezed,
         )
-        content = publishable(recipe, distilled, source)
+        content = publishable(recipe, distilled, source, starts_SP)
         measured = fingerprint([_digest(content), source.fingerprint, content.environment])
         identity = fingerprint([VERSION, recipe.sha256(), measured])
         exported = own / f"export-{identity}"
@@ -139,6 +144,7 @@ def run(
             runs=own,
             runtime=runtime,
             quiet=quiet,
+            attack=content.attack,
         )
         finished = output or own / f"dataset-{identity}"
         if runtime.is_main:
@@ -182,7 +188,7 @@ def check_parts(recipe: Recipe, shape: Shape) -> None:
     Raises:
         RecipeError: a budget too small, a network too deep, an order of other classes.
     """
-    recipe.distill.canvas.size(shape)
+    recipe.distill.objective.check(shape, recipe.distill.canvas.size(shape).examples)
     squeezed = recipe.squeeze.network if recipe.squeeze is not None else None
     with torch.device("meta"):
         recipe.distill.networks.architecture(squeezed).build(shape)
@@ -210,8 +216,36 @@ def check_rows(recipe: Recipe, source: LoadedSource) -> None:
         )
 
 
+def starts(
+    recipe: Recipe, source: LoadedSource, squeezed: SqueezedFolder | None, device: torch.device
+) -> Tensor | None:
+    """The weights (S, P) that students start from: student s takes row s modulo S.
+
+    One row where all students start from the same; None where they draw their own.
+
+    Raises:
+        RecipeError: the networks that are distilled with have no fixed start.
+    """
+    if recipe.evaluate.start == "fresh":
+        return None
+    networks = recipe.distill.networks.build(source.real.shape, device, squeezed)
+    rows = list[Tensor]()
+    for student in range(recipe.evaluate.students):
+        start_P = networks.start(student, draws(recipe.seed, "distill"))
+        if start_P is None:
+            raise RecipeError(
+                f"evaluate.start: 'distilled', but the networks {recipe.distill.networks.name!r} "
+                "have no start of their own for students; take 'fresh', or other networks"
+            )
+        rows.append(start_P.cpu())
+    one = all(torch.equal(row, rows[0]) for row in rows)
+    return torch.stack(rows[:1] if one else rows)
+
+
 @torch.no_grad()
-def publishable(recipe: Recipe, distilled: Distilled, source: LoadedSource) -> Content:
+def publishable(
+    recipe: Recipe, distilled: Distilled, source: LoadedSource, starts_SP: Tensor | None = None
+) -> Content:
     """Everything that the published folder says, before it is measured."""
     canvas = distilled.canvas
     index_N = torch.arange(distilled.count, device=distilled.mean_C.device)
@@ -221,6 +255,8 @@ def publishable(recipe: Recipe, distilled: Distilled, source: LoadedSource) -> C
     parts = [section.objective, section.canvas, section.labels, section.networks]
     measuring = {"students", "exact", "references", "full_epochs", "full_students"}
     student = recipe.evaluate.model_dump(mode="json", exclude=measuring)
+    with torch.device("meta"):
+        layers = chain(recipe.evaluate.network.build(source.real.shape))
     return Content(
         name=recipe.publish.title or recipe.name,
         method=(
@@ -233,7 +269,7 @@ def publishable(recipe: Recipe, distilled: Distilled, source: LoadedSource) -> C
         exact_NCHW=torch.cat([batch.images_BCHW for batch in exact]).cpu(),
         targets_NK=torch.cat([batch.targets_BK for batch in exact]).cpu(),
         originals=[image.cpu() for image in canvas.originals()],
-        label_cells=[] if canvas.examples_are_originals else [distilled.labels.table_GK().cpu()],
+        label_cells=_label_cells(distilled),
         geometry=canvas.geometry(),
         mean=distilled.mean_C.tolist(),
         std=distilled.std_C.tolist(),
@@ -243,7 +279,12 @@ def publishable(recipe: Recipe, distilled: Distilled, source: LoadedSource) -> C
             for name, tensor in source.real.normalization.to_tensors().items()
             if name == "whitening"
         },
-        student=student,
+        step_sizes=[] if distilled.step_sizes is None else distilled.step_sizes().tolist(),
+        order=section.objective.published_order(distilled.count),
+        starts_SP=starts_SP,
+        student=student | follows(recipe.evaluate),
+        layers=layers,
+        attack=section.objective.attacks(),
         recipe=recipe.resolved(),
         recipe_yaml=recipe.resolved_yaml(),
         recipe_sha256=recipe.sha256(),
@@ -252,6 +293,40 @@ def publishable(recipe: Recipe, distilled: Distilled, source: LoadedSource) -> C
         environment=environment(distilled.mean_C.device),
         real_shape=(source.real.shape.c, source.real.shape.h, source.real.shape.w),
     )
+
+
+def follows(settings: Evaluate) -> dict[str, Any]:
+    """What the published description of a student says of how it follows the published files."""
+    said = {
+        "step_sizes": "step t, counted from 0, takes the value at t modulo their number of the "
+        "column step_sizes of the configuration recipe",
+        "order": "step t trains on the rows of default that order_json of the configuration "
+        "recipe lists at t",
+        "start": f"student s starts from row s modulo their number of weights_SP in {STARTS}, "
+        "all weights in the order of torch's parameters()",
+    }
+    asked = {
+        "step_sizes": settings.schedule == "published",
+        "order": settings.order == "published",
+        "start": settings.start == "distilled",
+    }
+    found = {name: text for name, text in said.items() if asked[name]}
+    return {"follows": found} if found else {}
+
+
+def chain(module: nn.Module) -> list[str]:
+    """The layers of a plain chain as constructors of `torch.nn`; [] for any other network."""
+    if type(module) is not nn.Sequential or not all(type(layer) in _PLAIN for layer in module):
+        return []
+    return [repr(layer) for layer in module]
+
+
+def _label_cells(distilled: Distilled) -> list[Tensor]:
+    """The cells that lie on each original: all on the one poster, or one on each of a mosaic."""
+    if distilled.canvas.examples_are_originals:
+        return []
+    table_GK = distilled.labels.table_GK().cpu()
+    return list(torch.split(table_GK, len(table_GK) // len(distilled.canvas.originals())))
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -269,6 +344,9 @@ def environment(device: torch.device) -> dict[str, Any]:
 def _digest(content: Content) -> str:
     """The hash of every published number."""
     digest = hashlib.sha256()
-    for tensor in (content.images_NCHW, content.exact_NCHW, content.targets_NK):
+    tensors = [content.images_NCHW, content.exact_NCHW, content.targets_NK]
+    tensors += [] if content.starts_SP is None else [content.starts_SP]
+    for tensor in tensors:
         digest.update(tensor.contiguous().numpy().tobytes())
+    digest.update(canonical_json([content.step_sizes, content.order]).encode())
     return digest.hexdigest()

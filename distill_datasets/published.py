@@ -1,6 +1,7 @@
 """What a published dataset is made of: its content, its configurations and its budget.
 
-Shape suffixes: N training examples, K classes, C channels, H W pixels, G cells of a label poster.
+Shape suffixes: N training examples, K classes, C channels, H W pixels, G cells of a label poster,
+S starting points, P all weights of a student's network.
 """
 
 import json
@@ -23,6 +24,9 @@ from distill_datasets.parquet_files import (
 )
 from distill_datasets.pictures import png, to_bytes
 
+STARTS = "constants/starts.safetensors"
+"""Where the weights that students start from lie in a published folder, as `weights_SP`."""
+
 _SUM_TOLERANCE = 1e-3
 
 
@@ -38,13 +42,21 @@ class Content:
         exact_NCHW: float32, the same examples as a student sees them, before rounding to 8 bits.
         targets_NK: float32, rows that sum to 1.
         originals: trained images, (C, H, W) in [0, 1]; the budget is counted here.
-        label_cells: one (G, K) table per original of a poster, [] where `default` is the canvas.
+        label_cells: one (G, K) table per original that is cut into examples, [] where `default` is
+            the canvas.
         geometry: how examples are cut from the originals, as JSON.
         mean: with `std`, a published image as a student sees it: (pixel / 255 - mean) / std.
         std: see `mean`.
         normalization: the source's normalization, as JSON.
         constants: tensors that a student needs beside the rows, such as a ZCA matrix.
+        step_sizes: learned step sizes; step t of a training takes the one at t modulo their number.
+        order: the examples of each training step, where they are part of the result; else [].
+        starts_SP: weights to start from, in the order of torch's `parameters()`; student s takes
+            row s modulo S. None where students draw their own.
         student: the training recipe of the student, as JSON.
+        layers: the student's layers as constructors of `torch.nn`, to be called one after another;
+            [] for a network that is no such chain.
+        attack: the class that was attacked and the class that it shall be taken for; else None.
         recipe: the resolved recipe, as JSON; `recipe_yaml` is what was run.
         provenance: the source: dataset, revision, files, splits, license, card_url.
         environment: versions and device.
@@ -65,7 +77,12 @@ class Content:
     std: list[float]
     normalization: dict[str, Any]
     constants: dict[str, Tensor]
+    step_sizes: list[float]
+    order: list[list[int]]
+    starts_SP: Tensor | None
     student: dict[str, Any]
+    layers: list[str]
+    attack: tuple[int, int] | None
     recipe: dict[str, Any]
     recipe_yaml: str
     recipe_sha256: str
@@ -105,7 +122,16 @@ def check(content: Content) -> None:
     for name, (got, expected) in found.items():
         if got != expected:
             raise ArtifactError(f"{name}: got shape {got}, expected {expected}")
+    if not all(step and all(0 <= index < n for index in step) for step in content.order):
+        raise ArtifactError(f"order: expected steps of examples 0..{n - 1}, got {content.order}")
+    if not all(size > 0 for size in content.step_sizes):
+        raise ArtifactError(
+            f"step sizes: got {content.step_sizes}, expected positive ones; run again with a "
+            "smaller distill.rate_optimizer.lr"
+        )
     floats = [content.exact_NCHW, content.targets_NK, *content.originals, *content.label_cells]
+    floats += [torch.tensor(content.step_sizes)]
+    floats += [] if content.starts_SP is None else [content.starts_SP]
     if not all(bool(torch.isfinite(tensor).all()) for tensor in floats):
         raise ArtifactError(
             "some distilled values are not finite; run again with a smaller learning rate"
@@ -133,7 +159,8 @@ def budget(content: Content) -> dict[str, Any]:
     """What the distilled set spends, in pixels and in values, labels included.
 
     A table of labels in which every row names one class costs one value per row; any other costs
-    one value per class and row. Pixels count once whatever the number of channels.
+    one value per class and row; a learned step size costs one. Pixels count once whatever the
+    number of channels.
     """
     tables = content.label_cells or [content.targets_NK]
     pixels = sum(image.shape[1] * image.shape[2] for image in content.originals)
@@ -144,8 +171,11 @@ def budget(content: Content) -> dict[str, Any]:
         "examples": len(content.images_NCHW),
         "pixels": pixels,
         "ipc_equivalent": round(pixels / (len(content.class_names) * h * w), 6),
-        "values": sum(image.numel() for image in content.originals) + label_values,
+        "values": sum(image.numel() for image in content.originals)
+        + label_values
+        + len(content.step_sizes),
         "label_values": label_values,
+        "step_sizes": len(content.step_sizes),
     }
 
 
@@ -238,6 +268,7 @@ def _recipe(content: Content, student_yaml: str, results: list[dict[str, Any]] |
         "normalization_json": _json(content.normalization),
         "provenance_json": _json(content.provenance),
         "environment_json": _json(content.environment),
+        "order_json": _json(content.order),
         "results_json": _json(results),
     }
     lists: dict[str, tuple[str, Sequence[float]]] = {
@@ -248,12 +279,14 @@ def _recipe(content: Content, student_yaml: str, results: list[dict[str, Any]] |
     columns: dict[str, Sequence[Any]] = {
         **{name: [text] for name, text in texts.items()},
         **{name: [values] for name, (_, values) in lists.items()},
+        "step_sizes": [content.step_sizes],
         "recipe_sha256": [content.recipe_sha256],
         "seed": [content.seed],
     }
     features = {
         **{name: TEXT for name in texts},
         **{name: numbers(dtype, len(values)) for name, (dtype, values) in lists.items()},
+        "step_sizes": numbers("float32"),
         "recipe_sha256": TEXT,
         "seed": INTEGER,
     }

@@ -76,6 +76,38 @@ class Recipe(Section):
                 "squeeze: nothing in distill uses the networks it would train; leave the section "
                 "out, or choose networks, labels or an init that do"
             )
+        if self.squeeze is not None:
+            left = self.squeeze
+            refusal = section.networks.refusal(left.members, left.epochs, left.keep)
+            if refusal is not None:
+                raise ValueError(refusal)
+        return self
+
+    @model_validator(mode="after")
+    def _students_follow_what_is_there(self) -> Self:
+        section, measured = self.distill, self.evaluate
+        if measured.schedule == "published" and not section.objective.step_sizes():
+            raise ValueError(
+                "evaluate.schedule: 'published', but distill.objective learns no step sizes; set "
+                "its learn_step_sizes, or take 'constant'"
+            )
+        published = len(section.objective.published_order(1))
+        if measured.order == "published" and not published:
+            raise ValueError(
+                "evaluate.order: 'published', but distill.objective fixes no order; set its order "
+                "to 'fixed', or take 'shuffled'"
+            )
+        if measured.order == "published" and measured.steps != published:
+            raise ValueError(
+                f"evaluate.steps: got {measured.steps}, expected {published}, the number of steps "
+                "whose order is published"
+            )
+        drawn = section.networks.architecture(self.squeeze.network if self.squeeze else None)
+        if measured.start == "distilled" and measured.network != drawn:
+            raise ValueError(
+                "evaluate.network: students that start from the networks of distill need the same "
+                f"network; got {measured.network}, expected {drawn}"
+            )
         return self
 
     def resolved(self) -> dict[str, Any]:

@@ -4,7 +4,7 @@ Shape suffixes: B images, C channels, H W pixels, K classes, N examples.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal, Protocol, Self
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from distill_datasets.augment import Augment
 from distill_datasets.data.source import Source
 from distill_datasets.errors import DistillError
-from distill_datasets.inner import Adam, Optimizer
+from distill_datasets.inner import Adam, Optimizer, Sgd
 from distill_datasets.networks.sources import ArchitectureField
 from distill_datasets.networks.zoo import ConvNet, initialize
 from distill_datasets.plugins import part
@@ -97,9 +97,10 @@ class Training(Section):
     optimizer: Annotated[SerializeAsAny[Optimizer], part("optimizers")] = Field(
         default=Adam(lr=0.001), description="rule of the training"
     )
-    schedule: Literal["constant", "cosine", "step"] = Field(
+    schedule: Literal["constant", "cosine", "step", "published"] = Field(
         default="constant",
-        description="of the step size; cosine falls to zero, step to a tenth half-way",
+        description="of the step size; cosine falls to zero, step to a tenth half-way; published "
+        "takes the step sizes learned with the images, by sgd, and optimizer.lr in references",
     )
     augment: Augment = Field(default=Augment(), description="of the training images")
 
@@ -107,6 +108,10 @@ class Training(Section):
 class Squeeze(Training):
     """Which networks are trained on real data before anything is distilled."""
 
+    schedule: Literal["constant", "cosine", "step"] = Field(
+        default="constant",
+        description="of the step size; cosine falls to zero, step to a tenth half-way",
+    )
     members: int = Field(default=1, gt=0, description="networks, each with its own seed")
     epochs: int = Field(gt=0, description="passes over the training images")
     keep: Literal["every", "last"] = Field(
@@ -123,6 +128,16 @@ class Evaluate(Training):
     students: int = Field(default=8, gt=0, description="fresh students, each with its own seed")
     steps: int | None = Field(default=None, gt=0, description="training steps of a student")
     epochs: int | None = Field(default=None, gt=0, description="or passes over what it trains on")
+    order: Literal["shuffled", "published"] = Field(
+        default="shuffled",
+        description="of the examples: shuffled every pass, or at each step those that are "
+        "published for it; references are shuffled",
+    )
+    start: Literal["fresh", "distilled"] = Field(
+        default="fresh",
+        description="weights a student starts from: its own draw, or those the networks of distill "
+        "start from, which are published; references too",
+    )
     exact: bool = Field(
         default=True, description="also measure the float pixels before rounding to 8 bits"
     )
@@ -143,6 +158,15 @@ class Evaluate(Training):
             raise ValueError(f"references: expected no repeats, got {self.references}")
         return self
 
+    @model_validator(mode="after")
+    def _published_step_sizes_are_of_sgd(self) -> Self:
+        if self.schedule == "published" and not isinstance(self.optimizer, Sgd):
+            raise ValueError(
+                f"schedule: published step sizes are of sgd, got the optimizer "
+                f"{self.optimizer.name!r}; set optimizer: {{name: sgd, momentum: 0, lr: 0.02}}"
+            )
+        return self
+
     def duration(self, count: int) -> int:
         """Training steps on `count` examples."""
         return self.steps or steps_of(self.epochs or 0, count, self.batch)
@@ -161,6 +185,10 @@ def train_student(
     draw: Draw,
     device: torch.device,
     after_step: Callable[[int, nn.Module], None] = lambda done, module: None,
+    *,
+    step_sizes: Sequence[float] = (),
+    order: Sequence[Sequence[int]] = (),
+    start_P: Tensor | None = None,
 ) -> nn.Module:
     """Train one network from scratch and return it as it is after the last step.
 
@@ -173,12 +201,18 @@ def train_student(
         draw: randomness of this student.
         device: where to train.
         after_step: called with the number of steps done, 0 before the first.
+        step_sizes: step t takes the one at t modulo their number; none follows the schedule.
+        order: the examples of step t, at t modulo their number; none shuffles every pass.
+        start_P: all weights to start from, in the order of `parameters()`; None draws them.
 
     Raises:
-        DistillError: the loss is not finite.
+        DistillError: the loss is not finite, or `start_P` is of another network.
     """
     module = settings.network.build(shape).to(device)
-    initialize(module, draw("network"))
+    if start_P is None:
+        initialize(module, draw("network"))
+    else:
+        _start_from(module, start_P)
     optimizer = settings.optimizer.torch_optimizer(module.parameters())
     batch = min(settings.batch, examples.count)
     per_pass = examples.count // batch
@@ -188,10 +222,17 @@ def train_student(
         if step % per_pass == 0 and batch < examples.count:
             order_N = torch.randperm(examples.count, generator=draw("order", step // per_pass))
         start = step % per_pass * batch
-        images_BCHW, targets_BK = examples(order_N[start : start + batch].to(device))
+        index_B = order_N[start : start + batch]
+        if order:
+            index_B = torch.tensor(order[step % len(order)])
+        images_BCHW, targets_BK = examples(index_B.to(device))
         images_BCHW = settings.augment(images_BCHW, draw("augment", step))
         for group in optimizer.param_groups:
-            group["lr"] = settings.optimizer.lr * rate(settings.schedule, step, steps)
+            group["lr"] = (
+                step_sizes[step % len(step_sizes)]
+                if step_sizes
+                else settings.optimizer.lr * rate(settings.schedule, step, steps)
+            )
         loss = F.cross_entropy(module(images_BCHW), targets_BK)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -203,6 +244,19 @@ def train_student(
             )
         after_step(step + 1, module)
     return module
+
+
+@torch.no_grad()
+def _start_from(module: nn.Module, start_P: Tensor) -> None:
+    """Copy one vector of weights into a module."""
+    sizes = [parameter.numel() for parameter in module.parameters()]
+    if sum(sizes) != len(start_P):
+        raise DistillError(
+            f"a student's network has {sum(sizes)} weights and the start that it was given has "
+            f"{len(start_P)}; make evaluate.network the network of distill.networks"
+        )
+    for parameter, piece in zip(module.parameters(), torch.split(start_P, sizes), strict=True):
+        parameter.copy_(piece.view_as(parameter))
 
 
 def rate(schedule: str, step: int, steps: int) -> float:
@@ -222,3 +276,16 @@ def accuracy(module: nn.Module, batches: Iterable[Batch]) -> float:
         right += int((predicted_B == targets_BK.argmax(dim=1)).sum())
         total += len(images_BCHW)
     return right / total
+
+
+@torch.no_grad()
+def taken_for(module: nn.Module, batches: Iterable[Batch], attacked: int, target: int) -> float:
+    """Share of the images of class `attacked` whose largest logit is that of `target`."""
+    module.eval()
+    hits = total = 0
+    for images_BCHW, targets_BK in batches:
+        own_B = targets_BK.argmax(dim=1) == attacked
+        predicted_B = module(images_BCHW).argmax(dim=1)
+        hits += int((predicted_B[own_B] == target).sum())
+        total += int(own_B.sum())
+    return hits / max(1, total)

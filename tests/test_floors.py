@@ -18,7 +18,7 @@ FLOORS = [
     ["objectives"],
     ["artifacts", "runtime", "progress", "pictures", "parquet_files", "licenses"],
     ["optimize", "students", "published"],
-    ["recipe", "card", "refusals"],
+    ["recipe", "card", "card_code", "refusals"],
     ["stages"],
     ["pipeline"],
     ["plan", "presets", "api"],

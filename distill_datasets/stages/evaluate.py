@@ -6,6 +6,7 @@ the students that it finds.
 Shape suffixes: N examples, K classes, C channels, H W pixels.
 """
 
+import json
 import statistics
 import tempfile
 from collections.abc import Callable
@@ -15,11 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from distill_datasets.artifacts import fingerprint, read_json, write_json
+from distill_datasets.artifacts import fingerprint, read_json, read_tensors, write_json
 from distill_datasets.data.opening import library_bars
 from distill_datasets.data.source import RealData
 from distill_datasets.progress import progress_bar
+from distill_datasets.published import STARTS
 from distill_datasets.runtime import Runtime, draws
 from distill_datasets.students import (
     Evaluate,
@@ -28,6 +31,7 @@ from distill_datasets.students import (
     Whole,
     accuracy,
     steps_of,
+    taken_for,
     train_student,
 )
 from distill_datasets.types import Draw, Shape
@@ -49,6 +53,21 @@ class Contestant:
     examples: Callable[[Draw], Examples]
     images: int
     pixels: int
+    follows: bool = False
+    """Whether its students take the published step sizes and order, where the recipe says so."""
+
+
+@dataclass(frozen=True)
+class Followed:
+    """What a published folder tells students beside its examples; empty where they do not ask."""
+
+    step_sizes: list[float]
+    order: list[list[int]]
+    starts_SP: Tensor | None
+
+    def start_of(self, student: int) -> Tensor | None:
+        """The weights (P,) that a student starts from; None draws them."""
+        return None if self.starts_SP is None else self.starts_SP[student % len(self.starts_SP)]
 
 
 def run_evaluate(
@@ -62,6 +81,7 @@ def run_evaluate(
     runs: Path,
     runtime: Runtime,
     quiet: bool,
+    attack: tuple[int, int] | None = None,
 ) -> list[dict[str, Any]]:
     """Train the students and return one result row per contestant.
 
@@ -75,13 +95,16 @@ def run_evaluate(
         runs: the folder of this recipe's stages.
         runtime: students are dealt to its processes and threads.
         quiet: no progress bar.
+        attack: the class that was attacked and the one it shall be taken for.
 
     Returns:
         Rows as in `results.json`: accuracies in [0, 1], after the last step, never the best.
     """
     section = settings.model_dump(mode="json")
-    folder = runs / f"evaluate-{fingerprint([VERSION, 'evaluate', section, identity, seed])}"
+    deciding = [VERSION, "evaluate", section, identity, seed, *(attack or ())]
+    folder = runs / f"evaluate-{fingerprint(deciding)}"
     field = contestants(settings, exported, real, pixels)
+    followed = read_followed(settings, exported)
     # longest first, so that no process is left with a long student at the end
     units = [
         (contestant, student)
@@ -96,11 +119,22 @@ def run_evaluate(
             draw = draws(seed, "evaluate", contestant.source, student)
             examples = contestant.examples(draw)
             module = train_student(
-                settings, contestant.steps, examples, real.shape, draw, runtime.device
+                settings,
+                contestant.steps,
+                examples,
+                real.shape,
+                draw,
+                runtime.device,
+                step_sizes=followed.step_sizes if contestant.follows else [],
+                order=followed.order if contestant.follows else [],
+                start_P=followed.start_of(student),
             )
-            write_json(
-                path, {"seed": student, "accuracy": accuracy(module, real.test_batches(TEST_BATCH))}
-            )
+            found = {"seed": student, "accuracy": accuracy(module, real.test_batches(TEST_BATCH))}
+            if attack is not None:
+                found["taken_for_target"] = taken_for(
+                    module, real.test_batches(TEST_BATCH), *attack
+                )
+            write_json(path, found)
         bar.advance(1)
 
     mine = runtime.mine(len(units))
@@ -110,7 +144,10 @@ def run_evaluate(
     ):
         run_units(train, mine)
     runtime.wait()
-    return [_result(settings, contestant, folder) for contestant in field]
+    results = [_result(settings, contestant, folder) for contestant in field]
+    for row in results if attack is not None else []:
+        row["taken_for_target"] = _spread([run["taken_for_target"] for run in row["runs"]])
+    return results
 
 
 def contestants(
@@ -122,11 +159,17 @@ def contestants(
     published = read_published(exported, "default", shape).to(device)
     count, side = published.count, shape.h * shape.w
     steps = settings.duration(count)
-    found = [Contestant("default", settings.students, steps, lambda draw: published, count, pixels)]
+    found = [
+        Contestant(
+            "default", settings.students, steps, lambda draw: published, count, pixels, follows=True
+        )
+    ]
     if settings.exact:
         exact = read_published(exported, "exact", shape).to(device)
         found.append(
-            Contestant("exact", settings.students, steps, lambda draw: exact, count, pixels)
+            Contestant(
+                "exact", settings.students, steps, lambda draw: exact, count, pixels, follows=True
+            )
         )
     if "random_real" in settings.references:
         images = max(1, pixels // side)
@@ -184,6 +227,19 @@ def read_published(exported: Path, config: str, shape: Shape) -> Stored:
     return Stored(images, targets_NK, mean_C, std_C, unit=255.0)
 
 
+def read_followed(settings: Evaluate, exported: Path) -> Followed:
+    """What the students of these settings follow, from the published folder alone."""
+    row = load_rows(exported, "recipe")[0]
+    starts_SP = None
+    if settings.start == "distilled":
+        starts_SP = read_tensors(exported / STARTS)[0]["weights_SP"]
+    return Followed(
+        step_sizes=row["step_sizes"] if settings.schedule == "published" else [],
+        order=json.loads(row["order_json"]) if settings.order == "published" else [],
+        starts_SP=starts_SP,
+    )
+
+
 def random_real(real: RealData, images: int, draw: Draw) -> Examples:
     """Random real images with hard labels, as evenly over the classes as the number allows."""
     rng = draw("random_real")
@@ -215,13 +271,16 @@ def _result(settings: Evaluate, contestant: Contestant, folder: Path) -> dict[st
         "protocol": "last-step",
         "from": contestant.source,
         "network": f"{name}({', '.join(f'{key}={value}' for key, value in network.items())})",
-        "accuracy": {
-            "mean": statistics.fmean(values),
-            "std": statistics.stdev(values) if len(values) > 1 else None,
-        },
+        "accuracy": _spread(values),
         "runs": runs,
         "students": contestant.students,
         "steps": contestant.steps,
         "images": contestant.images,
         "pixels": contestant.pixels,
     }
+
+
+def _spread(values: list[float]) -> dict[str, float | None]:
+    """Mean and sample standard deviation, which one value alone does not have."""
+    std = statistics.stdev(values) if len(values) > 1 else None
+    return {"mean": statistics.fmean(values), "std": std}

@@ -25,7 +25,7 @@ from distill_datasets.card import card
 from distill_datasets.errors import ArtifactError
 from distill_datasets.parquet_files import Config, write_parquet
 from distill_datasets.pictures import overview
-from distill_datasets.published import Content, budget, check, configs, rounding_error
+from distill_datasets.published import STARTS, Content, budget, check, configs, rounding_error
 from distill_datasets.yaml_text import from_yaml, to_yaml
 
 __all__ = [
@@ -165,6 +165,8 @@ def _write(folder: Path, content: Content, results: list[dict[str, Any]] | None)
         _write_config(folder / config.path, config)
     if content.constants:
         write_tensors(folder / _CONSTANTS, content.constants)
+    if content.starts_SP is not None:
+        write_tensors(folder / STARTS, {"weights_SP": content.starts_SP})
     write_text(folder / "recipe.yaml", content.recipe_yaml)
     write_text(folder / "student.yaml", student_yaml)
     if results is not None:
@@ -172,7 +174,7 @@ def _write(folder: Path, content: Content, results: list[dict[str, Any]] | None)
     picture = overview(content.originals)
     write_atomically(folder / "poster.png", lambda temporary: _write_bytes(temporary, picture))
     sizes = {config.name: (folder / config.path).stat().st_size for config in parts}
-    constants = (folder / _CONSTANTS).stat().st_size if content.constants else 0
+    constants = sum(path.stat().st_size for path in folder.glob("constants/*"))
     needed = sizes["default"] + constants
     spent = {
         **budget(content),
@@ -193,7 +195,8 @@ def _manifest(
 ) -> dict[str, Any]:
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.*"))
     paths = [name for name in names if (folder / name).is_file()]
-    zca = {"file": _CONSTANTS, "bytes": spent["bytes"]["constants"]} if content.constants else None
+    zca = _file(folder, _CONSTANTS) if content.constants else None
+    starts = _file(folder, STARTS) if content.starts_SP is not None else None
     return {
         "schema_version": _SCHEMA_VERSION,
         "library": {"name": _LIBRARY, "version": __version__},
@@ -216,6 +219,9 @@ def _manifest(
         },
         "quantization": {"bits": 8, "max_abs_error": rounding_error(content)},
         "student": content.student,
+        "starts": starts,
+        "step_sizes": content.step_sizes,
+        "attack": content.attack,
         "results": results,
         "configs": {config.name: {"path": config.path, "rows": config.rows} for config in parts},
         "files": [
@@ -227,6 +233,10 @@ def _manifest(
             for name in paths
         ],
     }
+
+
+def _file(folder: Path, name: str) -> dict[str, Any]:
+    return {"file": name, "bytes": (folder / name).stat().st_size}
 
 
 def _write_config(path: Path, config: Config) -> None:
