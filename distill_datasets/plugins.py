@@ -16,17 +16,33 @@ from distill_datasets.errors import RecipeError, did_you_mean
 from distill_datasets.types import Part
 
 BUILT_IN: dict[str, dict[str, str]] = {
-    "objectives": {"unrolled": "distill_datasets.objectives.unrolled:Unrolled"},
+    "objectives": {
+        "gradient": "distill_datasets.objectives.gradient:Gradient",
+        "trajectory": "distill_datasets.objectives.trajectory:Trajectory",
+        "unrolled": "distill_datasets.objectives.unrolled:Unrolled",
+    },
     "canvases": {
+        "mosaic": "distill_datasets.canvases.mosaic:Mosaic",
         "pixels": "distill_datasets.canvases.pixels:Pixels",
         "poster": "distill_datasets.canvases.poster:Poster",
     },
     "labels": {
         "area": "distill_datasets.labels.table:Area",
         "learned": "distill_datasets.labels.table:Learned",
+        "logits": "distill_datasets.labels.logits:Logits",
     },
-    "networks": {"fresh": "distill_datasets.networks.sources:Fresh"},
-    "architectures": {"convnet": "distill_datasets.networks.zoo:ConvNet"},
+    "networks": {
+        "fixed": "distill_datasets.networks.sources:Fixed",
+        "fresh": "distill_datasets.networks.sources:Fresh",
+        "pretrained": "distill_datasets.networks.squeezed:Pretrained",
+        "trained_on_distilled": "distill_datasets.networks.trained:TrainedOnDistilled",
+        "trained_on_real": "distill_datasets.networks.trained:TrainedOnReal",
+        "trajectories": "distill_datasets.networks.squeezed:Trajectories",
+    },
+    "architectures": {
+        "convnet": "distill_datasets.networks.zoo:ConvNet",
+        "lenet": "distill_datasets.networks.zoo:LeNet",
+    },
     "selections": {
         "noise": "distill_datasets.selection.drawn:Noise",
         "real": "distill_datasets.selection.drawn:Real",

@@ -10,7 +10,7 @@ of a network in one vector, G cells of the label grid.
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -247,6 +247,11 @@ class Squeezed(Protocol):
     @property
     def epochs(self) -> int: ...
 
+    @property
+    def keep(self) -> Literal["every", "last"]:
+        """Which weights there are: after every epoch, or the first and the last."""
+        ...
+
     def weights(self, member: int, epoch: int) -> Tensor:
         """Weights (P,) of a member after `epoch` epochs; 0 is its initialization."""
         ...
@@ -286,6 +291,10 @@ class Networks(Part, ABC):
 
         `squeezed` are the networks of the squeeze stage; there when `needs_squeezed`.
         """
+
+    def refusal(self, members: int, epochs: int, keep: Literal["every", "last"]) -> str | None:
+        """Why what a squeeze stage leaves would not do, for the user; None when it will."""
+        return None
 
     @abstractmethod
     def architecture(self, squeezed: Architecture | None) -> Architecture:
@@ -344,7 +353,10 @@ class CanvasSize(NamedTuple):
 class Labels(Part, ABC):
     """The axis that says which targets the training examples have."""
 
-    needs_squeezed: ClassVar[bool] = False
+    @property
+    def needs_squeezed(self) -> bool:
+        """True when labels are made with the networks of the squeeze stage."""
+        return False
 
     @abstractmethod
     def build(

@@ -7,7 +7,7 @@ import copy
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import SerializeAsAny
+from pydantic import Field, SerializeAsAny
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -15,6 +15,7 @@ from distill_datasets.networks.zoo import ConvNet, initialize
 from distill_datasets.plugins import part
 from distill_datasets.types import (
     Architecture,
+    Draw,
     LaneDraw,
     Layers,
     Networks,
@@ -113,6 +114,43 @@ class Fresh(Networks):
         self, shape: Shape, device: torch.device, squeezed: Squeezed | None = None
     ) -> NetworkSource:
         return FreshSource(self.network, shape, device)
+
+    def architecture(self, squeezed: Architecture | None) -> Architecture:
+        return self.network
+
+
+class FixedSource(NetworkSource):
+    """Draws one of a few initializations that never change."""
+
+    def __init__(
+        self, architecture: Architecture, count: int, shape: Shape, device: torch.device
+    ) -> None:
+        self._skeleton = skeleton_of(architecture, shape)
+        self._count = count
+        self._device = device
+
+    def sample(self, draw: LaneDraw) -> Sampled:
+        which = int(torch.randint(self._count, (), generator=draw("choice")))
+        rng = draw.always("network", which)
+        return FlatNetwork(self._skeleton, fresh_weights(self._skeleton, rng, self._device))
+
+    def start(self, student: int, draw: Draw) -> Tensor:
+        rng = draw("network", student % self._count)
+        return fresh_weights(self._skeleton, rng, self._device)
+
+
+class Fixed(Networks):
+    """A few initializations, the same in every outer step, that students start from as well."""
+
+    paper: ClassVar[str] = "Dataset Distillation, arXiv:1811.10959, fixed initialization"
+    name: Literal["fixed"] = "fixed"
+    network: ArchitectureField = ConvNet()
+    count: int = Field(default=1, gt=0, description="initializations; a lane draws one of them")
+
+    def build(
+        self, shape: Shape, device: torch.device, squeezed: Squeezed | None = None
+    ) -> NetworkSource:
+        return FixedSource(self.network, self.count, shape, device)
 
     def architecture(self, squeezed: Architecture | None) -> Architecture:
         return self.network

@@ -1,7 +1,8 @@
 """The stage that trains networks on real data ahead of time: teachers, experts, starting points.
 
-Every member is a unit of its own: one safetensors file with its weights after each epoch appears
-when it is done, and a run that was killed skips the members that it finds.
+Every member is a unit of its own: a safetensors file with its weights after each epoch appears when
+it is done, then a JSON file with its accuracy on the test images. A run that was killed skips the
+members that it finds, and so does one that asks for more of them.
 
 Shape suffixes: P all weights of a network, E epochs with the initialization, M members, B images,
 K classes.
@@ -10,14 +11,20 @@ K classes.
 import itertools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from distill_datasets.artifacts import fingerprint, read_json, write_json, write_tensors
-from distill_datasets.errors import DistillError
+from distill_datasets.artifacts import (
+    fingerprint,
+    read_json,
+    sha256_of,
+    write_json,
+    write_tensors,
+)
+from distill_datasets.errors import ArtifactError, DistillError
 from distill_datasets.networks.sources import FlatNetwork, skeleton_of
 from distill_datasets.progress import progress_bar
 from distill_datasets.runtime import Runtime, draws
@@ -35,7 +42,6 @@ class SqueezedFolder:
     """The trained members, read from their files when they are asked for."""
 
     folder: Path
-    fingerprint: str
     architecture: Architecture
     members: int
     epochs: int
@@ -43,17 +49,35 @@ class SqueezedFolder:
 
     def weights(self, member: int, epoch: int) -> Tensor:
         """Weights (P,) of a member after `epoch` epochs, on the CPU; 0 is its initialization."""
-        row = epoch if self.keep == "every" else {0: 0, self.epochs: 1}[epoch]
-        with safe_open(_file(self.folder, member), framework="pt") as file:
-            weights_P: Tensor = file.get_slice("weights_EP")[row]
-        return weights_P
+        kept = range(self.epochs + 1) if self.keep == "every" else [0, self.epochs]
+        if member not in range(self.members) or epoch not in kept:
+            raise DistillError(
+                f"squeeze: no weights of member {member} after epoch {epoch}; there are "
+                f"{self.members} members of {self.epochs} epochs, and squeeze.keep is "
+                f"{self.keep!r}"
+            )
+        path = _file(self.folder, member)
+        try:
+            # maps the file and reads one row of it; a handle of its own for every lane's thread
+            with safe_open(path, framework="pt") as file:
+                weights_P: Tensor = file.get_slice("weights_EP")[kept.index(epoch)]
+                return weights_P.clone()
+        except (FileNotFoundError, SafetensorError) as error:
+            raise ArtifactError(
+                f"{path}: cannot read the weights of member {member} ({error}); move the file away "
+                "and run again, the member is then trained again"
+            ) from error
 
     def accuracies(self) -> list[float]:
         """The share of test images that each member gets right after its last epoch."""
-        return [
-            read_json(_file(self.folder, member).with_suffix(".json"))["accuracy"]
-            for member in range(self.members)
-        ]
+        return [_facts(self.folder, member)["accuracy"] for member in range(self.members)]
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the weights of every member, in order."""
+        return fingerprint(
+            [_facts(self.folder, member)["sha256"] for member in range(self.members)]
+        )
 
 
 class Members:
@@ -103,6 +127,10 @@ def run_squeeze(
 
     Raises:
         DistillError: a loss is not finite, or an epoch changed no weight.
+
+    The number of members is no part of the folder's name, so more of them later leave those that
+    are there alone. It does decide how many intra-op threads a member gets where members are fewer
+    than cores, and with that a member's last bits; the JSON file says how many there were.
     """
     deciding = settings.model_dump(mode="json", exclude={"source", "members"})
     identity = fingerprint([VERSION, "squeeze", deciding, source.fingerprint, seed])
@@ -113,7 +141,7 @@ def run_squeeze(
 
     def train(member: int) -> None:
         path = _file(folder, member)
-        if not path.with_suffix(".json").exists():
+        if not (path.exists() and path.with_suffix(".json").exists()):
             rows = list[Tensor]()
 
             def snapshot(done: int, module: nn.Module) -> None:
@@ -135,7 +163,12 @@ def run_squeeze(
                     )
             write_tensors(path, {"weights_EP": torch.stack(rows)})
             right = accuracy(module, source.real.test_batches(TEST_BATCH))
-            write_json(path.with_suffix(".json"), {"accuracy": right})
+            facts = {
+                "accuracy": right,
+                "sha256": sha256_of(path),
+                "threads": torch.get_num_threads(),
+            }
+            write_json(path.with_suffix(".json"), facts)
         bar.advance(1)
 
     mine = runtime.mine(settings.members)
@@ -146,10 +179,14 @@ def run_squeeze(
         run_units(train, mine)
     runtime.wait()
     return SqueezedFolder(
-        folder, f"{identity}-{settings.members}", settings.network, settings.members,
-        settings.epochs, settings.keep,
-    )  # fmt: skip
+        folder, settings.network, settings.members, settings.epochs, settings.keep
+    )
 
 
 def _file(folder: Path, member: int) -> Path:
     return folder / f"member-{member:04d}.safetensors"
+
+
+def _facts(folder: Path, member: int) -> dict[str, Any]:
+    facts: dict[str, Any] = read_json(_file(folder, member).with_suffix(".json"))
+    return facts

@@ -1,0 +1,95 @@
+"""Learned labels as logits: a softmax keeps every target a distribution whatever the updates.
+
+Shape suffixes: B examples of a batch, N all examples, G cells, K classes, M members of the squeeze
+stage.
+"""
+
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from distill_datasets.errors import RecipeError
+from distill_datasets.types import CanvasModule, LabelModule, Labels
+
+
+class LogitLabels(LabelModule):
+    """Trained logits per cell; an example's target is the softmax of their mean by area."""
+
+    mix_NG: Tensor
+
+    def __init__(self, mix_NG: Tensor, logits_GK: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mix_NG", mix_NG)
+        self.logits_GK = nn.Parameter(logits_GK)
+
+    def forward(self, index_B: Tensor) -> Tensor:
+        return (self.mix_NG.index_select(0, index_B) @ self.logits_GK).softmax(dim=1)
+
+    def project(self) -> None:
+        """Any logits make a distribution."""
+
+    def table_GK(self) -> Tensor:
+        return self.logits_GK.detach().softmax(dim=1)
+
+
+class Logits(Labels):
+    """Learned logits, from the right class or from what trained networks say of the images."""
+
+    paper: ClassVar[str] = "DATM, arXiv:2310.05773, soft labels"
+    name: Literal["logits"] = "logits"
+    init: Literal["one_hot", "squeezed"] = Field(
+        default="one_hot",
+        description="start from the right class, or from the logits that the networks of the "
+        "squeeze stage give the initial images",
+    )
+    confidence: float = Field(
+        default=5.0,
+        gt=0,
+        description="logit of the right class where labels start from it, all others being 0",
+    )
+    only_correct: bool = Field(
+        default=True,
+        description="squeezed: hear only the networks that are right about an image (DATM); an "
+        "image that none is right about hears all of them",
+    )
+
+    @property
+    def needs_squeezed(self) -> bool:
+        return self.init == "squeezed"
+
+    def build(
+        self, canvas: CanvasModule, classes: int, logits_MNK: Tensor | None = None
+    ) -> LabelModule:
+        """Learned logits for the cells of `canvas`.
+
+        A cell starts from the mean of the examples that show it, weighted by how much of them it
+        fills; a cell that no example shows starts from its class.
+
+        Source: DATM (arXiv:2310.05773), section 4.3.
+        """
+        right_GK = F.one_hot(canvas.cells_G, classes).to(canvas.mix_NG.dtype)
+        logits_GK = self.confidence * right_GK
+        if self.init == "squeezed":
+            if logits_MNK is None:
+                raise RecipeError(
+                    "distill.labels: init 'squeezed' needs networks that are trained on the real "
+                    "data first; add a section squeeze, for example squeeze: {epochs: 5}"
+                )
+            label_N = (canvas.mix_NG @ right_GK).argmax(dim=1)
+            heard_NK = _heard(logits_MNK, label_N, self.only_correct).to(right_GK.dtype)
+            shown_G1 = canvas.mix_NG.sum(dim=0)[:, None]
+            mean_GK = (canvas.mix_NG.T @ heard_NK) / shown_G1.clamp(min=1e-12)
+            logits_GK = torch.where(shown_G1 > 0, mean_GK, logits_GK)
+        return LogitLabels(canvas.mix_NG, logits_GK)
+
+
+def _heard(logits_MNK: Tensor, label_N: Tensor, only_correct: bool) -> Tensor:
+    """Mean logits (N, K) of the members that are heard for each example."""
+    heard_MN = torch.ones_like(logits_MNK[..., 0])
+    if only_correct:
+        right_MN = logits_MNK.argmax(dim=2) == label_N
+        heard_MN = (right_MN | ~right_MN.any(dim=0)).to(logits_MNK.dtype)
+    return (logits_MNK * heard_MN[..., None]).sum(dim=0) / heard_MN.sum(dim=0)[:, None]
