@@ -104,6 +104,7 @@ class Trained:
         shape: Shape,
         draw: Draw,
         device: torch.device,
+        **followed: Any,  # noqa: ANN401
     ) -> nn.Module:
         self.steps.append(steps)
         self.examples.append(examples)
@@ -202,7 +203,7 @@ def test_one_student_has_no_spread(exported: Path) -> None:
 
 
 def test_accuracy_is_the_share_of_the_test_images(exported: Path) -> None:
-    def always_one(*_: object) -> nn.Module:
+    def always_one(*_: object, **__: object) -> nn.Module:
         module = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
         with torch.no_grad():
             module[1].weight.zero_()

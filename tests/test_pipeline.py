@@ -157,7 +157,7 @@ def test_a_damaged_file_of_a_stage_is_named_with_a_remedy(
 
 
 def test_a_run_that_fails_keeps_what_it_had(tmp_path: Path) -> None:
-    def fail(*_: object) -> torch.nn.Module:
+    def fail(*_: object, **__: object) -> torch.nn.Module:
         raise DistillError("a student exploded")
 
     with (
