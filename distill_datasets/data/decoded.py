@@ -3,10 +3,11 @@
 Shape suffixes: N rows, B a batch, K classes, C channels, H W pixels, D = C * H * W.
 """
 
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,6 +18,10 @@ from distill_datasets.data.provenance import Provenance
 from distill_datasets.data.reading import BadRow, Split
 from distill_datasets.errors import DataError
 from distill_datasets.types import Batch, Shape
+
+logger = logging.getLogger("distill_datasets")
+
+Sampling = Literal["uniform", "balanced"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,24 +69,36 @@ class Decoded:
 
 @dataclass(eq=False)
 class RealData:
-    """Real images on a device, and the way into the student's input space."""
+    """Real images on a device, and the way into the student's input space.
+
+    `sampling` says how training rows are drawn, `calibrate` whether the loss on them knows how many
+    of them every class has.
+    """
 
     train: Split
     test: Split
     class_names: list[str]
     normalization: Normalization
     shape: Shape
+    sampling: Sampling = "uniform"
+    calibrate: bool = False
 
     @classmethod
     def build(
-        cls, decoded: Decoded, normalization: Normalization, device: torch.device
+        cls,
+        decoded: Decoded,
+        normalization: Normalization,
+        device: torch.device,
+        sampling: Sampling = "uniform",
+        calibrate: bool = False,
     ) -> "RealData":
         """What was read, moved to a device."""
         train, test = (
             Split(split.images_NCHW.to(device), split.labels_N.to(device))
             for split in (decoded.train, decoded.test)
         )
-        return cls(train, test, decoded.class_names, normalization.to(device), decoded.shape)
+        moved = normalization.to(device)
+        return cls(train, test, decoded.class_names, moved, decoded.shape, sampling, calibrate)
 
     def _batch(self, split: Split, index_B: Tensor | slice) -> Batch:
         images_BCHW = self.normalization.apply(split.images_NCHW[index_B])
@@ -89,7 +106,9 @@ class RealData:
         return Batch(images_BCHW, targets_BK)
 
     def batch(self, rng: torch.Generator, size: int) -> Batch:
-        """Training rows drawn uniformly without replacement, decided by `rng` alone.
+        """Training rows drawn as `sampling` says, decided by `rng` alone.
+
+        Uniform draws are without replacement; balanced ones repeat the rows of small classes.
 
         Raises:
             DataError: more rows are asked for than there are.
@@ -100,8 +119,50 @@ class RealData:
                 f"a batch of {size} real images was asked for and the training split has {rows}; "
                 "lower the batch size, or raise source.limit"
             )
-        index_B = torch.randperm(rows, generator=rng, device=rng.device)[:size]
-        return self._batch(self.train, index_B.to(self.train.labels_N.device))
+        return self._batch(self.train, self._drawn(rng, size).to(self.train.labels_N.device))
+
+    def order(self, rng: torch.Generator) -> Tensor:
+        """The training rows of one pass, (N,): a permutation, or as balanced a list as long."""
+        return self._drawn(rng, len(self.train.labels_N))
+
+    def _drawn(self, rng: torch.Generator, size: int) -> Tensor:
+        """The first `size` training rows of a pass.
+
+        Balanced, every K in a row, one of each class, are followed by K others; a class begins its
+        rows anew, in another order, when all have been drawn.
+        """
+        if self.sampling == "uniform":
+            rows = len(self.train.labels_N)
+            return torch.randperm(rows, generator=rng, device=rng.device)[:size]
+        turns = -(-size // self.shape.k)
+        columns = []
+        for own_N in self.rows_of_class:
+            passes = range(-(-turns // len(own_N)))
+            places = [torch.randperm(len(own_N), generator=rng) for _ in passes]
+            columns.append(own_N.cpu()[torch.cat(places)[:turns]])
+        classes_K = torch.randperm(self.shape.k, generator=rng)
+        return torch.stack(columns, dim=1)[:, classes_K].flatten()[:size]
+
+    def cross_entropy(
+        self, logits_BK: Tensor, targets_BK: Tensor, reduction: Literal["mean", "sum"] = "mean"
+    ) -> Tensor:
+        """The loss on real images; calibrated, each logit gets the log share of its class's rows.
+
+        Source: balanced softmax (arXiv:2007.10740), equation 3.
+        """
+        if self.calibrate:
+            logits_BK = logits_BK + self._log_prior_K.to(logits_BK.dtype)
+        return functional.cross_entropy(logits_BK, targets_BK, reduction=reduction)
+
+    @cached_property
+    def counts_K(self) -> list[int]:
+        """Training rows of every class."""
+        return torch.bincount(self.train.labels_N, minlength=self.shape.k).tolist()
+
+    @cached_property
+    def _log_prior_K(self) -> Tensor:
+        counts_K = torch.bincount(self.train.labels_N, minlength=self.shape.k)
+        return (counts_K.double() / counts_K.sum()).log()
 
     def class_images(self, rng: torch.Generator, label: int, size: int) -> Tensor:
         """Training images of one class in the student's input space, (size, C, H, W).
@@ -128,22 +189,40 @@ class RealData:
     def examples(self, rng: torch.Generator, per_class: int) -> Tensor:
         """Random training images of every class as displayable pixels, classes in order.
 
-        They show what a student sees: for zca the whitened images, clipped to the range shown.
-
         Returns:
             (classes * per_class, C, H, W) in [0, 1]; a class with too few images repeats them.
         """
+        self.warn_of_few(per_class)
         labels_N = self.train.labels_N.cpu()
         order_N = torch.randperm(len(labels_N), generator=rng)
         rows = []
         for label in range(self.shape.k):
             of_class = order_N[labels_N[order_N] == label]
             rows.append(of_class.repeat(-(-per_class // len(of_class)))[:per_class])
-        index_B = torch.cat(rows).to(self.train.labels_N.device)
-        seen = self.select(index_B).images_BCHW
+        return self.displayable(torch.cat(rows))
+
+    def displayable(self, index_B: Tensor) -> Tensor:
+        """The training rows `index_B` as pixels, (B, C, H, W) in [0, 1] on the CPU.
+
+        They show what a student sees: for zca the whitened images, clipped to the range shown.
+        """
+        seen = self.select(index_B.to(self.train.labels_N.device)).images_BCHW
         shape = (-1, 1, 1)
         shown = seen * self.normalization.display_std_C.view(shape)
         return (shown + self.normalization.display_mean_C.view(shape)).clamp(0, 1).cpu()
+
+    def warn_of_few(self, per_class: int) -> None:
+        """Log which classes have fewer training images than are asked of every class."""
+        few = [
+            f"{name} ({count})"
+            for name, count in zip(self.class_names, self.counts_K, strict=True)
+            if count < per_class
+        ]
+        if few:
+            logger.warning(
+                "%d images of every class were asked for; %d classes have fewer and repeat them: "
+                "%s%s", per_class, len(few), ", ".join(few[:20]), ", ..." if len(few) > 20 else "",
+            )  # fmt: skip
 
     def test_batches(self, size: int) -> Iterator[Batch]:
         """The test rows in order, `size` at a time; the last batch may be smaller."""

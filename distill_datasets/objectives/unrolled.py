@@ -298,7 +298,7 @@ class Unrolled(Objective):
     def _judge(
         self, network: Sampled, weights_P: Tensor, real: "RealData", draw: Draw
     ) -> tuple[float, Tensor]:
-        """Cross-entropy on one real batch, and its gradient, chunk by chunk."""
+        """The source's cross-entropy on one real batch, and its gradient, chunk by chunk."""
         rng = draw("real")
         images_BCHW, targets_BK = real.batch(rng, self.real_batch)
         if self.attack is not None:
@@ -309,7 +309,7 @@ class Unrolled(Objective):
         for images, targets in zip(
             torch.split(images_BCHW, self.chunk), torch.split(targets_BK, self.chunk), strict=True
         ):
-            summed = F.cross_entropy(network(leaf_P, images), targets, reduction="sum")
+            summed = real.cross_entropy(network(leaf_P, images), targets, reduction="sum")
             share = summed / len(images_BCHW)
             adjoint_P += torch.autograd.grad(share, leaf_P)[0]
             loss += share.item()
