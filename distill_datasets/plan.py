@@ -44,9 +44,9 @@ def plan(recipe: Recipe, dataset: Any = None) -> Plan:  # noqa: ANN401
     inner_flops, inner_weights = cost(network, shape)
     student_flops, student_weights = cost(measured.network, shape)
     steps = measured.duration(size.examples)
-    distill_work = (
-        section.steps * section.lanes * section.objective.work(inner_flops, size.examples, shape.k)
-    )
+    lane_work = section.objective.work(inner_flops, size.examples, shape.k)
+    lane_work += section.networks.work(inner_flops, size.examples)
+    distill_work = section.steps * section.lanes * lane_work
     student_work = student_flops * 2.93 * steps * min(measured.batch, size.examples)
     revision = f" at {provenance.revision[:12]}" if provenance.revision else ""
     heights = sorted(set(size.originals))

@@ -300,6 +300,10 @@ class Networks(Part, ABC):
     def architecture(self, squeezed: Architecture | None) -> Architecture:
         """The network that is drawn, given that of the squeeze stage."""
 
+    def work(self, flops_per_image: float, examples: int) -> float:
+        """What a lane costs between two outer steps on average, counted as in `Objective.work`."""
+        return 0.0
+
 
 class Selection(Part, ABC):
     """Images to start from, or to compare with: drawn, chosen or made from the real ones."""

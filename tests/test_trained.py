@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from test_optimize import Counting, run, same_bits, settings
 from tiny import CPU, NET, TOY, double_distilled, toy_real, values
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 from toy_runs import CONVNET, command, toy_sections
 
 from distill_datasets.artifacts import read_tensors
@@ -29,6 +30,7 @@ from distill_datasets.networks.trained import (
     TrainedOnReal,
     cut_and_mix,
 )
+from distill_datasets.networks.zoo import ConvNet
 from distill_datasets.objectives.gradient import Gradient
 from distill_datasets.optimize import STATE
 from distill_datasets.runtime import LaneDraws, rng_for
@@ -37,6 +39,7 @@ from distill_datasets.types import Batch, Distilled, NetworkSource
 from distill_datasets.yaml_text import to_yaml
 
 REAL = toy_real()
+WIDE = ConvNet(depth=2, width=32)
 MOMENTUM = Sgd(lr=0.1, momentum=0.9, weight_decay=0.01)
 
 
@@ -228,6 +231,20 @@ def test_lanes_have_networks_of_their_own(distilled: Recorder, real: RealData) -
     one, two = (networks.sample(LaneDraws(0, 1, lane)).weights_P for lane in range(2))
     assert not torch.equal(one, two)
     assert torch.equal(one, follow(source(on_distilled()), range(1), distilled, real))
+
+
+@pytest.mark.parametrize("settings", [on_distilled(epochs=2, network=WIDE), on_real(network=WIDE)])
+def test_work_is_what_the_counter_of_torch_counts_in_a_cycle(
+    settings: Trained, distilled: Recorder, real: RealData
+) -> None:
+    networks = source(settings)
+    sampled = networks.sample(LaneDraws(0, 0, 0))
+    with FlopCounterMode(display=False) as counter:
+        sampled(sampled.weights_P, torch.zeros(1, 1, 8, 8))
+    per_image = counter.get_total_flops()
+    with FlopCounterMode(display=False) as counter:
+        follow(networks, range(3), distilled, real)
+    assert 3 * settings.work(per_image, 9) == pytest.approx(counter.get_total_flops(), rel=0.1)
 
 
 def test_boxes_are_pasted_and_targets_mixed_by_their_area() -> None:

@@ -70,6 +70,14 @@ class Trained(Networks):
     def steps(self, distilled: Distilled, real: "RealData") -> int:
         """How many batches `examples` gives."""
 
+    @abstractmethod
+    def images(self, examples: int) -> int:
+        """How many images those batches have, given the number of distilled examples."""
+
+    def work(self, flops_per_image: float, examples: int) -> float:
+        # 2.93 is a gradient of the weights in forward passes, measured as in `objectives/`
+        return 2.93 * flops_per_image * self.images(examples) * (self.cycle - 1) / self.cycle
+
     def build(
         self, shape: Shape, device: torch.device, squeezed: Squeezed | None = None
     ) -> NetworkSource:
@@ -152,6 +160,9 @@ class TrainedOnDistilled(Trained):
     def steps(self, distilled: Distilled, real: "RealData") -> int:
         return self.epochs * math.ceil(distilled.count / self.batch)
 
+    def images(self, examples: int) -> int:
+        return self.epochs * examples
+
     @torch.no_grad()
     def _batch(self, distilled: Distilled, index_B: Tensor, rng: torch.Generator) -> Batch:
         images_BCHW, targets_BK = distilled(index_B.to(distilled.mean_C.device))
@@ -195,6 +206,9 @@ class TrainedOnReal(Trained):
 
     def steps(self, distilled: Distilled, real: "RealData") -> int:
         return math.ceil(self._rows(real) / self.batch)
+
+    def images(self, examples: int) -> int:
+        return self.real_images
 
     @torch.no_grad()
     def _batch(self, real: "RealData", index_B: Tensor, rng: torch.Generator) -> Batch:
