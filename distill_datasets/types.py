@@ -63,16 +63,13 @@ class LaneDraw(Draw, Protocol):
     @property
     def step(self) -> int:
         """Outer step, from 0."""
-        ...
 
     @property
     def lane(self) -> int:
         """Lane, from 0."""
-        ...
 
     def always(self, *what: str | int) -> torch.Generator:
         """A stream that is the same in every lane of every step."""
-        ...
 
 
 class Estimate(NamedTuple):
@@ -200,11 +197,9 @@ class Sampled(Protocol):
 
     def __call__(self, weights_P: Tensor, images_BCHW: Tensor) -> Tensor:
         """Logits (B, K)."""
-        ...
 
     def layers(self, weights_P: Tensor, images_BCHW: Tensor) -> Layers:
         """Maps, embedding (the classifier's input) and logits of the images."""
-        ...
 
 
 class NetworkSource(ABC):
@@ -235,26 +230,18 @@ class NetworkSource(ABC):
         return None
 
 
-class Squeezed(Protocol):
-    """Networks trained on real data ahead of time, with their weights on the way."""
+@dataclass(frozen=True)
+class Squeezed(ABC):
+    """Networks trained on real data, with weights after every epoch or the first and the last."""
 
-    @property
-    def architecture(self) -> "Architecture": ...
+    architecture: "Architecture"
+    members: int
+    epochs: int
+    keep: Literal["every", "last"]
 
-    @property
-    def members(self) -> int: ...
-
-    @property
-    def epochs(self) -> int: ...
-
-    @property
-    def keep(self) -> Literal["every", "last"]:
-        """Which weights there are: after every epoch, or the first and the last."""
-        ...
-
+    @abstractmethod
     def weights(self, member: int, epoch: int) -> Tensor:
         """Weights (P,) of a member after `epoch` epochs; 0 is its initialization."""
-        ...
 
 
 class Teacher(Protocol):
@@ -262,7 +249,6 @@ class Teacher(Protocol):
 
     def __call__(self, images_BCHW: Tensor) -> Tensor:
         """Logits (M, B, K) of every member for images in the student's input space."""
-        ...
 
 
 class Architecture(Part, ABC):
@@ -316,11 +302,8 @@ class Selection(Part, ABC):
     ) -> Tensor:
         """Displayable images (K * per_class, C, H, W) in [0, 1] on the CPU, classes in order.
 
-        Args:
-            real: the source.
-            per_class: images of every class; a class with fewer repeats them.
-            rng: decides everything that is drawn.
-            teacher: the networks of the squeeze stage; there when `needs_squeezed`.
+        A class with fewer than `per_class` images repeats them; `rng` decides all that is drawn.
+        `teacher` are the networks of the squeeze stage; there when `needs_squeezed`.
         """
 
 
@@ -368,11 +351,8 @@ class Labels(Part, ABC):
     ) -> LabelModule:
         """Targets for the examples of `canvas`.
 
-        Args:
-            canvas: says what each example shows.
-            classes: how many there are.
-            logits_MNK: what every network of the squeeze stage says of every example; there when
-                `needs_squeezed`.
+        `logits_MNK` is what every network of the squeeze stage says of every example; there when
+        `needs_squeezed`.
         """
 
 

@@ -1,6 +1,6 @@
 """Networks from a squeeze stage, and fixed ones: which weights an objective and a student get."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import pytest
@@ -14,19 +14,19 @@ from distill_datasets.errors import RecipeError
 from distill_datasets.networks.sources import Fixed, Fresh, fresh_weights, skeleton_of
 from distill_datasets.networks.squeezed import Pretrained, Trajectories
 from distill_datasets.runtime import LaneDraws, draws
-from distill_datasets.types import Architecture, Networks, Sampled
+from distill_datasets.types import Architecture, Networks, Sampled, Squeezed
 
 SIZE = len(fresh_weights(skeleton_of(NET, TOY), torch.Generator(), CPU))
 
 
-@dataclass
-class Store:
+@dataclass(frozen=True)
+class Store(Squeezed):
     """Members whose weights say which member and which epoch they are of."""
 
+    architecture: Architecture = NET
     members: int = 3
     epochs: int = 6
     keep: Literal["every", "last"] = "every"
-    architecture: Architecture = field(default_factory=lambda: NET)
 
     def weights(self, member: int, epoch: int) -> Tensor:
         assert 0 <= member < self.members and 0 <= epoch <= self.epochs

@@ -11,7 +11,7 @@ K classes.
 import itertools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -30,7 +30,7 @@ from distill_datasets.progress import progress_bar
 from distill_datasets.runtime import Runtime, draws
 from distill_datasets.stages.source import LoadedSource
 from distill_datasets.students import Squeeze, Whole, accuracy, steps_of, train_student
-from distill_datasets.types import Architecture, Shape
+from distill_datasets.types import Shape, Squeezed
 
 VERSION = 1
 TEST_BATCH = 500
@@ -38,14 +38,10 @@ ASKED_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
-class SqueezedFolder:
+class SqueezedFolder(Squeezed):
     """The trained members, read from their files when they are asked for."""
 
     folder: Path
-    architecture: Architecture
-    members: int
-    epochs: int
-    keep: Literal["every", "last"]
 
     def weights(self, member: int, epoch: int) -> Tensor:
         """Weights (P,) of a member after `epoch` epochs, on the CPU; 0 is its initialization."""
@@ -179,7 +175,7 @@ def run_squeeze(
         run_units(train, mine)
     runtime.wait()
     return SqueezedFolder(
-        folder, settings.network, settings.members, settings.epochs, settings.keep
+        settings.network, settings.members, settings.epochs, settings.keep, folder
     )
 
 
