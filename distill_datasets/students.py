@@ -6,7 +6,7 @@ Shape suffixes: B images, C channels, H W pixels, K classes, N examples.
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, Protocol, Self
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,8 @@ from distill_datasets.types import Batch, Draw, Section, Shape
 if TYPE_CHECKING:
     from distill_datasets.data.source import RealData
 
+Reference = Literal["random_real", "herding", "k_center", "class_mean", "full"]
+
 CHECKED = 100
 """A student's loss is looked at every so many steps: each look waits for the device."""
 
@@ -41,9 +43,19 @@ class Examples(Protocol):
         """The examples `index_B` in the student's input space."""
         ...
 
+    def order(self, rng: torch.Generator, batch: int) -> Tensor:
+        """The examples of one pass, (N,), for batches of `batch`; one batch of all keeps theirs."""
+        if batch >= self.count:
+            return torch.arange(self.count)
+        return torch.randperm(self.count, generator=rng)
+
+    def loss(self, logits_BK: Tensor, targets_BK: Tensor) -> Tensor:
+        """What a training step lowers, a mean over its examples."""
+        return F.cross_entropy(logits_BK, targets_BK)
+
 
 @dataclass(frozen=True)
-class Stored:
+class Stored(Examples):
     """Examples held as they were published, made into the student's input batch by batch.
 
     `unit` is the value that stands for 1: 255 for 8-bit images, 1 for floats.
@@ -76,8 +88,8 @@ class Stored:
 
 
 @dataclass(frozen=True)
-class Whole:
-    """The training images of the source, normalized batch by batch."""
+class Whole(Examples):
+    """The training images of the source, normalized batch by batch; drawn and judged as it says."""
 
     real: "RealData"
 
@@ -87,6 +99,14 @@ class Whole:
 
     def __call__(self, index_B: Tensor) -> Batch:
         return self.real.select(index_B)
+
+    def order(self, rng: torch.Generator, batch: int) -> Tensor:
+        if self.real.sampling == "uniform":
+            return super().order(rng, batch)
+        return self.real.order(rng)
+
+    def loss(self, logits_BK: Tensor, targets_BK: Tensor) -> Tensor:
+        return self.real.cross_entropy(logits_BK, targets_BK)
 
 
 class Training(Section):
@@ -141,10 +161,10 @@ class Evaluate(Training):
     exact: bool = Field(
         default=True, description="also measure the float pixels before rounding to 8 bits"
     )
-    references: list[Literal["random_real", "full"]] = Field(
+    references: list[Reference] = Field(
         default=[],
-        description="rows to compare with: random real images at the same number of pixels, and "
-        "the whole dataset",
+        description="rows to compare with: random, chosen (herding, k_center) and mean (class_mean)"
+        " real images at the same number of pixels, and the whole dataset",
     )
     full_epochs: int = Field(default=20, gt=0, description="training of the `full` reference")
     full_students: int = Field(default=2, gt=0, description="students of the `full` reference")
@@ -216,11 +236,10 @@ def train_student(
     optimizer = settings.optimizer.torch_optimizer(module.parameters())
     batch = min(settings.batch, examples.count)
     per_pass = examples.count // batch
-    order_N = torch.arange(examples.count)
     after_step(0, module)
     for step in range(steps):
-        if step % per_pass == 0 and batch < examples.count:
-            order_N = torch.randperm(examples.count, generator=draw("order", step // per_pass))
+        if step % per_pass == 0:
+            order_N = examples.order(draw("order", step // per_pass), batch)
         start = step % per_pass * batch
         index_B = order_N[start : start + batch]
         if order:
@@ -233,7 +252,7 @@ def train_student(
                 if step_sizes
                 else settings.optimizer.lr * rate(settings.schedule, step, steps)
             )
-        loss = F.cross_entropy(module(images_BCHW), targets_BK)
+        loss = examples.loss(module(images_BCHW), targets_BK)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -266,16 +285,39 @@ def rate(schedule: str, step: int, steps: int) -> float:
     return 0.1 if schedule == "step" and 2 * step >= steps else 1.0
 
 
+class Score(NamedTuple):
+    """Shares of images that a network gets right, in [0, 1]: of all, and of every class.
+
+    A class without images has None.
+    """
+
+    accuracy: float
+    per_class: list[float | None]
+
+
 @torch.no_grad()
+def score(module: nn.Module, batches: Iterable[Batch]) -> Score:
+    """Count the images whose largest logit is the largest target, in one pass."""
+    module.eval()
+    predicted, labels, classes = list[Tensor](), list[Tensor](), 0
+    for images_BCHW, targets_BK in batches:
+        predicted.append(module(images_BCHW).argmax(dim=1))
+        labels.append(targets_BK.argmax(dim=1))
+        classes = targets_BK.shape[1]
+    labels_N = torch.cat(labels)
+    right_N = labels_N[torch.cat(predicted) == labels_N]
+    pairs = [
+        torch.bincount(chosen_N, minlength=classes).tolist() for chosen_N in (right_N, labels_N)
+    ]
+    return Score(
+        len(right_N) / len(labels_N),
+        [right / count if count else None for right, count in zip(*pairs, strict=True)],
+    )
+
+
 def accuracy(module: nn.Module, batches: Iterable[Batch]) -> float:
     """Share of images whose largest logit is the largest target, in [0, 1]."""
-    module.eval()
-    right = total = 0
-    for images_BCHW, targets_BK in batches:
-        predicted_B = module(images_BCHW).argmax(dim=1)
-        right += int((predicted_B == targets_BK.argmax(dim=1)).sum())
-        total += len(images_BCHW)
-    return right / total
+    return score(module, batches).accuracy
 
 
 @torch.no_grad()

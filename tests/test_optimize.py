@@ -23,7 +23,7 @@ from distill_datasets.objectives.unrolled import Unrolled
 from distill_datasets.optimize import STATE, Distill, Progressing, optimize, schedule
 from distill_datasets.runtime import LaneDraws, Runtime, draws, rng_for
 from distill_datasets.selection.drawn import Noise
-from distill_datasets.students import Evaluate, accuracy, train_student
+from distill_datasets.students import Evaluate, Examples, accuracy, train_student
 from distill_datasets.types import (
     Batch,
     Distilled,
@@ -91,13 +91,16 @@ class Counting:
         raise AssertionError("the number of outer steps is known")
 
 
-class Fixed:
+class Fixed(Examples):
     """Examples that are trained no more."""
 
     def __init__(self, distilled: Distilled) -> None:
-        self.count = distilled.count
         with torch.no_grad():
-            self._batch = distilled(torch.arange(self.count))
+            self._batch = distilled(torch.arange(distilled.count))
+
+    @property
+    def count(self) -> int:
+        return len(self._batch.images_BCHW)
 
     def __call__(self, index_B: Tensor) -> Batch:
         return Batch(*(part[index_B] for part in self._batch))

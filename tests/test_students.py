@@ -17,7 +17,7 @@ from distill_datasets.errors import DistillError
 from distill_datasets.inner import Adam, Sgd
 from distill_datasets.networks.zoo import initialize
 from distill_datasets.runtime import draws
-from distill_datasets.students import Evaluate, Stored, accuracy, steps_of, train_student
+from distill_datasets.students import Evaluate, Examples, Stored, accuracy, steps_of, train_student
 from distill_datasets.types import Architecture, Batch, Shape
 
 
@@ -31,7 +31,7 @@ class OneLayer(Architecture):
         return nn.Sequential(nn.Flatten(), nn.Linear(shape.c * shape.h * shape.w, shape.k))
 
 
-class Rows:
+class Rows(Examples):
     """Training examples that remember when they were asked for."""
 
     def __init__(self, batch: Batch) -> None:

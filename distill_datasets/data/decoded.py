@@ -40,6 +40,11 @@ class Decoded:
         c, h, w = self.train.images_NCHW.shape[1:]
         return Shape(c, h, w, len(self.class_names))
 
+    @property
+    def counts_K(self) -> list[int]:
+        """Training images of every class."""
+        return _counts(self.train, len(self.class_names))
+
     def to_tensors(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Named tensors and a JSON note, for one safetensors file."""
         tensors = {
@@ -156,13 +161,13 @@ class RealData:
 
     @cached_property
     def counts_K(self) -> list[int]:
-        """Training rows of every class."""
-        return torch.bincount(self.train.labels_N, minlength=self.shape.k).tolist()
+        """Training images of every class."""
+        return _counts(self.train, self.shape.k)
 
     @cached_property
     def _log_prior_K(self) -> Tensor:
-        counts_K = torch.bincount(self.train.labels_N, minlength=self.shape.k)
-        return (counts_K.double() / counts_K.sum()).log()
+        counts_K = torch.tensor(self.counts_K, dtype=torch.float64)
+        return (counts_K / counts_K.sum()).log().to(self.train.labels_N.device)
 
     def class_images(self, rng: torch.Generator, label: int, size: int) -> Tensor:
         """Training images of one class in the student's input space, (size, C, H, W).
@@ -242,3 +247,9 @@ class RealData:
         counts_K = torch.bincount(labels_N, minlength=self.shape.k)
         means_KD = sums_KD.float() / (255 * counts_K[:, None].float())
         return means_KD.view(self.shape.k, *images_NCHW.shape[1:])
+
+
+def _counts(split: Split, classes: int) -> list[int]:
+    """Images of every class."""
+    counts_K: list[int] = torch.bincount(split.labels_N, minlength=classes).tolist()
+    return counts_K

@@ -1,5 +1,6 @@
 """Which rows are read: those of the chosen classes, a part cut off for test, a drawn few."""
 
+import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -47,3 +48,33 @@ def limited(rows: list[Row], limit: int | None, rng: torch.Generator) -> list[Ro
         return rows
     drawn = torch.randperm(len(rows), generator=rng)[:limit].sort().values
     return [rows[place] for place in drawn.tolist()]
+
+
+def long_tail(largest: int, imbalance: float, classes: int) -> list[int]:
+    """How many images each class keeps: `largest` of the first, falling to a share of that.
+
+    Class c of C keeps floor(largest * imbalance^(c / (C - 1))), and one at the least.
+
+    Source: CIFAR-LT (arXiv:1901.05555), section 5.1.
+    """
+    shares = [imbalance ** (label / (classes - 1)) for label in range(classes)]
+    # the last share is exact, and so must be a count that only rounding keeps below an integer
+    return [max(1, math.floor(largest * share + 1e-9)) for share in shares]
+
+
+def imbalanced(rows: list[Row], imbalance: float, classes: int, draw: Draw) -> list[Row]:
+    """Rows whose classes follow `long_tail`, drawn without replacement and kept in their order.
+
+    The first class keeps as many as the smallest class has, so that every class has enough. Rows
+    without a usable label stay.
+    """
+    members: list[list[int]] = [[] for _ in range(classes)]
+    for place, row in enumerate(rows):
+        if isinstance(row.label, int):
+            members[row.label].append(place)
+    kept = {place for place, row in enumerate(rows) if not isinstance(row.label, int)}
+    counts = long_tail(min(map(len, members)), imbalance, classes)
+    for label, (places, count) in enumerate(zip(members, counts, strict=True)):
+        order = torch.randperm(len(places), generator=draw("source", "imbalance", label))
+        kept.update(places[place] for place in order[:count].tolist())
+    return [rows[place] for place in sorted(kept)]

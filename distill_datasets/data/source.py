@@ -15,7 +15,7 @@ import torch
 from pydantic import Field, StringConstraints, field_validator
 
 from distill_datasets.data import columns, opening, rows
-from distill_datasets.data.decoded import Decoded, RealData
+from distill_datasets.data.decoded import Decoded, RealData, Sampling
 from distill_datasets.data.images import UnusableImage
 from distill_datasets.data.normalization import Kind, Normalization
 from distill_datasets.data.provenance import Provenance, of_hub, of_memory, of_path
@@ -72,6 +72,23 @@ class Source(Section):
         default=None, description="names or integers of the classes to keep, in the new order"
     )
     limit: int | None = Field(default=None, gt=0, description="rows drawn from each split")
+    imbalance: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="make the training split long-tailed: the images of the last class as a share "
+        "of those of the first, falling geometrically in the order of the classes",
+    )
+    sampling: Sampling = Field(
+        default="uniform",
+        description="draw the real images of a training step uniformly, or equally often from "
+        "every class",
+    )
+    calibrate: bool = Field(
+        default=False,
+        description="add the log share of its training images to every class's logit in losses on "
+        "real images (balanced softmax), which is right for uniform sampling",
+    )
     normalization: Kind = "mean_std"
     zca_regularization: float = Field(
         default=0.1, ge=0, description="share of the mean eigenvalue added to each eigenvalue"
@@ -253,7 +270,7 @@ def read(
 
     Args:
         source: the section of the recipe.
-        draw: randomness, for the rows cut off for test and for `source.limit`.
+        draw: randomness, for the rows cut off for test and for `source.limit` and `imbalance`.
         provenance: what `resolve` returned; its commit is the one that is read.
         dataset: see `resolve`.
         advance: called with the number of rows handled so far and their total.
@@ -277,6 +294,8 @@ def read(
         test_rows = rows.labeled(test_values, classes)
     train_rows = rows.limited(train_rows, source.limit, draw("source", "limit", "train"))
     test_rows = rows.limited(test_rows, source.limit, draw("source", "limit", "test"))
+    if source.imbalance is not None:
+        train_rows = rows.imbalanced(train_rows, source.imbalance, len(classes.names), draw)
     agreement, total = layout.agreement(source), len(train_rows) + len(test_rows)
     done_before = 0
 

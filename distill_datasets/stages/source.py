@@ -23,6 +23,7 @@ from distill_datasets.runtime import Runtime, draws
 logger = logging.getLogger("distill_datasets")
 
 VERSION = 1
+LISTED_CLASSES = 20
 
 
 @dataclass(frozen=True)
@@ -58,9 +59,9 @@ def load_source(
     Raises:
         DataError: the source cannot be used; nothing has been trained yet.
     """
-    reading = source.model_dump(
-        mode="json", exclude={"dataset", "revision", "normalization", "zca_regularization"}
-    )
+    training = {"sampling", "calibrate"}
+    named = {"dataset", "revision", "normalization", "zca_regularization"}
+    reading = source.model_dump(mode="json", exclude=named | training)
     identity = [VERSION, "source", reading, provenance.identity(), seed]
     folder = runs / f"source-{fingerprint(identity)}"
     normalizing = [source.normalization, source.zca_regularization]
@@ -79,7 +80,9 @@ def load_source(
             decoded = read(source, draws(seed), provenance, dataset, advance)
         tensors, note = decoded.to_tensors()
         write_tensors(data, tensors, note)
-        mark_done(folder, {"shape": list(decoded.train.images_NCHW.shape), **provenance.as_json()})
+        shape = list(decoded.train.images_NCHW.shape)
+        histogram = {"train_per_class": decoded.counts_K}
+        mark_done(folder, {"shape": shape, **histogram, **provenance.as_json()})
     runtime.wait()
     decoded = Decoded.from_tensors(*read_tensors(data))
     if runtime.is_main and not normalized.exists():
@@ -92,8 +95,16 @@ def load_source(
         "source: %d training and %d test images of %d classes, %d x %d x %d",
         len(train), len(test), len(decoded.class_names), *train.shape[1:],
     )  # fmt: skip
+    counts = decoded.counts_K
+    if len(set(counts)) > 1:
+        listed = ", ".join(map(str, counts[:LISTED_CLASSES]))
+        more = ", ..." if len(counts) > LISTED_CLASSES else ""
+        logger.info(
+            "source: %d to %d training images per class: %s%s",
+            min(counts), max(counts), listed, more,
+        )  # fmt: skip
     return LoadedSource(
-        RealData.build(decoded, normalization, runtime.device),
+        RealData.build(decoded, normalization, runtime.device, source.sampling, source.calibrate),
         decoded.provenance,
-        fingerprint([identity, normalizing]),
+        fingerprint([identity, normalizing, source.model_dump(include=training)]),
     )
