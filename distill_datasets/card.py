@@ -187,7 +187,10 @@ def _configs(content: Content) -> str:
         lines.append("`poster` has the trained images themselves and their label posters.")
     lines += [
         "`exact` has the rows of `default` as float32 values that a network sees, not rounded.",
-        "`recipe` has one row: recipe, student, geometry, normalization, provenance and results.",
+        "`recipe` has one row: recipe, student, geometry, normalization, provenance and results"
+        + (", learned step sizes" if content.step_sizes else "")
+        + (", the rows of every training step" if content.order else "")
+        + ".",
     ]
     return "\n".join(f"- {line}" for line in lines)
 

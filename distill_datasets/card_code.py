@@ -28,16 +28,14 @@ for _ in range(100):
 
 
 _FOLLOW = """\
-import json
-import torch
+{standard}import torch
 from datasets import load_dataset
 {imports}
 rows = load_dataset("{repo}", "default", split="train").with_format("torch")[:]
 how = load_dataset("{repo}", "recipe", split="train")[0]
 mean, std = (torch.tensor(how[name]).view(-1, 1, 1) for name in ("mean", "std"))
 images = (rows["image"].float() / 255 - mean) / std  # test images: the same normalization
-{network}{start}order, step_sizes = json.loads(how["order_json"]), how["step_sizes"]
-optimizer = torch.optim.{optimizer}
+{network}{start}{order}{step_sizes}optimizer = torch.optim.{optimizer}
 for step in range({steps}):
     batch = {batch}
 {rate}    loss = torch.nn.functional.cross_entropy(net(images[batch]), rows["soft_label"][batch])
@@ -51,7 +49,6 @@ _RATE = """\
 """
 
 _START_IMPORTS = """\
-import os
 from huggingface_hub import hf_hub_download
 from safetensors.torch import load_file
 """
@@ -81,15 +78,19 @@ def training(content: Content, repo: str) -> str:
         layers = "".join(f"    torch.nn.{layer},\n" for layer in content.layers)
         network = f"net = torch.nn.Sequential(\n{layers})\n"
     own = "start" in follows and bool(content.layers)
+    in_order, paced = "order" in follows, "step_sizes" in follows
     return _FOLLOW.format(
         repo=repo,
+        standard=("import json\n" if in_order else "") + ("import os\n" if own else ""),
         imports=_START_IMPORTS if own else "",
         network=network,
         start=_START.format(repo=repo, starts=STARTS) if own else "",
         optimizer=_optimizer(content.student["optimizer"]),
         steps=_steps(content),
-        batch=_batch(content, "order" in follows),
-        rate=_RATE if "step_sizes" in follows else "",
+        order='order = json.loads(how["order_json"])\n' if in_order else "",
+        step_sizes='step_sizes = how["step_sizes"]\n' if paced else "",
+        batch=_batch(content, in_order),
+        rate=_RATE if paced else "",
     )
 
 

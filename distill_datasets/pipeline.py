@@ -315,10 +315,13 @@ def follows(settings: Evaluate) -> dict[str, Any]:
 
 
 def chain(module: nn.Module) -> list[str]:
-    """The layers of a plain chain as constructors of `torch.nn`; [] for any other network."""
+    """The layers of a plain chain as constructors of `torch.nn`; [] for any other network.
+
+    A bias is the default, which old versions of torch do not let every layer be told.
+    """
     if type(module) is not nn.Sequential or not all(type(layer) in _PLAIN for layer in module):
         return []
-    return [repr(layer) for layer in module]
+    return [repr(layer).replace(", bias=True", "") for layer in module]
 
 
 def _label_cells(distilled: Distilled) -> list[Tensor]:

@@ -24,12 +24,14 @@ from torch import Tensor, nn
 from toy_runs import CONVNET, command, toy_recipe, toy_sections
 
 from distill_datasets.artifacts import read_tensors
-from distill_datasets.card import PLACEHOLDER
+from distill_datasets.card import PLACEHOLDER, card
+from distill_datasets.card_code import training
 from distill_datasets.errors import ArtifactError, DistillError, RecipeError
 from distill_datasets.inner import Sgd
 from distill_datasets.networks.sources import fresh_weights, skeleton_of
 from distill_datasets.networks.zoo import ConvNet, initialize
-from distill_datasets.published import STARTS, check
+from distill_datasets.pipeline import chain
+from distill_datasets.published import STARTS, Content, budget, check
 from distill_datasets.runtime import Runtime, draws
 from distill_datasets.stages import evaluate
 from distill_datasets.stages.evaluate import load_rows, read_followed, run_evaluate
@@ -370,7 +372,7 @@ def test_the_lines_of_the_card_train_the_first_student(fixed: Run, pasted: Paste
 
 def test_the_lines_of_the_card_follow_steps_without_a_start(fresh: Run, pasted: Pasted) -> None:
     code = example(fresh.folder)
-    assert "weights_SP" not in code and "torch.nn.GroupNorm(4, 4" in code
+    assert "weights_SP" not in code and "torch.nn.GroupNorm(4, 4, eps=1e-05, affine=True)" in code
     with torch.random.fork_rng():
         torch.manual_seed(5)
         network = built()
@@ -415,11 +417,11 @@ def test_references_share_the_start_and_follow_nothing_else(fixed: Run, tmp_path
 def test_an_attack_is_measured_and_the_card_warns_of_it(
     fixed: Run, fresh: Run, pasted: Pasted
 ) -> None:
-    card = (fixed.folder / "README.md").read_text(encoding="utf-8").split("---\n")[2]
-    before_results = card[: card.index("## Results")]
+    text = (fixed.folder / "README.md").read_text(encoding="utf-8").split("---\n")[2]
+    before_results = text[: text.index("## Results")]
     assert "> [!WARNING]\n> This dataset was made to attack" in before_results
     assert "'3' for '8'" in before_results
-    assert "attacked class taken for the target, %" in card
+    assert "attacked class taken for the target, %" in text
     assert read_manifest(fixed.folder)["attack"] == [3, 8]
     row = fixed.results["default"]
     with torch.no_grad():
@@ -449,3 +451,29 @@ def test_five_images_teach_ten_classes_end_to_end(tmp_path: Path) -> None:
     spent = read_manifest(done.folder)["budget"]
     assert (spent["ipc_equivalent"], spent["label_values"], spent["step_sizes"]) == (0.5, 50, 6)
     assert "0.5 images per class" in (done.folder / "README.md").read_text(encoding="utf-8")
+
+
+def follower(**changes: Any) -> Content:  # noqa: ANN401
+    """A published set whose students follow step sizes, three rows at a time."""
+    student = {"batch": 3, "steps": None, "epochs": 5, "optimizer": {"name": "sgd", "lr": 0.1}}
+    follows = {"follows": {"step_sizes": "how"}}
+    return sample(student=student | follows, step_sizes=[0.1, 0.2], **changes)
+
+
+def test_lines_for_step_sizes_alone_draw_their_batches_and_import_nothing_else() -> None:
+    code = training(follower(), "a/b")
+    compile(code, "card", "exec")
+    assert "torch.randperm(len(images))[:3]" in code and "range(10)" in code  # 5 passes of 6 // 3
+    assert 'step_sizes = how["step_sizes"]' in code
+    assert not {"json", "os", "safetensors"} & set(re.findall(r"\w+", code))
+
+
+def test_a_network_that_is_no_chain_is_left_to_the_reader() -> None:
+    text = card(follower(), None, budget(follower()) | {"bytes": {"needed": 1}})
+    assert "Put that network in the place of the small one here." in text
+    assert chain(nn.Sequential(nn.Sequential(nn.ReLU()))) == []
+    assert chain(nn.Linear(2, 3)) == []
+    assert chain(nn.Sequential(nn.Flatten(), nn.Linear(2, 3))) == [
+        "Flatten(start_dim=1, end_dim=-1)",
+        "Linear(in_features=2, out_features=3)",
+    ]
