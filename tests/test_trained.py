@@ -289,7 +289,7 @@ def matching(networks: Trained, **fields: object) -> Any:  # noqa: ANN401
     return settings(**given | fields)
 
 
-@pytest.mark.parametrize("stop_after", [1, 2, 3, 5, 6])
+@pytest.mark.parametrize("stop_after", [1, 3, 5])
 @pytest.mark.parametrize("networks", [on_distilled(), on_real(cutmix=True)])
 def test_a_run_stopped_at_any_step_ends_with_the_bits_of_one_that_was_not(
     tmp_path: Path, networks: Trained, stop_after: int
