@@ -134,7 +134,7 @@ def _contestants(settings: Evaluate, steps: int, work: float) -> str:
 
 def _all_students(settings: Evaluate) -> int:
     """Students trained on distilled or equally many real pixels."""
-    rows = 1 + settings.exact + ("random_real" in settings.references)
+    rows = 1 + settings.exact + len([row for row in settings.references if row != "full"])
     return rows * settings.students
 
 

@@ -17,6 +17,7 @@ from distill_datasets.types import Part
 
 BUILT_IN: dict[str, dict[str, str]] = {
     "objectives": {
+        "distribution": "distill_datasets.objectives.distribution:Distribution",
         "gradient": "distill_datasets.objectives.gradient:Gradient",
         "trajectory": "distill_datasets.objectives.trajectory:Trajectory",
         "unrolled": "distill_datasets.objectives.unrolled:Unrolled",
@@ -44,7 +45,13 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "lenet": "distill_datasets.networks.zoo:LeNet",
     },
     "selections": {
+        "class_mean": "distill_datasets.selection.averaged:ClassMean",
+        "correct": "distill_datasets.selection.chosen:Correct",
+        "herding": "distill_datasets.selection.chosen:Herding",
+        "k_center": "distill_datasets.selection.chosen:KCenter",
         "noise": "distill_datasets.selection.drawn:Noise",
+        "published": "distill_datasets.selection.distilled:Published",
+        "rded": "distill_datasets.selection.patches:Rded",
         "real": "distill_datasets.selection.drawn:Real",
     },
     "orders": {

@@ -33,7 +33,7 @@ from distill_datasets.stages.evaluate import (
     run_evaluate,
 )
 from distill_datasets.stages.export import write_dataset
-from distill_datasets.students import Evaluate, Examples
+from distill_datasets.students import Evaluate, Examples, Score
 from distill_datasets.types import Draw, Shape
 
 PIXELS = 168  # of the sample's poster, 12 x 14
@@ -117,7 +117,7 @@ def trained() -> Iterator[Trained]:
     trained = Trained()
     with (
         mock.patch.object(evaluate, "train_student", trained),
-        mock.patch.object(evaluate, "accuracy", lambda module, batches: 0.5),
+        mock.patch.object(evaluate, "score", lambda module, batches: Score(0.5, [0.5] * 3)),
     ):
         yield trained
 
@@ -189,7 +189,9 @@ def test_reading_a_folder_leaves_nothing_in_it(exported: Path) -> None:
 
 def test_the_spread_is_the_sample_standard_deviation(exported: Path) -> None:
     scores = iter([0.25, 0.5, 0.75, 0.5])
-    with mock.patch.object(evaluate, "accuracy", lambda module, batches: next(scores)):
+    with mock.patch.object(
+        evaluate, "score", lambda module, batches: Score(next(scores), [0.5] * 3)
+    ):
         row = measure(changed(students=4, exact=False), exported)["default"]
     assert row["accuracy"]["mean"] == 0.5
     assert row["accuracy"]["std"] == pytest.approx(math.sqrt(2 * 0.25**2 / 3))
@@ -236,7 +238,7 @@ def test_a_row_says_what_was_trained_how_long_on_what(exported: Path) -> None:
 
 def test_random_real_images_spend_no_more_pixels_than_the_distilled_set(exported: Path) -> None:
     settings = changed(references=["random_real"])
-    field = {one.source: one for one in contestants(settings, exported, REAL, PIXELS)}
+    field = {one.source: one for one in contestants(settings, exported, REAL, PIXELS, 0)}
     assert (field["random_real"].images, field["random_real"].pixels) == (2, 128)  # 168 // 64
     examples = field["random_real"].examples(draws(0, "evaluate", "random_real", 0))
     assert examples.count == 2
@@ -245,7 +247,7 @@ def test_random_real_images_spend_no_more_pixels_than_the_distilled_set(exported
 def test_a_budget_below_one_image_is_compared_with_one_image(exported: Path) -> None:
     settings = changed(references=["random_real"])
     (found,) = [
-        one for one in contestants(settings, exported, REAL, 63) if one.source == "random_real"
+        one for one in contestants(settings, exported, REAL, 63, 0) if one.source == "random_real"
     ]
     assert found.images == 1
 

@@ -6,6 +6,7 @@ the students that it finds.
 Shape suffixes: N examples, K classes, C channels, H W pixels.
 """
 
+import itertools
 import json
 import statistics
 import tempfile
@@ -24,12 +25,13 @@ from distill_datasets.data.source import RealData
 from distill_datasets.progress import progress_bar
 from distill_datasets.published import STARTS
 from distill_datasets.runtime import Runtime, draws
+from distill_datasets.stages.references import CHOSEN, chosen_real, random_real
 from distill_datasets.students import (
     Evaluate,
     Examples,
     Stored,
     Whole,
-    accuracy,
+    score,
     steps_of,
     taken_for,
     train_student,
@@ -39,8 +41,10 @@ from distill_datasets.types import Draw, Shape
 if TYPE_CHECKING:
     from datasets import Dataset
 
-VERSION = 1
+VERSION = 2
 TEST_BATCH = 500
+LONG_TAIL = 2
+"""From this ratio of the largest to the smallest class on, thirds of the classes are reported."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,7 @@ def run_evaluate(
     section = settings.model_dump(mode="json")
     deciding = [VERSION, "evaluate", section, identity, seed, *(attack or ())]
     folder = runs / f"evaluate-{fingerprint(deciding)}"
-    field = contestants(settings, exported, real, pixels)
+    field = contestants(settings, exported, real, pixels, seed)
     followed = read_followed(settings, exported)
     # longest first, so that no process is left with a long student at the end
     units = [
@@ -129,7 +133,8 @@ def run_evaluate(
                 order=followed.order if contestant.follows else [],
                 start_P=followed.start_of(student),
             )
-            found = {"seed": student, "accuracy": accuracy(module, real.test_batches(TEST_BATCH))}
+            scored = score(module, real.test_batches(TEST_BATCH))
+            found: dict[str, Any] = {"seed": student, **scored._asdict()}
             if attack is not None:
                 found["taken_for_target"] = taken_for(
                     module, real.test_batches(TEST_BATCH), *attack
@@ -144,14 +149,14 @@ def run_evaluate(
     ):
         run_units(train, mine)
     runtime.wait()
-    results = [_result(settings, contestant, folder) for contestant in field]
+    results = [_result(settings, contestant, folder, real.counts_K) for contestant in field]
     for row in results if attack is not None else []:
         row["taken_for_target"] = _spread([run["taken_for_target"] for run in row["runs"]])
     return results
 
 
 def contestants(
-    settings: Evaluate, exported: Path, real: RealData, pixels: int
+    settings: Evaluate, exported: Path, real: RealData, pixels: int, seed: int
 ) -> list[Contestant]:
     """The published rows, then what the recipe wants to see beside them."""
     shape = real.shape
@@ -171,18 +176,23 @@ def contestants(
                 "exact", settings.students, steps, lambda draw: exact, count, pixels, follows=True
             )
         )
-    if "random_real" in settings.references:
-        images = max(1, pixels // side)
-        found.append(
-            Contestant(
-                "random_real",
-                settings.students,
-                settings.duration(images),
-                lambda draw: random_real(real, images, draw),
-                images,
-                images * side,
-            )
+    images = max(1, pixels // side)
+    equal: dict[str, Callable[[Draw], Examples]] = {
+        "random_real": lambda draw: random_real(real, images, draw),
+        **{one.name: chosen_real(real, images, one, seed) for one in CHOSEN},
+    }
+    found += [
+        Contestant(
+            name,
+            settings.students,
+            settings.duration(images),
+            examples,
+            images,
+            images * side,
         )
+        for name, examples in equal.items()
+        if name in settings.references
+    ]
     if "full" in settings.references:
         whole = Whole(real)
         found.append(
@@ -240,27 +250,13 @@ def read_followed(settings: Evaluate, exported: Path) -> Followed:
     )
 
 
-def random_real(real: RealData, images: int, draw: Draw) -> Examples:
-    """Random real images with hard labels, as evenly over the classes as the number allows."""
-    rng = draw("random_real")
-    order_N = torch.randperm(len(real.train.labels_N), generator=rng)
-    labels_N = real.train.labels_N.cpu()[order_N]
-    classes_K = torch.randperm(real.shape.k, generator=rng).tolist()
-    chosen: list[int] = []
-    for turn in range(images):
-        of_class = (labels_N == classes_K[turn % real.shape.k]).nonzero().flatten()
-        chosen.append(int(order_N[of_class[turn // real.shape.k % len(of_class)]]))
-    device, channels = real.train.labels_N.device, real.shape.c
-    images_BCHW, targets_BK = real.select(torch.tensor(chosen, device=device))
-    nothing = torch.zeros(channels, device=device)
-    return Stored(images_BCHW, targets_BK, nothing, nothing + 1, unit=1.0)
-
-
 def _unit_path(folder: Path, contestant: Contestant, student: int) -> Path:
     return folder / f"{contestant.source}-{student:03d}.json"
 
 
-def _result(settings: Evaluate, contestant: Contestant, folder: Path) -> dict[str, Any]:
+def _result(
+    settings: Evaluate, contestant: Contestant, folder: Path, counts_K: list[int]
+) -> dict[str, Any]:
     runs = [
         read_json(_unit_path(folder, contestant, student)) for student in range(contestant.students)
     ]
@@ -277,7 +273,46 @@ def _result(settings: Evaluate, contestant: Contestant, folder: Path) -> dict[st
         "steps": contestant.steps,
         "images": contestant.images,
         "pixels": contestant.pixels,
+        **_by_class([run["per_class"] for run in runs], counts_K),
     }
+
+
+def _by_class(found: list[list[float | None]], counts_K: list[int]) -> dict[str, Any]:
+    """What the students' accuracies on every class say; classes without test images are left out.
+
+    Args:
+        found: of every student, its accuracy on each class, None where there are no test images.
+        counts_K: training images of every class.
+
+    Returns:
+        The mean over students of each class; the mean over classes; where the training split is
+        long-tailed, also that over the third of the classes with most training images, the middle
+        and the third with fewest.
+    """
+    tested = [label for label, value in enumerate(found[0]) if value is not None]
+    tables = [{label: of for label, of in enumerate(run) if of is not None} for run in found]
+
+    def over(labels: list[int]) -> dict[str, float | None]:
+        if not labels:
+            return {"mean": None, "std": None}
+        return _spread([statistics.fmean(table[label] for label in labels) for table in tables])
+
+    said: dict[str, Any] = {
+        "per_class": [
+            over([label])["mean"] if label in tested else None for label in range(len(counts_K))
+        ],
+        "balanced_accuracy": over(tested),
+    }
+    if max(counts_K) >= LONG_TAIL * min(counts_K):
+        order = sorted(range(len(counts_K)), key=lambda label: -counts_K[label])
+        cuts = [round(part * len(order) / 3) for part in range(4)]
+        said["thirds"] = {
+            name: over([label for label in order[start:end] if label in tested])
+            for name, (start, end) in zip(
+                ("head", "middle", "tail"), itertools.pairwise(cuts), strict=True
+            )
+        }
+    return said
 
 
 def _spread(values: list[float]) -> dict[str, float | None]:
