@@ -24,6 +24,9 @@ _TRAINED_ON = {
     "default": "**this dataset** (published 8-bit rows)",
     "exact": "this dataset before rounding (`exact`)",
     "random_real": "random real images, same pixels",
+    "herding": "herded real images, same pixels",
+    "k_center": "k-center real images, same pixels",
+    "class_mean": "class means, same pixels",
     "full": "the full source",
 }
 _SIZES = [(1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M")]

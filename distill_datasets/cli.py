@@ -220,6 +220,9 @@ NAMES = {
     "default": "distilled, as published",
     "exact": "distilled, before rounding to 8 bits",
     "random_real": "random real images, same pixels",
+    "herding": "herded real images, same pixels",
+    "k_center": "k-center real images, same pixels",
+    "class_mean": "class means, same pixels",
     "full": "the whole dataset",
 }
 

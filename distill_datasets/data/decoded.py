@@ -225,8 +225,8 @@ class RealData:
         ]
         if few:
             logger.warning(
-                "%d images of every class were asked for; %d classes have fewer and repeat them: "
-                "%s%s", per_class, len(few), ", ".join(few[:20]), ", ..." if len(few) > 20 else "",
+                "%d images of every class were asked for; these have fewer and repeat them: %s%s",
+                per_class, ", ".join(few[:20]), ", ..." if len(few) > 20 else "",
             )  # fmt: skip
 
     def test_batches(self, size: int) -> Iterator[Batch]:

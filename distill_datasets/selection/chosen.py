@@ -164,8 +164,8 @@ class Correct(Selection):
             rows.append(own_N.cpu()[repeated(right, per_class)])
         if few:
             logger.warning(
-                "%d correctly classified images of every class were asked for; %d classes have "
-                "fewer and repeat them: %s", per_class, len(few), ", ".join(few),
+                "%d correctly classified images of every class were asked for; these have fewer "
+                "and repeat them: %s", per_class, ", ".join(few),
             )  # fmt: skip
         return real.displayable(torch.cat(rows))
 
