@@ -1,0 +1,348 @@
+"""Distribution matching: what a network makes of distilled images and of real ones, on average.
+
+Class by class, a mean over distilled examples is pulled toward the mean over real images: of
+embeddings (DM), of where the network looks (DataDAM), or of waves in the space of embeddings, which
+tell whole distributions apart (NCFM). Networks are not trained and get no gradient.
+
+Shape suffixes: B examples of a batch, N the examples of a step, K classes, D values of a feature,
+C channels, H W pixels, P all weights of a network.
+"""
+
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Self
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from distill_datasets.augment import Augment
+from distill_datasets.errors import RecipeError
+from distill_datasets.types import (
+    Batch,
+    Distilled,
+    Estimate,
+    LaneDraw,
+    Layers,
+    NetworkSource,
+    Objective,
+    Sampled,
+    Section,
+    Shape,
+)
+
+if TYPE_CHECKING:
+    from distill_datasets.data.source import RealData
+
+Features = Callable[[Layers, torch.dtype], list[Tensor]]
+"""Tables (B, D), one row per image, whose class means are compared."""
+
+
+class Statistic(Section, ABC):
+    """What is averaged over the images of a class, and how far apart two averages are."""
+
+    @abstractmethod
+    def features(self, draw: LaneDraw) -> Features:
+        """What is averaged in this lane of this step."""
+
+    @abstractmethod
+    def distances_K(self, ours: list[Tensor], theirs: list[Tensor]) -> Tensor:
+        """How far apart the means of every class are, (K,), given tables (K, D) of them."""
+
+
+class Mean(Statistic):
+    """Squared distance of mean embeddings: DM (arXiv:2110.04181), algorithm 1."""
+
+    def features(self, draw: LaneDraw) -> Features:
+        return lambda layers, dtype: [layers.embedding_BD.to(dtype)]
+
+    def distances_K(self, ours: list[Tensor], theirs: list[Tensor]) -> Tensor:
+        return (ours[0] - theirs[0]).square().sum(dim=1)
+
+
+class Attention(Statistic):
+    """Where the network looks: mean attention maps of all its layers but the last, and its output.
+
+    An image's attention is the sum over channels of a map's values to a power, at unit length.
+
+    Source: DataDAM (arXiv:2310.00093), spatial attention matching; the output is that of the
+    authors' program, the logits.
+    """
+
+    power: float = Field(
+        default=4.0, ge=1, description="of the values that are summed (the authors' program: 1)"
+    )
+    output_weight: float = Field(default=0.01, ge=0, description="of the term of the mean logits")
+    scale: float = Field(default=100.0, gt=0, description="factor on the loss")
+
+    def features(self, draw: LaneDraw) -> Features:
+        def looked_at(layers: Layers, dtype: torch.dtype) -> list[Tensor]:
+            maps = [map_BCHW for map_BCHW in layers.maps if map_BCHW.dim() == 4]
+            tables = [
+                F.normalize(map_BCHW.to(dtype).pow(self.power).sum(dim=1).flatten(1), dim=1)
+                for map_BCHW in maps[:-1]
+            ]
+            return [*tables, layers.logits_BK.to(dtype)]
+
+        return looked_at
+
+    def distances_K(self, ours: list[Tensor], theirs: list[Tensor]) -> Tensor:
+        *looked_K, output_K = (
+            (own - other).square().sum(dim=1) for own, other in zip(ours, theirs, strict=True)
+        )
+        return self.scale * (sum(looked_K) + self.output_weight * output_K)
+
+
+class Characteristic(Statistic):
+    """Distance of characteristic functions at random frequencies, drawn anew for every lane.
+
+    Embeddings have unit length; a class's function at a frequency is the mean of one complex wave.
+    This is NCFM without its adversary, as all settings that the authors published have it.
+
+    Source: NCFM (arXiv:2502.20653), neural characteristic function discrepancy.
+    """
+
+    frequencies: int = Field(default=1024, gt=0, description="how many are drawn")
+    amplitude: float = Field(
+        default=0.5, ge=0, description="weight of the difference of amplitudes (alpha: diversity)"
+    )
+    phase: float = Field(
+        default=0.5, ge=0, description="weight of the difference of phases (beta: realism)"
+    )
+    scale: float = Field(default=300.0, gt=0, description="factor on the loss")
+
+    def features(self, draw: LaneDraw) -> Features:
+        @functools.cache
+        def frequencies_DT(dimensions: int) -> Tensor:
+            return torch.randn(dimensions, self.frequencies, generator=draw("frequencies"))
+
+        def waves(layers: Layers, dtype: torch.dtype) -> list[Tensor]:
+            unit_BD = F.normalize(layers.embedding_BD.to(dtype), dim=1)
+            angles_BT = unit_BD @ frequencies_DT(unit_BD.shape[1]).to(unit_BD)
+            return [angles_BT.cos(), angles_BT.sin()]
+
+        return waves
+
+    def distances_K(self, ours: list[Tensor], theirs: list[Tensor]) -> Tensor:
+        own_2KT, other_2KT = torch.stack(ours), torch.stack(theirs)
+        # a norm whose gradient is zero at zero
+        own_KT, other_KT = (
+            torch.linalg.vector_norm(waves_2KT, dim=0) for waves_2KT in (own_2KT, other_2KT)
+        )
+        turned_KT = own_KT * other_KT - (own_2KT * other_2KT).sum(dim=0)
+        squared_KT = self.amplitude * (own_KT - other_KT).square() + 2 * self.phase * turned_KT
+        # below is rounding, whose root would have a gradient of any size
+        apart_KT = squared_KT > 1e-12
+        roots_KT = torch.where(apart_KT, squared_KT, 1).sqrt()
+        return self.scale * torch.where(apart_KT, roots_KT, 0).mean(dim=1)
+
+
+class Group(NamedTuple):
+    """Classes that share one draw of the augmentation, and the words of that draw."""
+
+    words: tuple[str | int, ...]
+    classes: list[int]
+
+
+class View(NamedTuple):
+    """What a lane looks at images with."""
+
+    network: Sampled
+    features: Features
+    draw: LaneDraw
+
+
+class Distribution(Objective):
+    """Distance of class means over distilled and over real images (DM, DataDAM, NCFM)."""
+
+    paper: ClassVar[str] = (
+        "DM, arXiv:2110.04181; IDM, arXiv:2307.09742; DataDAM, arXiv:2310.00093; "
+        "NCFM, arXiv:2502.20653"
+    )
+    name: Literal["distribution"] = "distribution"
+    statistic: Literal["mean", "attention", "characteristic"] = Field(
+        default="mean",
+        description="what is averaged: embeddings (DM), attention maps (DataDAM), or waves over "
+        "embeddings (NCFM without its adversary)",
+    )
+    attention: Attention | None = Field(
+        default=None, description="settings of that statistic; null takes their defaults"
+    )
+    characteristic: Characteristic | None = Field(
+        default=None, description="settings of that statistic; null takes their defaults"
+    )
+    real_batch: int = Field(
+        default=256, gt=0, description="real images of a class; one with fewer gives each once"
+    )
+    classes_per_step: int | None = Field(
+        default=None,
+        gt=0,
+        description="random classes that a lane sums over, the sum is not scaled up; null takes "
+        "all",
+    )
+    augment: Augment = Field(
+        default=Augment(),
+        description="one draw moves real and distilled images alike: one for each class if labels "
+        "are hard, one for all classes otherwise",
+    )
+    cross_entropy_weight: float = Field(
+        default=0.0,
+        ge=0,
+        description="of the network's mean loss on each class's distilled examples (IDM, NCFM); "
+        "only trained networks have something to say",
+    )
+    chunk: int = Field(
+        default=16, gt=0, description="real images embedded at once; 16 stay in a CPU's cache"
+    )
+    distilled_chunk: int = Field(
+        default=128,
+        gt=0,
+        description="distilled examples differentiated at once; where one draw is of more, each "
+        "chunk is embedded twice and memory stays that of one",
+    )
+    bf16_real: bool = Field(
+        default=False,
+        description="embed real images in bfloat16: faster, relative error of means about 0.001",
+    )
+
+    @model_validator(mode="after")
+    def _settings_of_the_statistic(self) -> Self:
+        for name in ("attention", "characteristic"):
+            if getattr(self, name) is not None and self.statistic != name:
+                raise ValueError(
+                    f"{name}: these settings are for statistic: {name}, and statistic is "
+                    f"{self.statistic}; leave them out, or change statistic"
+                )
+        return self
+
+    def check(self, shape: Shape, examples: int) -> None:
+        if self.classes_per_step is not None and self.classes_per_step > shape.k:
+            raise RecipeError(
+                f"distill.objective.classes_per_step: got {self.classes_per_step}, and the source "
+                f"has {shape.k} classes; lower it, or leave it out to take all"
+            )
+
+    def work(self, flops_per_image: float, examples: int, classes: int) -> float:
+        """See `Objective.work`; every example is taken to belong to one class.
+
+        The waves of `characteristic` are not counted: 2 * frequencies * D more for every image.
+        """
+        # Measured with torch's counter on ConvNet-3 (factors of one forward pass): 1.93 for a
+        # gradient of the images, 1 more where chunks are embedded a second time.
+        chosen = min(self.classes_per_step or classes, classes)
+        matched = examples * chosen / classes
+        again = matched / chosen > self.distilled_chunk
+        return flops_per_image * (self.real_batch * chosen + (1.93 + again) * matched)
+
+    def estimate(
+        self, distilled: Distilled, networks: NetworkSource, real: "RealData", draw: LaneDraw
+    ) -> Estimate:
+        """Sum over classes of the distance of means, and its gradient.
+
+        Distilled examples count in the mean of a class with their label's share of it: with hard
+        labels this is the papers' mean over the class's own images. Then every class has its own
+        draw of the augmentation; with soft or learned labels one draw is for all classes, so that
+        every example is embedded once. A class that no example has a share of is left out.
+
+        Source: DM (arXiv:2110.04181), algorithm 1.
+        """
+        view = View(networks.sample(draw), self._statistic().features(draw), draw)
+        names, parameters = zip(*distilled.named_parameters(), strict=True)
+        index_N = torch.arange(distilled.count, device=parameters[0].device)
+        targets_NK = distilled.labels(index_N)
+        groups = self._groups(targets_NK, draw)
+        chosen = [label for group in groups for label in group.classes]
+        # what these classes need is decoded once, and differentiated as pixels until the end
+        shown = distilled(index_N[targets_NK[:, chosen].sum(dim=1) > 0])
+        leaves = Batch(*(tensor.detach() for tensor in shown))
+        pulls = Batch(*(torch.zeros_like(tensor) for tensor in leaves))
+        loss = 0.0
+        for group in groups:
+            means = [self._real_means(view, real, label, group) for label in group.classes]
+            theirs = [torch.stack(means_D) for means_D in zip(*means, strict=True)]
+            loss += self._add_pull(view, leaves, pulls, theirs, group)
+        trained = [place for place, tensor in enumerate(shown) if tensor.requires_grad]
+        grads = torch.autograd.grad(
+            [shown[place] for place in trained],
+            parameters,
+            [pulls[place] for place in trained],
+            materialize_grads=True,
+        )
+        return Estimate(loss, dict(zip(names, grads, strict=True)), {})
+
+    def _statistic(self) -> Statistic:
+        if self.statistic == "attention":
+            return self.attention or Attention()
+        if self.statistic == "characteristic":
+            return self.characteristic or Characteristic()
+        return Mean()
+
+    def _groups(self, targets_NK: Tensor, draw: LaneDraw) -> list[Group]:
+        """The classes of this lane, in order, by the draw of the augmentation that they share."""
+        classes = targets_NK.shape[1]
+        chosen = list(range(classes))
+        if self.classes_per_step is not None:
+            drawn = torch.randperm(classes, generator=draw("classes"))[: self.classes_per_step]
+            chosen = sorted(drawn.tolist())
+        shown = (targets_NK.detach() > 0).any(dim=0).tolist()
+        chosen = [label for label in chosen if shown[label]]
+        if targets_NK.requires_grad or bool(((targets_NK != 0) & (targets_NK != 1)).any()):
+            return [Group(("augment",), chosen)] if chosen else []
+        return [Group(("augment", label), [label]) for label in chosen]
+
+    @torch.no_grad()
+    def _real_means(self, view: View, real: "RealData", label: int, group: Group) -> list[Tensor]:
+        """Mean features (D,) of real images of a class; sums of chunks, divided once."""
+        count = min(self.real_batch, len(real.rows_of_class[label]))
+        images_BCHW = real.class_images(view.draw("real", label), label, count)
+        images_BCHW = self.augment(images_BCHW, view.draw(*group.words), shared=True)
+        summed: list[Tensor] = []
+        for images in torch.split(images_BCHW, self.chunk):
+            with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16_real):
+                layers = view.network.layers(view.network.weights_P, images)
+            more = [table_BD.sum(dim=0) for table_BD in view.features(layers, images.dtype)]
+            summed = [old + new for old, new in zip(summed, more, strict=True)] if summed else more
+        return [sum_D / count for sum_D in summed]
+
+    def _add_pull(
+        self, view: View, leaves: Batch, pulls: Batch, theirs: list[Tensor], group: Group
+    ) -> float:
+        """The loss of a group of classes; adds its gradient in the examples to `pulls`.
+
+        The loss sees the examples only through sums over them, so that its gradient in these sums
+        is all that is needed to differentiate the examples chunk by chunk.
+        """
+
+        def sums(batch: Batch) -> list[Tensor]:
+            """Sums by the classes' shares, (K, D) each: features, losses, the shares themselves."""
+            moved_BCHW = self.augment(batch.images_BCHW, view.draw(*group.words), shared=True)
+            layers = view.network.layers(view.network.weights_P.detach(), moved_BCHW)
+            losses_B = F.cross_entropy(layers.logits_BK, batch.targets_BK, reduction="none")
+            shares_BK = batch.targets_BK[:, group.classes]
+            ends = [losses_B[:, None], torch.ones_like(losses_B)[:, None]]
+            tables = [*view.features(layers, moved_BCHW.dtype), *ends]
+            return [shares_BK.T @ table_BD for table_BD in tables]
+
+        own_B = leaves.targets_BK[:, group.classes].sum(dim=1).nonzero().flatten()
+        chunks = [
+            (index_B, Batch(*(tensor[index_B].requires_grad_() for tensor in leaves)))
+            for index_B in torch.split(own_B, self.distilled_chunk)
+        ]
+        with torch.set_grad_enabled(len(chunks) == 1):
+            parts = [sums(batch) for _, batch in chunks]
+        totals = [
+            torch.stack(terms).sum(dim=0).detach().requires_grad_()
+            for terms in zip(*parts, strict=True)
+        ]
+        *summed, mass_K1 = totals
+        *ours, losses_K1 = (sum_KD / mass_K1 for sum_KD in summed)
+        loss = self._statistic().distances_K(ours, theirs).sum()
+        loss = loss + self.cross_entropy_weight * losses_K1.sum()
+        back = torch.autograd.grad(loss, totals)
+        for index_B, batch in chunks:
+            again = parts[0] if len(chunks) == 1 else sums(batch)
+            for pull, share in zip(pulls, torch.autograd.grad(again, batch, back), strict=True):
+                pull[index_B] += share
+        return float(loss.item())
