@@ -43,13 +43,14 @@ from distill_datasets.stages import evaluate
 
 record = open(sys.argv[1] + os.environ["RANK"], "a")
 
-def recorded(draws):
+def recorded(draws, *first):
     def draw(seed, *what):
-        print(*what, file=record, flush=True)
+        print(*first, *what, file=record, flush=True)
         return draws(seed, *what)
     return draw
 
-optimize.draws, evaluate.draws = recorded(optimize.draws), recorded(evaluate.draws)
+optimize.LaneDraws = recorded(optimize.LaneDraws, "distill")
+evaluate.draws = recorded(evaluate.draws)
 sys.argv[1:] = sys.argv[2:]
 main()
 """
@@ -60,7 +61,7 @@ there = f"rank-{os.environ.get('RANK')}-of-{os.environ.get('WORLD_SIZE')}"
 atexit.register((pathlib.Path(__file__).parent / there).touch)
 """
 KILLS = {
-    "in a lane of the second outer step": ("distill_datasets.optimize", "draws", 5),
+    "in a lane of the second outer step": ("distill_datasets.optimize", "LaneDraws", 5),
     # files before it: two and a mark of the source, the first state and its picture
     "while the second state is written": ("os", "fsync", 6),
     "when one student is done": ("distill_datasets.stages.evaluate", "write_json", 1),

@@ -83,7 +83,8 @@ def test_all_problems_are_listed_at_once_with_path_and_got_and_expected() -> Non
         "distill.canvas.ipc: got [], expected a valid number",
         "distill.networks.network.norm: got 'batch', expected 'instance' or 'none'",
         "distill.lanes: got 0, expected greater than 0",
-        "evaluate.references.0: got 'half', expected 'random_real' or 'full'",
+        "evaluate.references.0: got 'half', expected 'random_real', 'herding', 'k_center', "
+        "'class_mean' or 'full'",
         r"publish.repo: got 'nobody', string should match pattern '^[\w.-]+/[\w.-]+$'",
         "sede: no such key; did you mean 'seed'? valid names: distill, evaluate, name, publish, "
         "seed, source, squeeze",

@@ -13,10 +13,11 @@ import datasets
 import pytest
 from image_sets import noise
 from PIL import Image
-from toy_runs import command
+from toy_runs import command, toy_file
 
 from distill_datasets.recipe import load_recipe
 from distill_datasets.stages.export import read_manifest, verify
+from distill_datasets.yaml_text import from_yaml
 
 FOLDER = Path(__file__).parent.parent / "recipes"
 FILES = sorted(FOLDER.rglob("*.y*ml"))
@@ -27,15 +28,26 @@ SMALL = {
     "lanes": 2,
     "inner_steps": 3,
     "window": 2,
-    "batch": 8,
+    "batch": 10,
     "real_batch": 8,
     "students": 1,
     "full_students": 1,
     "full_epochs": 1,
     "previews": 1,
     "limit": 200,
+    "members": 2,
+    "first": 0,
+    "last": 2,
+    "gap": 1,
+    "start_last": 1,
+    "outer": 2,
+    "every": 2,
+    "real_images": 8,
+    "match_batch": 8,
+    "candidates": 4,
 }
 WIDTH = 4
+EXPERT_EPOCHS = 3
 
 
 class Known(NamedTuple):
@@ -56,7 +68,9 @@ KNOWN = {
     "zalando-datasets/fashion_mnist": Known(1, 28, {"label": 10}),
     "zh-plus/tiny-imagenet": Known(3, 64, {"label": 200}, test="valid"),
     "path/to/cub200": Known(3, 40, {"label": 200}),
+    "path/to/mnist-m": Known(3, 32, {"label": 10}),
 }
+DISTILLED = "path/to/mnist-dm-ipc1"
 
 
 def stand_in(known: Known, folder: Path) -> Path:
@@ -98,14 +112,28 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path
 def source(
     recipe: Path, folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Known, list[str]]:
-    """What the recipe's dataset looks like, and the overrides that lead to its stand-in."""
-    name = load_recipe(recipe).source.dataset
-    if name.startswith("embedded:"):
-        return EMBEDDED, []
-    assert name in KNOWN, f"say in KNOWN what {name!r} looks like"
-    if name not in folders:
-        folders[name] = stand_in(KNOWN[name], tmp_path_factory.mktemp("stand-in") / "data")
-    return KNOWN[name], [f"source.dataset={folders[name]}", "source.revision=null"]
+    """What the recipe's dataset looks like, and the overrides that lead to stand-ins of all."""
+    overrides = []
+    for path, name in leaves(load_recipe(recipe).resolved()):
+        if not path.endswith(".dataset") or name.startswith("embedded:"):
+            continue
+        if name not in folders:
+            if name == DISTILLED:
+                folders[name] = small_distilled_set(tmp_path_factory.mktemp("distilled"))
+            else:
+                assert name in KNOWN, f"say in KNOWN what {name!r} looks like"
+                folders[name] = stand_in(KNOWN[name], tmp_path_factory.mktemp("stand-in") / "data")
+        overrides += [f"{path}={folders[name]}", f"{path.removesuffix('dataset')}revision=null"]
+    return KNOWN.get(load_recipe(recipe).source.dataset, EMBEDDED), overrides
+
+
+def small_distilled_set(folder: Path) -> Path:
+    """What `run` writes for a recipe of one image per class."""
+    out = folder / "out"
+    answer = command("run", toy_file(folder), "distill.canvas={name: pixels, ipc: 1}",
+                     "distill.steps=1", "--runs", folder / "runs", "--output", out)  # fmt: skip
+    assert answer.code == 0, answer.err
+    return out
 
 
 def leaves(section: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -137,6 +165,13 @@ def shrunk(recipe: Path, known: Known) -> list[str]:
             overrides.append(f"{path}={WIDTH}")
         elif path in ("distill.canvas.height", "distill.canvas.width") and value is not None:
             overrides.append(f"{path}={math.ceil(value * side / before)}")
+    if values.get("distill.objective.learn_step_sizes"):  # each step that is taken is tracked
+        small = SMALL["window"]
+        overrides += [f"distill.objective.inner_steps={small}", f"evaluate.steps={small}"]
+    if values.get("squeeze.keep") == "every":
+        overrides.append(f"squeeze.epochs={EXPERT_EPOCHS}")
+    if resolved["squeeze"] is not None and resolved["squeeze"]["source"] is not None:
+        overrides.append(f"squeeze.source.resolution={side}")
     if resolved["source"]["limit"] is None and known is EMBEDDED:
         overrides.append(f"source.limit={SMALL['limit']}")
     return overrides
@@ -154,6 +189,12 @@ def test_there_are_recipes() -> None:
 
 def test_a_recipe_is_valid_and_has_the_name_of_its_file(recipe: Path) -> None:
     assert load_recipe(recipe).name == recipe.stem
+
+
+def test_every_profile_of_a_recipe_is_valid(recipe: Path) -> None:
+    plain = load_recipe(recipe)
+    for profile in from_yaml(recipe.read_text(encoding="utf-8")).get("profiles", {}):
+        assert load_recipe(recipe, profile=profile) != plain
 
 
 def test_a_recipe_says_what_it_is_how_to_run_it_what_it_costs_and_what_it_gave(
