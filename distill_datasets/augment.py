@@ -22,6 +22,11 @@ Uniform = Callable[[float, float], Tensor]
 WARPS = {"rotate", "shift", "scale"}
 
 
+def _whole(pixels: float) -> int:
+    """The nearest number of whole pixels; halves are rounded up, as in DSA's program."""
+    return int(pixels + 0.5)
+
+
 class Augment(Section):
     """Random motions of a batch; `flip_rotate` of RaT-BPTT is `[flip, rotate]` with choose one.
 
@@ -39,7 +44,9 @@ class Augment(Section):
     shift_fraction: float = Field(
         default=0.125, gt=0, lt=1, description="largest shift, as a share of the side"
     )
-    scale_factor: float = Field(default=1.2, gt=1, description="largest zoom of a side, in or out")
+    scale_factor: float = Field(
+        default=1.2, gt=1, description="each side is stretched by a factor between 1 / it and it"
+    )
     brightness: float = Field(default=1.0, gt=0, description="width of the range added by color")
     saturation: float = Field(
         default=2.0, gt=0, description="largest factor on a pixel's distance from its gray"
@@ -51,10 +58,16 @@ class Augment(Section):
         description="factors on the distance from the image's mean, 1 +- it",
     )
     crop_fraction: float = Field(
-        default=0.125, gt=0, lt=1, description="largest shift of crop in whole pixels, of the side"
+        default=0.125,
+        gt=0,
+        lt=1,
+        description="largest shift of crop, by whole pixels, as a share of the side",
     )
     cutout_fraction: float = Field(
-        default=0.5, gt=0, le=1, description="side of the square that cutout blanks, of the side"
+        default=0.5,
+        gt=0,
+        le=1,
+        description="side of the square that cutout blanks, as a share of the image's",
     )
 
     def __call__(
@@ -111,13 +124,12 @@ class Augment(Section):
         return mean_B + (images_BCHW - mean_B) * each(uniform(1 - self.contrast, 1 + self.contrast))
 
     def _crop(self, images_BCHW: Tensor, uniform: Uniform) -> Tensor:
-        """A shift by whole pixels."""
+        """A shift by whole pixels, every one within reach as likely."""
         sides = images_BCHW.shape[-2:]
         for dim, side in zip((-2, -1), sides, strict=True):
-            reach = round(self.crop_fraction * side)
-            shift_B1 = (
-                uniform(-reach - 0.5, reach + 0.5).round().clamp(-reach, reach).long()[:, None]
-            )
+            reach = _whole(self.crop_fraction * side)
+            # the bound is for draws that rounding carries up to the end of the range
+            shift_B1 = uniform(-reach, reach + 1).floor().clamp(max=reach).long()[:, None]
             from_BS = torch.arange(side) + shift_B1
             inside_BS = (from_BS >= 0) & (from_BS < side)
             shape = [len(from_BS), 1, 1, 1]
@@ -129,11 +141,11 @@ class Augment(Section):
         return images_BCHW
 
     def _cutout(self, images_BCHW: Tensor, uniform: Uniform) -> Tensor:
-        """A blank square; its center may lie anywhere in the image."""
+        """A blank square, cut off at the edges; its center may lie anywhere in the image."""
         blank = torch.ones(1, 1, 1, 1, dtype=torch.bool)
         for dim in (-2, -1):
             side = images_BCHW.shape[dim]
-            length = int(self.cutout_fraction * side + 0.5)
+            length = _whole(self.cutout_fraction * side)
             # a square of even length is centered between two pixels
             start_B1 = (uniform(0, side + 1 - length % 2).floor() - length // 2)[:, None]
             place_S = torch.arange(side)
