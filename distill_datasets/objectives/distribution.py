@@ -115,12 +115,13 @@ class Characteristic(Statistic):
 
     def features(self, draw: LaneDraw) -> Features:
         @functools.cache
-        def frequencies_DT(dimensions: int) -> Tensor:
-            return torch.randn(dimensions, self.frequencies, generator=draw("frequencies"))
+        def frequencies_DT(width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+            drawn_DT = torch.randn(width, self.frequencies, generator=draw("frequencies"))
+            return drawn_DT.to(device, dtype)
 
         def waves(layers: Layers, dtype: torch.dtype) -> list[Tensor]:
             unit_BD = F.normalize(layers.embedding_BD.to(dtype), dim=1)
-            angles_BT = unit_BD @ frequencies_DT(unit_BD.shape[1]).to(unit_BD)
+            angles_BT = unit_BD @ frequencies_DT(unit_BD.shape[1], dtype, unit_BD.device)
             return [angles_BT.cos(), angles_BT.sin()]
 
         return waves
@@ -229,12 +230,12 @@ class Distribution(Objective):
 
         The waves of `characteristic` are not counted: 2 * frequencies * D more for every image.
         """
-        # Measured with torch's counter on ConvNet-3 (factors of one forward pass): 1.93 for a
+        # Measured with torch's counter on ConvNet-3 (factors of one forward pass): 2 for a
         # gradient of the images, 1 more where chunks are embedded a second time.
         chosen = min(self.classes_per_step or classes, classes)
         matched = examples * chosen / classes
         again = matched / chosen > self.distilled_chunk
-        return flops_per_image * (self.real_batch * chosen + (1.93 + again) * matched)
+        return flops_per_image * (self.real_batch * chosen + (2 + again) * matched)
 
     def estimate(
         self, distilled: Distilled, networks: NetworkSource, real: "RealData", draw: LaneDraw
@@ -262,7 +263,7 @@ class Distribution(Objective):
         for group in groups:
             means = [self._real_means(view, real, label, group) for label in group.classes]
             theirs = [torch.stack(means_D) for means_D in zip(*means, strict=True)]
-            loss += self._add_pull(view, leaves, pulls, theirs, group)
+            loss += self._pull(view, leaves, pulls, theirs, group)
         trained = [place for place, tensor in enumerate(shown) if tensor.requires_grad]
         grads = torch.autograd.grad(
             [shown[place] for place in trained],
@@ -306,10 +307,10 @@ class Distribution(Objective):
             summed = [old + new for old, new in zip(summed, more, strict=True)] if summed else more
         return [sum_D / count for sum_D in summed]
 
-    def _add_pull(
+    def _pull(
         self, view: View, leaves: Batch, pulls: Batch, theirs: list[Tensor], group: Group
     ) -> float:
-        """The loss of a group of classes; adds its gradient in the examples to `pulls`.
+        """The loss of a group of classes; writes its gradient in the examples into `pulls`.
 
         The loss sees the examples only through sums over them, so that its gradient in these sums
         is all that is needed to differentiate the examples chunk by chunk.
@@ -344,5 +345,5 @@ class Distribution(Objective):
         for index_B, batch in chunks:
             again = parts[0] if len(chunks) == 1 else sums(batch)
             for pull, share in zip(pulls, torch.autograd.grad(again, batch, back), strict=True):
-                pull[index_B] += share
+                pull[index_B] = share
         return float(loss.item())
