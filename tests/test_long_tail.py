@@ -27,11 +27,12 @@ from distill_datasets.data.source import Source, read, resolve
 from distill_datasets.inner import Sgd
 from distill_datasets.networks.zoo import ConvNet
 from distill_datasets.objectives.unrolled import Unrolled
-from distill_datasets.runtime import draws, rng_for
+from distill_datasets.runtime import Runtime, draws, rng_for
 from distill_datasets.selection.averaged import ClassMean
 from distill_datasets.selection.chosen import Herding, KCenter
 from distill_datasets.stages.evaluate import _by_class
 from distill_datasets.stages.references import chosen_real
+from distill_datasets.stages.source import load_source
 from distill_datasets.students import Evaluate, Examples, Stored, Whole, score, train_student
 from distill_datasets.types import Batch
 
@@ -53,6 +54,8 @@ def test_counts_are_those_of_the_long_tailed_benchmarks() -> None:
     assert long_tail(500, 0.01, 10) == [500, 299, 179, 107, 64, 38, 23, 13, 8, 5]
     assert long_tail(5000, 0.01, 10) == [5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50]
     assert long_tail(100, 0.1, 3) == [100, 31, 10]
+    # the fifth root of 0.00032 is 0.2, and a float just below it
+    assert long_tail(1000, 0.00032, 6) == [1000, 200, 40, 8, 1, 1]
     assert long_tail(70, 1.0, 4) == [70] * 4
     assert long_tail(10, 0.001, 2) == [10, 1]
 
@@ -318,6 +321,17 @@ def test_the_plan_counts_the_students_of_every_reference() -> None:
 
     given = toy_recipe("evaluate.references=[herding, class_mean, full]").evaluate
     assert _all_students(given) == 4 * given.students  # default, exact, herding, class_mean
+
+
+def test_a_loaded_source_draws_and_judges_as_the_recipe_says(tmp_path: Path) -> None:
+    for sampling, calibrate in (("balanced", False), ("uniform", True)):
+        source = Source(
+            dataset="embedded:uci-digits", limit=60, sampling=sampling, calibrate=calibrate
+        )
+        loaded = load_source(
+            source, resolve(source), seed=0, runs=tmp_path, runtime=Runtime(), quiet=True
+        )
+        assert (loaded.real.sampling, loaded.real.calibrate) == (sampling, calibrate)
 
 
 def test_results_of_classes_can_be_written_as_json() -> None:

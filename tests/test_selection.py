@@ -24,7 +24,7 @@ from distill_datasets.pipeline import run
 from distill_datasets.plugins import BUILT_IN, load
 from distill_datasets.runtime import rng_for
 from distill_datasets.selection.averaged import ClassMean, k_means
-from distill_datasets.selection.chosen import Correct, Herding, KCenter
+from distill_datasets.selection.chosen import Correct, Herding, KCenter, herded, spread_out
 from distill_datasets.selection.distilled import Published
 from distill_datasets.selection.patches import Rded
 from distill_datasets.types import Selection, Shape
@@ -74,14 +74,16 @@ def test_herding_takes_every_image_once_before_it_repeats() -> None:
 
 
 def test_k_center_takes_the_most_central_image_and_then_the_farthest() -> None:
-    # mean 30: 20; 90 is 70 from it; 0 is 20 from the nearest of both, 10 is 10 from it
-    real = dots([0, 10, 20, 90], [5, 7, 9])
-    assert chosen(KCenter(), real, 4)[:4] == [20, 90, 0, 10]
-    assert chosen(KCenter(), real, 1) == [20, 7]
+    # mean 43.2: 50; 104 is 54 from it; 0 is 50 from the nearest of both, 10 is 40 and 52 is 2 from
+    # it; then 10 is 10 from the nearest and 52 still 2, though it is 52 from the last
+    real = dots([0, 10, 50, 52, 104], [5, 7, 9])
+    assert chosen(KCenter(), real, 5)[:5] == [50, 104, 0, 10, 52]
+    assert chosen(KCenter(), real, 1) == [50, 7]
 
 
 def test_k_center_takes_equal_images_one_after_the_other() -> None:
-    assert chosen(KCenter(), dots([4, 4, 4], [1, 9, 8]), 3) == [4, 4, 4, 8, 1, 9]
+    assert spread_out(torch.full((3, 2), 4.0), 3) == [0, 1, 2]
+    assert herded(torch.full((3, 2), 4.0), 3) == [0, 1, 2]
 
 
 def test_distances_are_those_of_normalized_pixels() -> None:
@@ -109,6 +111,16 @@ def test_no_cluster_is_empty_where_images_are_equal() -> None:
         for clusters in (2, 3, 5):
             sizes = k_means(pixels_ND, clusters, rng_for(seed, "k")).bincount(minlength=clusters)
             assert sizes.min() > 0 and sizes.sum() == 5
+
+
+def test_every_image_is_in_the_cluster_whose_mean_is_nearest() -> None:
+    pixels_ND = torch.rand(40, 3, generator=rng_for(0))
+    for seed in range(5):
+        cluster_N = k_means(pixels_ND, 4, rng_for(seed))
+        means_JD = torch.stack(
+            [pixels_ND[cluster_N == cluster].mean(dim=0) for cluster in range(4)]
+        )
+        assert torch.equal(torch.cdist(pixels_ND, means_JD).argmin(dim=1), cluster_N)
 
 
 def test_clusters_are_decided_by_the_generator_alone() -> None:
@@ -220,7 +232,8 @@ def test_rded_shows_the_networks_a_small_crop_inside_the_mean_color() -> None:
     assert [len(shown) for shown in teacher.shown] == [8, 8, 8]
     for shown_BCHW in teacher.shown:
         assert shown_BCHW.shape[1:] == (1, 8, 8)
-        assert bool((shown_BCHW[:, :, 2:6, 2:6] != 0).any(dim=(1, 2, 3)).all())
+        middle_BCHW = shown_BCHW[:, :, 2:6, 2:6]
+        assert float(middle_BCHW.min()) < 0 < float(middle_BCHW.max())  # as students see it
         shown_BCHW[:, :, 2:6, 2:6] = 0
         assert not bool(shown_BCHW.any())
 

@@ -33,7 +33,9 @@ class Rded(Selection):
     paper: ClassVar[str] = "RDED, arXiv:2312.03526"
     needs_squeezed: ClassVar[bool] = True
     name: Literal["rded"] = "rded"
-    factor: int = Field(default=2, gt=0, description="tiles along each side of an image")
+    factor: int = Field(
+        default=2, gt=0, description="tiles along each side; RDED: 2, below 128 px 1"
+    )
     candidates: int = Field(
         default=300,
         gt=0,
