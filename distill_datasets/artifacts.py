@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,14 @@ def sha256_text(text: str) -> str:
 def fingerprint(content: object) -> str:
     """First 12 hexadecimal digits of the sha256 of the canonical JSON of `content`."""
     return sha256_text(canonical_json(content))[:12]
+
+
+def sha256_tensors(tensors: Iterable[Tensor]) -> str:
+    """The sha256 of all values, one tensor after the other, in hexadecimal."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def sha256_of(path: Path) -> str:

@@ -3,7 +3,6 @@
 Everything that can be refused is refused before the first stage that takes long.
 """
 
-import hashlib
 import importlib.metadata
 import logging
 import platform
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import distill_datasets
-from distill_datasets.artifacts import canonical_json, fingerprint
+from distill_datasets.artifacts import fingerprint, sha256_tensors
 from distill_datasets.data.opening import library_bars
 from distill_datasets.data.source import peek, resolve
 from distill_datasets.errors import ArtifactError, RecipeError
@@ -346,10 +345,6 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 def _digest(content: Content) -> str:
     """The hash of every published number."""
-    digest = hashlib.sha256()
     tensors = [content.images_NCHW, content.exact_NCHW, content.targets_NK]
     tensors += [] if content.starts_SP is None else [content.starts_SP]
-    for tensor in tensors:
-        digest.update(tensor.contiguous().numpy().tobytes())
-    digest.update(canonical_json([content.step_sizes, content.order]).encode())
-    return digest.hexdigest()
+    return fingerprint([sha256_tensors(tensors), content.step_sizes, content.order])

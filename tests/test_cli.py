@@ -38,6 +38,7 @@ PUBLISHED = {
 OPTIONS = {
     "": {"--install-completion", "--show-completion"},
     "run": {
+        "--profile",
         "--runs",
         "--output",
         "--track",
@@ -46,8 +47,8 @@ OPTIONS = {
         "--dry-run",
         "--quiet",
     },
-    "plan": {"--skip-bad-rows"},
-    "check": {"--skip-bad-rows"},
+    "plan": {"--profile", "--skip-bad-rows"},
+    "check": {"--profile", "--skip-bad-rows"},
     "list": set(),
     "publish": {"--private", "--public", "--tag", "--message", "--allow-license"},
 }

@@ -3,6 +3,7 @@
 Shape suffixes: N rows, B a batch, K classes, M networks, C channels, H W pixels.
 """
 
+import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -282,8 +283,14 @@ def test_a_run_starts_from_what_another_run_has_published(tmp_path: Path) -> Non
     assert rows[1]["label"] == [label for label in range(10) for _ in range(2)]
 
 
-def fake(folder: Path, shown: list[int], labels: list[list[float]], mode: str = "L") -> Published:
-    """A folder of 4x4 images with these values and soft labels."""
+def fake(
+    folder: Path,
+    shown: list[int],
+    labels: list[list[float]],
+    mode: str = "L",
+    kind: str = "mean_std",
+) -> Published:
+    """A folder of 4x4 images with these values and soft labels, whose normalization is told."""
     from PIL import Image
 
     folder.mkdir()
@@ -298,6 +305,13 @@ def fake(folder: Path, shown: list[int], labels: list[list[float]], mode: str = 
         ),
     )
     rows.to_parquet(folder / "train.parquet")
+    told = {"normalization_json": [json.dumps({"kind": kind})]}
+    datasets.Dataset.from_dict(told).to_parquet(folder / "recipe.parquet")
+    configs = "".join(
+        f"- config_name: {config}\n  data_files: {file}.parquet\n"
+        for config, file in (("default", "train"), ("recipe", "recipe"))
+    )
+    (folder / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
     return Published(dataset=str(folder))
 
 
@@ -320,6 +334,10 @@ def test_published_rows_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         (fake(tmp_path / "one", [1, 2], [both[0]] * 2), r"has no row whose .* class 1 \(class 1\)"),
         (fake(tmp_path / "rgb", [1, 2], both, "RGB"), r"images of 3 channels in 2 classes, exp"),
         (fake(tmp_path / "k", [1], [[1.0, 0.0, 0.0]]), r"1 channels in 3 classes, expected 1 ch"),
+        (
+            fake(tmp_path / "zca", [1, 2], both, kind="zca"),
+            r"with normalization zca, and source.no",
+        ),
         (Published(dataset=str(tmp_path / "none")), r"'published' cannot read its dataset: .*no f"),
         (Published(dataset=str(tmp_path / "k"), revision="main"), r"has no revisions"),
     ]

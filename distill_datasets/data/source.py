@@ -9,10 +9,10 @@ import logging
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import Field, StringConstraints, field_validator
+from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from distill_datasets.data import columns, opening, rows
 from distill_datasets.data.decoded import Decoded, RealData, Sampling
@@ -94,6 +94,15 @@ class Source(Section):
         default=0.1, ge=0, description="share of the mean eigenvalue added to each eigenvalue"
     )
     skip_bad_rows: bool = Field(default=False, description="leave unusable rows out, and log them")
+
+    @model_validator(mode="after")
+    def _one_correction(self) -> Self:
+        if self.calibrate and self.sampling == "balanced":
+            raise ValueError(
+                "calibrate: true and sampling: balanced would correct for unequal classes twice; "
+                "choose one of them"
+            )
+        return self
 
     @field_validator("classes")
     @classmethod

@@ -78,6 +78,10 @@ class Trained(Networks):
         # 2.93 is a gradient of the weights in forward passes, measured as in `objectives/`
         return 2.93 * flops_per_image * self.images(examples) * (self.cycle - 1) / self.cycle
 
+    def loss(self, logits_BK: Tensor, targets_BK: Tensor, real: "RealData") -> Tensor:
+        """The mean loss of a training step."""
+        return F.cross_entropy(logits_BK, targets_BK)
+
     def build(
         self, shape: Shape, device: torch.device, squeezed: Squeezed | None = None
     ) -> NetworkSource:
@@ -128,7 +132,7 @@ class TrainedSource(NetworkSource):
         for images_BCHW, targets_BK in self._settings.examples(distilled, real, draw):
             done += 1
             leaf_P = weights_P.detach().requires_grad_()
-            loss = F.cross_entropy(network(leaf_P, images_BCHW), targets_BK)
+            loss = self._settings.loss(network(leaf_P, images_BCHW), targets_BK, real)
             (grad_P,) = torch.autograd.grad(loss, leaf_P)
             weights_P, state = self._settings.optimizer.step(weights_P, state, grad_P, done)
         return torch.cat([weights_P, *state])
@@ -210,6 +214,9 @@ class TrainedOnReal(Trained):
     def images(self, examples: int) -> int:
         return self.real_images
 
+    def loss(self, logits_BK: Tensor, targets_BK: Tensor, real: "RealData") -> Tensor:
+        return real.cross_entropy(logits_BK, targets_BK)
+
     @torch.no_grad()
     def _batch(self, real: "RealData", index_B: Tensor, rng: torch.Generator) -> Batch:
         images_BCHW, targets_BK = real.select(index_B.to(real.train.labels_N.device))
@@ -219,7 +226,7 @@ class TrainedOnReal(Trained):
         return batch
 
     def examples(self, distilled: Distilled, real: "RealData", draw: LaneDraw) -> Iterator[Batch]:
-        order_N = torch.randperm(len(real.train.labels_N), generator=draw("train", "order"))
+        order_N = real.order(draw("train", "order"))
         for place, index_B in enumerate(torch.split(order_N[: self._rows(real)], self.batch)):
             yield self._batch(real, index_B, draw("train", "augment", place))
 

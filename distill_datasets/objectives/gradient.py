@@ -164,7 +164,7 @@ class Gradient(Objective):
         summed_P = torch.zeros_like(leaf_P)
         for images in torch.split(images_BCHW, self.chunk):
             targets_B = torch.full((len(images),), label, device=images.device)
-            summed = F.cross_entropy(network(leaf_P, images), targets_B, reduction="sum")
+            summed = real.cross_entropy(network(leaf_P, images), targets_B, reduction="sum")
             summed_P += torch.autograd.grad(summed, leaf_P)[0]
         return summed_P / len(images_BCHW)
 

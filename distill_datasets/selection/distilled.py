@@ -3,6 +3,7 @@
 Shape suffixes: N published rows, K classes, C channels, H W pixels.
 """
 
+import json
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -25,7 +26,8 @@ Name = Annotated[str, StringConstraints(min_length=1)]
 class Published(Selection):
     """The rows of a distilled dataset, of each class the first ones with their largest label there.
 
-    They are taken as displayable pixels, so the other run has to have had the same normalization.
+    They are taken as displayable pixels, so the other run has to have had the same kind of
+    normalization.
     """
 
     paper: ClassVar[str] = "Dataset Distillation, arXiv:1811.10959, initialization"
@@ -39,10 +41,11 @@ class Published(Selection):
         """Displayable images (K * per_class, C, H, W), resized where the published size differs.
 
         Raises:
-            DataError: there is no such dataset, it was not written by a run, or its channels or
-                classes are others.
+            DataError: there is no such dataset, it was not written by a run, or its channels,
+                classes or normalization are others.
         """
         shape = real.shape
+        self._check_normalization(real.normalization.kind)
         images_NCHW, labels_N = self._rows(shape)
         rows = []
         for label, name in enumerate(real.class_names):
@@ -63,7 +66,7 @@ class Published(Selection):
 
     def _rows(self, shape: Shape) -> tuple[Tensor, Tensor]:
         """Published images (N, C, H, W) in 0..255 and the class of each, (N,)."""
-        columns = self._columns()
+        columns = self._columns("default", "image", "soft_label")
         labels_NK = torch.tensor(np.stack(columns["soft_label"]))
         images = torch.tensor(np.stack(columns["image"]))
         images_NCHW = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2)
@@ -76,16 +79,27 @@ class Published(Selection):
             )
         return images_NCHW, labels_NK.argmax(dim=1)
 
-    def _columns(self) -> dict[str, Any]:
+    def _check_normalization(self, expected: str) -> None:
+        (described,) = self._columns("recipe", "normalization_json")["normalization_json"]
+        got = json.loads(str(described))["kind"]
+        if got != expected:
+            raise DataError(
+                f"init.dataset: {self.dataset!r} was distilled with normalization {got}, and "
+                f"source.normalization is {expected}, whose pixels mean something else; start from "
+                f"a dataset that was distilled with {expected}"
+            )
+
+    def _columns(self, config: str, *names: str) -> dict[str, Any]:
         try:
-            splits = open_splits(self.dataset, "default", self.revision)
+            splits = open_splits(self.dataset, config, self.revision)
         except DataError as error:
             raise DataError(f"init: 'published' cannot read its dataset: {error}") from error
         rows = splits.get("train")
-        if rows is None or not {"image", "soft_label"} <= set(rows.column_names):
+        if rows is None or not set(names) <= set(rows.column_names):
             raise DataError(
-                f"init.dataset: {self.dataset!r} is not what a run writes: expected a split train "
-                "with the columns image and soft_label; name the folder of a finished dataset"
+                f"init.dataset: {self.dataset!r} is not what a run writes: expected a config "
+                f"{config} with a split train and the columns {', '.join(names)}; name the folder "
+                "of a finished dataset"
             )
         columns: dict[str, Any] = rows.with_format("numpy")[:]
         return columns

@@ -5,7 +5,13 @@ from pathlib import Path
 
 import torch
 
-from distill_datasets.artifacts import fingerprint, is_done, mark_done, write_atomically
+from distill_datasets.artifacts import (
+    fingerprint,
+    is_done,
+    mark_done,
+    sha256_tensors,
+    write_atomically,
+)
 from distill_datasets.data.source import RealData
 from distill_datasets.optimize import STATE, Distill, Progressing, optimize
 from distill_datasets.pictures import overview
@@ -50,9 +56,12 @@ def run_distill(
     identity = [VERSION, "distill", result_only, source.fingerprint, seed]
     if squeezed is not None:
         identity.append(squeezed.fingerprint)
-    folder = runs / f"distill-{fingerprint(identity)}"
     real = source.real
-    distilled = build(settings, real, seed, squeezed).to(runtime.device)
+    distilled = build(settings, real, seed, squeezed)
+    # initial images may come from a folder whose content the section does not name
+    identity.append(sha256_tensors(distilled.parameters()))
+    folder = runs / f"distill-{fingerprint(identity)}"
+    distilled = distilled.to(runtime.device)
     networks = settings.networks.build(real.shape, runtime.device, squeezed)
     done = is_done(folder) and (folder / STATE).exists()
     runtime.wait()
