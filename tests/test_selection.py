@@ -336,7 +336,7 @@ def test_published_rows_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         (fake(tmp_path / "k", [1], [[1.0, 0.0, 0.0]]), r"1 channels in 3 classes, expected 1 ch"),
         (
             fake(tmp_path / "zca", [1, 2], both, kind="zca"),
-            r"with normalization zca, and source.no",
+            r"with normalization zca, and so",
         ),
         (Published(dataset=str(tmp_path / "none")), r"'published' cannot read its dataset: .*no f"),
         (Published(dataset=str(tmp_path / "k"), revision="main"), r"has no revisions"),
