@@ -120,6 +120,16 @@ def test_the_lenet_has_the_weights_of_the_paper() -> None:
     assert module(torch.ones(2, 3, 12, 17)).shape == (2, 4)
 
 
+def test_a_lenet_starts_by_the_rule_of_xavier() -> None:
+    module = LeNet().build(Shape(1, 28, 28, 10))
+    initialize(module, rng_for(0))
+    fans = {"0": 25 * (1 + 6), "3": 25 * (6 + 16), "7": 400 + 120, "9": 120 + 84}
+    for name, fan in fans.items():
+        layer = module.get_submodule(name)
+        assert float(layer.weight.std()) == pytest.approx((2 / fan) ** 0.5, rel=0.2)
+        assert not bool(layer.bias.any())
+
+
 def test_a_lenet_on_too_small_images_is_refused() -> None:
     with pytest.raises(RecipeError, match="at least 12 px, got 8 x 8"):
         LeNet().build(TOY)
