@@ -59,8 +59,8 @@ class XavierChain(nn.Sequential):
 class LeNet(Architecture):
     """LeNet of Dataset Distillation: two 5x5 convolutions with max pooling, three linear layers.
 
-    At 28 px in gray with 10 classes it has 61,706 weights. They start by Xavier's normal rule, as in
-    the authors' program: with torch's the few steps of a distilled set hardly move it.
+    At 28 px in gray with 10 classes it has 61,706 weights. They start by Xavier's normal rule, as
+    in the authors' program: with torch's the few steps of a distilled set hardly move it.
     """
 
     paper: ClassVar[str] = "Dataset Distillation, arXiv:1811.10959"
