@@ -76,7 +76,7 @@ def distill(
 
     Args:
         dataset: a `datasets.Dataset`, or a `DatasetDict` with its own test split.
-        method: `podd` or `rat-bptt`.
+        method: `podd`, `rat-bptt` or `dm`.
         ipc: budget in images per class.
         seed: decides every random draw.
         runs: the folder of stages; calling again with equal arguments resumes there.

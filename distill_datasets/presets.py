@@ -26,25 +26,37 @@ OUTER: dict[str, Any] = {
     "labels": "learned",
     "networks": {"name": "fresh", "network": NETWORK},
 }
-CANVASES: dict[str, dict[str, Any]] = {
-    "podd": {"name": "poster", "crops": 48, "init": {"name": "noise", "std": 0.1}},
-    "rat-bptt": {"name": "pixels", "init": {"name": "noise", "std": 0.1}},
+MATCHED: dict[str, Any] = {
+    "steps": 200,
+    "clip": None,
+    "optimizer": {"name": "sgd", "lr": 1.0, "momentum": 0.5},
+    "objective": {"name": "distribution", "real_batch": 128},
+    "labels": "area",
+    "networks": {"name": "fresh", "network": {"name": "convnet"}},
 }
+NOISE: dict[str, Any] = {"name": "noise", "std": 0.1}
+METHODS: dict[str, dict[str, Any]] = {
+    "podd": OUTER | {"canvas": {"name": "poster", "crops": 48, "init": NOISE}},
+    "rat-bptt": OUTER | {"canvas": {"name": "pixels", "init": NOISE}},
+    "dm": MATCHED | {"canvas": {"name": "pixels", "init": "real", "bounds": "clip"}},
+}
+STUDENT_STEPS = {"podd": 20, "rat-bptt": 20, "dm": 300}
 
 
 def preset(method: str, ipc: float) -> dict[str, Any]:
     """The sections of a recipe, without its source.
 
     Args:
-        method: `podd` (a poster, less than one image per class) or `rat-bptt` (whole images).
+        method: `podd` (a poster, less than one image per class), or whole images by `rat-bptt` or
+            by distribution matching, `dm`.
         ipc: images per class.
 
     Raises:
         RecipeError: no such method, or a budget that the method cannot use.
     """
-    if method not in CANVASES:
-        raise RecipeError(f"no method {method!r}; {did_you_mean(method, CANVASES)}")
-    canvas = CANVASES[method] | {"ipc": ipc}
+    if method not in METHODS:
+        raise RecipeError(f"no method {method!r}; {did_you_mean(method, METHODS)}")
+    canvas = METHODS[method]["canvas"] | {"ipc": ipc}
     if canvas["name"] == "pixels":
         if ipc != int(ipc):
             raise RecipeError(
@@ -54,11 +66,11 @@ def preset(method: str, ipc: float) -> dict[str, Any]:
         canvas["ipc"] = int(ipc)
     return {
         "name": method,
-        "distill": OUTER | {"canvas": canvas},
+        "distill": METHODS[method] | {"canvas": canvas},
         "evaluate": {
-            "network": NETWORK,
+            "network": METHODS[method]["networks"]["network"],
             "students": 4,
-            "steps": 20,
+            "steps": STUDENT_STEPS[method],
             "optimizer": {"name": "adam", "lr": 0.001},
             "references": ["random_real"],
         },

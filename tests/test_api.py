@@ -102,6 +102,14 @@ def test_whole_images_are_distilled_too_from_a_dataset_with_its_own_test_split(
     assert made.outcome.manifest["source"]["splits"] == {"train": 24, "test": 9}
 
 
+def test_distribution_matching_is_a_preset_too(tmp_path: Path) -> None:
+    overrides = ["distill.steps=2", "distill.objective.real_batch=4", "evaluate.steps=2"]
+    overrides += ["distill.networks.network.width=4", "evaluate.network.width=4"]
+    made = distill(pets(), "dm", ipc=1, runs=tmp_path, quiet=True, overrides=overrides)
+    assert made.dataset["label"][:] == [0, 1, 2]
+    assert "distribution objective" in made.outcome.manifest["method"]
+
+
 def test_push_to_hub_publishes_the_folder(
     distilled: Distillation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -122,7 +130,9 @@ def test_push_to_hub_publishes_the_folder(
 
 
 def test_an_unknown_method_is_refused_with_the_valid_names(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"no method 'pod'; did you mean 'podd'.*podd, rat-bptt"):
+    with pytest.raises(
+        RecipeError, match=r"mean 'podd'.*: dm, podd, rat-bptt"
+    ):
         distill(pets(), "pod", runs=tmp_path)
     assert list(tmp_path.iterdir()) == []
 

@@ -28,6 +28,7 @@ SMALL = {
     "lanes": 2,
     "inner_steps": 3,
     "window": 2,
+    "ipc": 1,
     "batch": 10,
     "real_batch": 8,
     "students": 1,
@@ -74,7 +75,7 @@ DISTILLED = "path/to/mnist-dm-ipc1"
 
 
 def stand_in(known: Known, folder: Path) -> Path:
-    """A dataset of that look, three training images and one test image of each class."""
+    """A dataset of that look, four training images and one test image of each class."""
     count = max(known.classes.values())
     features = {
         known.image: datasets.Image(),
@@ -83,7 +84,7 @@ def stand_in(known: Known, folder: Path) -> Path:
             for column, classes in known.classes.items()
         },
     }
-    for split, each in (("train", 3), (known.test, 1)):
+    for split, each in (("train", 4), (known.test, 1)):
         images_NCHW = noise(each * count, known.channels, known.side, seed=each).numpy()
         columns: dict[str, list[Any]] = {
             known.image: [
@@ -152,9 +153,8 @@ def shrunk(recipe: Path, known: Known) -> list[str]:
     """
     resolved = load_recipe(recipe).resolved()
     values = dict(leaves(resolved))
-    side = max(
-        8, *(2**value for path, value in values.items() if path.endswith(".depth") and value)
-    )
+    deep = [2**value for path, value in values.items() if path.endswith(".depth") and value]
+    side = max([8, *deep, *(12 for value in values.values() if value == "lenet")])
     before = values["source.resolution"] or known.side
     overrides = [f"source.resolution={side}"]
     for path, value in values.items():
@@ -168,6 +168,8 @@ def shrunk(recipe: Path, known: Known) -> list[str]:
     if values.get("distill.objective.learn_step_sizes"):  # each step that is taken is tracked
         small = SMALL["window"]
         overrides += [f"distill.objective.inner_steps={small}", f"evaluate.steps={small}"]
+    if values.get("distill.canvas.init.name") == "correct":  # nobody is right about noise
+        overrides.append("distill.canvas.init=real")
     if values.get("squeeze.keep") == "every":
         overrides.append(f"squeeze.epochs={EXPERT_EPOCHS}")
     if resolved["squeeze"] is not None and resolved["squeeze"]["source"] is not None:

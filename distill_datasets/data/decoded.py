@@ -182,6 +182,11 @@ class RealData:
         return self.normalization.apply(self.train.images_NCHW[own_N[place_B.to(own_N.device)]])
 
     @cached_property
+    def _warned_of(self) -> set[int]:
+        """How many images of every class were asked for when some had fewer."""
+        return set()
+
+    @cached_property
     def rows_of_class(self) -> list[Tensor]:
         """The training rows of every class."""
         labels_N = self.train.labels_N
@@ -217,7 +222,10 @@ class RealData:
         return (shown + self.normalization.display_mean_C.view(shape)).clamp(0, 1).cpu()
 
     def warn_of_few(self, per_class: int) -> None:
-        """Log which classes have fewer training images than are asked of every class."""
+        """Log which classes have fewer training images than are asked of every class, once."""
+        if per_class in self._warned_of:
+            return
+        self._warned_of.add(per_class)
         few = [
             f"{name} ({count})"
             for name, count in zip(self.class_names, self.counts_K, strict=True)
