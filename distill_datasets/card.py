@@ -14,7 +14,7 @@ from torch import Tensor
 from distill_datasets.card_code import training
 from distill_datasets.licenses import license_fields, license_names
 from distill_datasets.parquet_files import Feature
-from distill_datasets.published import Content, configs
+from distill_datasets.published import Content, configs, per_class
 from distill_datasets.yaml_text import to_yaml
 
 PLACEHOLDER = "your-name/your-dataset"
@@ -122,7 +122,7 @@ def _summary(content: Content, budget: dict[str, Any]) -> str:
     return (
         f"{budget['examples']:,} training examples of {len(content.class_names):,} classes with "
         f"soft labels, distilled from {_source(content)} with {content.method} into "
-        f"{budget['pixels']:,} pixels: {budget['ipc_equivalent']:g} images per class. A network "
+        f"{budget['pixels']:,} pixels: {per_class(budget)}. A network "
         "trained on them alone is meant to classify real images."
     )
 
@@ -167,7 +167,7 @@ def _budget(content: Content, budget: dict[str, Any]) -> str:
     parts = ", ".join(f"`{name}` {size:,}" for name, size in sizes.items() if name != "needed")
     return (
         f"- pixels: {budget['pixels']:,} in {budget['images']:,} trained images, "
-        f"{budget['ipc_equivalent']:g} images per class of the source's "
+        f"{per_class(budget)} of the source's "
         f"{content.real_shape[1]} x {content.real_shape[2]} px\n"
         f"- values: {budget['values']:,}, of which labels {budget['label_values']:,}"
         + (f" and step sizes {budget['step_sizes']:,}" if budget["step_sizes"] else "")

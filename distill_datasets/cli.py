@@ -229,6 +229,7 @@ NAMES = {
 
 def _print_outcome(outcome: "Outcome") -> None:
     from distill_datasets.card import percent
+    from distill_datasets.published import per_class
 
     console = Console(highlight=False, soft_wrap=True)
     table = Table("trained on", "accuracy", "students", "pixels", box=None, header_style="bold")
@@ -239,7 +240,7 @@ def _print_outcome(outcome: "Outcome") -> None:
     budget = outcome.manifest["budget"]
     needed = budget["bytes"]["needed"]
     console.print(
-        f"\nsize     {budget['pixels']:,} pixels = {budget['ipc_equivalent']:.4g} images per class,"
+        f"\nsize     {budget['pixels']:,} pixels = {per_class(budget)},"
         f" {budget['values']:,} values, {needed:,} bytes to download and train"
     )
     console.print(f"folder   {outcome.folder}", markup=False)

@@ -179,6 +179,12 @@ def budget(content: Content) -> dict[str, Any]:
     }
 
 
+def per_class(budget: dict[str, Any]) -> str:
+    """The budget in images per class, in words."""
+    ipc = budget["ipc_equivalent"]
+    return f"{ipc:.4g} image{'' if ipc == 1 else 's'} per class"
+
+
 def rounding_error(content: Content) -> float:
     """Largest difference between a published image and the exact one, as a student sees them."""
     mean_C, std_C = torch.tensor(content.mean), torch.tensor(content.std)
