@@ -6,6 +6,7 @@ is computed whole by one thread pool slot whose number of intra-op threads depen
 units and on the machine's cores only, and sums over units are taken in the order of the units.
 """
 
+import ctypes
 import hashlib
 import json
 import logging
@@ -29,6 +30,8 @@ from distill_datasets.types import Draw
 
 logger = logging.getLogger("distill_datasets")
 T = TypeVar("T")
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Names and values of glibc's malloc.h."""
 
 
 def rng_for(seed: int, *what: str | int) -> torch.Generator:
@@ -71,10 +74,25 @@ class LaneDraws:
         return rng_for(self.seed, "distill", *what)
 
 
+def keep_freed_memory() -> None:
+    """Ask glibc to keep what is freed for the next step; other C libraries are left as they are.
+
+    By default a block of some megabytes goes back to the kernel when it is freed and is faulted in
+    page by page a step later: 39 % of the time of a ConvNet student of 10 images on a CPU.
+    """
+    if sys.platform != "linux":
+        return
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(M_TRIM_THRESHOLD, 2**30)
+        libc.mallopt(M_MMAP_THRESHOLD, 2**25)  # the largest that glibc takes
+
+
 class Runtime:
     """Where the work runs. Made once per run and handed to the stages."""
 
     def __init__(self, trackers: list[str] | None = None, logging_dir: str | None = None) -> None:
+        keep_freed_memory()
         wait = InitProcessGroupKwargs(timeout=timedelta(days=7))
         asked = trackers or []
         unknown = sorted(set(asked) - {kind.value for kind in LoggerType})

@@ -1,5 +1,7 @@
 """Randomness as a pure function, and results that do not depend on who computes them."""
 
+import resource
+import sys
 import threading
 import time
 from types import SimpleNamespace
@@ -192,3 +194,16 @@ def test_the_number_of_processes_does_not_change_a_bit_of_a_sum(units: int, proc
     for thread in threads:
         thread.join()
     assert all(torch.equal(sums[index], alone) for index in range(processes))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="speaks of glibc")
+def test_memory_that_is_freed_is_there_for_the_next_step() -> None:
+    Runtime()
+
+    def faults_of_a_step() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(2**22)  # 16 MiB, 4096 pages
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    faults_of_a_step()
+    assert max(faults_of_a_step() for _ in range(5)) < 100
