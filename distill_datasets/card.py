@@ -23,6 +23,7 @@ _LONGEST_RECIPE = 8000
 _TRAINED_ON = {
     "default": "**this dataset** (published 8-bit rows)",
     "exact": "this dataset before rounding (`exact`)",
+    "start": "nothing: the starting weights as they are",
     "random_real": "random real images, same pixels",
     "herding": "herded real images, same pixels",
     "k_center": "k-center real images, same pixels",
@@ -46,7 +47,7 @@ def card(content: Content, results: list[dict[str, Any]] | None, budget: dict[st
         _summary(content, budget),
         "![The trained images](poster.png)",
         "## Results",
-        _results(results),
+        _results(content, results),
         "## Budget",
         _budget(content, budget),
         "## Load it",
@@ -122,12 +123,22 @@ def _summary(content: Content, budget: dict[str, Any]) -> str:
     return (
         f"{budget['examples']:,} training examples of {len(content.class_names):,} classes with "
         f"soft labels, distilled from {_source(content)} with {content.method} into "
-        f"{budget['pixels']:,} pixels: {per_class(budget)}. A network "
-        "trained on them alone is meant to classify real images."
+        f"{budget['pixels']:,} pixels: {per_class(budget)}. {_meant_for(content)}"
     )
 
 
-def _results(results: list[dict[str, Any]] | None) -> str:
+def _meant_for(content: Content) -> str:
+    if content.attack is not None:
+        return "They show what training on a stranger's distilled set can do."
+    if content.starts_SP is not None:
+        return (
+            "They are made for networks that start from the weights published beside them: trained "
+            "on these examples alone, such a network is meant to classify real images."
+        )
+    return "A network trained on them alone is meant to classify real images."
+
+
+def _results(content: Content, results: list[dict[str, Any]] | None) -> str:
     if not results:
         return "Not evaluated yet."
     table = [
@@ -150,9 +161,16 @@ def _results(results: list[dict[str, Any]] | None) -> str:
             ]
         )
     protocols = sorted({str(row.get("protocol")) for row in results})
+    paced = "step_sizes" in content.student.get("follows", {})
+    constant = content.student["optimizer"]["lr"] if paced else None
+    note = (
+        ""
+        if constant is None
+        else (f"; students of anything but this dataset take a constant step size of {constant:g}")
+    )
     return (
         _table(table) + "\n\nMean ± standard deviation over students that differ in their seed; "
-        f"protocol: {', '.join(protocols)}. Every run is in `results.json`."
+        f"protocol: {', '.join(protocols)}{note}. Every run is in `results.json`."
     )
 
 

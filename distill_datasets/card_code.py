@@ -44,6 +44,16 @@ for step in range({steps}):
     optimizer.step()
 """
 
+_XAVIER = """\
+for layer in net:
+    if hasattr(layer, "weight"):
+        torch.nn.init.xavier_normal_(layer.weight)
+        torch.nn.init.zeros_(layer.bias)
+"""
+
+XAVIER = ("lenet",)
+"""Networks whose fresh weights are not torch's own."""
+
 _RATE = """\
     optimizer.param_groups[0]["lr"] = step_sizes[step % len(step_sizes)]
 """
@@ -77,6 +87,8 @@ def training(content: Content, repo: str) -> str:
     if content.layers:
         layers = "".join(f"    torch.nn.{layer},\n" for layer in content.layers)
         network = f"net = torch.nn.Sequential(\n{layers})\n"
+        if content.student["network"]["name"] in XAVIER and "start" not in follows:
+            network += _XAVIER
     own = "start" in follows and bool(content.layers)
     in_order, paced = "order" in follows, "step_sizes" in follows
     return _FOLLOW.format(

@@ -219,6 +219,7 @@ def _print_plan(recipe: "Recipe") -> None:
 NAMES = {
     "default": "distilled, as published",
     "exact": "distilled, before rounding to 8 bits",
+    "start": "nothing: the starting weights as they are",
     "random_real": "random real images, same pixels",
     "herding": "herded real images, same pixels",
     "k_center": "k-center real images, same pixels",

@@ -3,16 +3,17 @@
 The same section also makes the equal torch optimizer, so that a student is trained by the rule that
 the distilled set was made for.
 
-Shape suffix: P all weights of a network in one vector.
+Shape suffixes: P all weights of a network in one vector, T step sizes.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from distill_datasets.types import Part
 
@@ -104,3 +105,18 @@ class Sgd(Optimizer):
         return torch.optim.SGD(
             parameters, self.lr, self.momentum, weight_decay=self.weight_decay, fused=True
         )
+
+
+class StepSizes(nn.Module):
+    """Learned step sizes of the training that the distilled set is made for, kept positive.
+
+    Source: Dataset Distillation (arXiv:1811.10959), whose program trains them under a softplus.
+    """
+
+    def __init__(self, initial: Sequence[float]) -> None:
+        super().__init__()
+        self.raw_T = nn.Parameter(torch.tensor(initial).expm1().log())
+
+    def forward(self) -> Tensor:
+        """Step sizes, (T,); step t of a training run takes the one at t modulo T."""
+        return F.softplus(self.raw_T)

@@ -129,7 +129,7 @@ class Progressing:
         """
         canvas = [grad for name, grad in grads.items() if name.startswith("canvas.")]
         norm = math.sqrt(sum(float(grad.double().square().sum()) for grad in canvas))
-        self.mean_norm = norm if self.step == 0 else 0.9 * self.mean_norm + 0.1 * norm
+        self.mean_norm = norm if self.mean_norm == 0 else 0.9 * self.mean_norm + 0.1 * norm
         if limit is not None and norm > limit * self.mean_norm:
             for grad in canvas:
                 grad *= limit * self.mean_norm / norm
@@ -193,16 +193,18 @@ def optimize(
                 estimate = settings.objective.estimate(
                     distilled, networks, real, LaneDraws(seed, step, lane)
                 )
+                grads = (estimate.grads[name].flatten() for name in progressing.parameters)
                 loss = torch.tensor([estimate.loss], device=runtime.device)
-                return torch.cat(
-                    [loss, *(estimate.grads[name].flatten() for name in progressing.parameters)]
-                )
+                values = torch.cat([torch.ones_like(loss), loss, *grads])
+                return values if estimate.counts else torch.zeros_like(values)
 
             lanes = runtime.mine(settings.lanes)
             parts = dict(zip(lanes, run_units(lane_gradient, lanes), strict=True))
             sizes = [parameter.numel() for parameter in progressing.parameters.values()]
-            like = torch.zeros(1 + sum(sizes), device=runtime.device)
-            mean = runtime.sum_in_order(parts, settings.lanes, like) / settings.lanes
+            like = torch.zeros(2 + sum(sizes), device=runtime.device)
+            total = runtime.sum_in_order(parts, settings.lanes, like)
+            counting = int(total[0])
+            mean = total[1:] / max(1, counting)
             if not bool(mean.isfinite().all()):
                 if runtime.is_main:
                     progressing.save(folder / STATE)
@@ -219,10 +221,11 @@ def optimize(
                     progressing.parameters.items(), pieces, strict=True
                 )
             }
-            progressing.clip(grads, settings.clip)
-            progressing.move(grads, schedule(settings, step))
-            distilled.canvas.project()
-            distilled.labels.project()
+            if counting:
+                progressing.clip(grads, settings.clip)
+                progressing.move(grads, schedule(settings, step))
+                distilled.canvas.project()
+                distilled.labels.project()
             if networks.carried_values:
 
                 def advanced(lane: int, step: int = step) -> Tensor:
@@ -234,8 +237,9 @@ def optimize(
                     networks.carry(lane, values)
                     progressing.carried[lane] = values
             progressing.step += 1
-            bar.advance(1, loss=loss)
-            runtime.accelerator.log({"distill/loss": loss}, step=step)
+            bar.advance(1, **({"loss": loss} if counting else {}))
+            if counting:
+                runtime.accelerator.log({"distill/loss": loss}, step=step)
             due = time.monotonic() - saved_at >= settings.checkpoint_seconds
             if runtime.is_main and (due or progressing.step == settings.steps):
                 progressing.save(folder / STATE)

@@ -31,6 +31,7 @@ from distill_datasets.canvases.bounded import Bounds
 from distill_datasets.canvases.pixels import PixelImages, Pixels
 from distill_datasets.data.decoded import RealData
 from distill_datasets.errors import RecipeError
+from distill_datasets.inner import StepSizes
 from distill_datasets.labels.table import Area, FixedLabels
 from distill_datasets.networks.sources import FreshSource
 from distill_datasets.networks.zoo import ConvNet
@@ -51,7 +52,6 @@ from distill_datasets.types import (
     Layers,
     Sampled,
     Shape,
-    StepSizes,
 )
 from distill_datasets.yaml_text import to_yaml
 

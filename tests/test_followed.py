@@ -29,8 +29,9 @@ from distill_datasets.card_code import training
 from distill_datasets.errors import ArtifactError, DistillError, RecipeError
 from distill_datasets.inner import Sgd
 from distill_datasets.networks.sources import fresh_weights, skeleton_of
-from distill_datasets.networks.zoo import ConvNet, initialize
+from distill_datasets.networks.zoo import ConvNet, LeNet, initialize
 from distill_datasets.pipeline import chain
+from distill_datasets.plugins import BUILT_IN, load
 from distill_datasets.published import STARTS, Content, budget, check
 from distill_datasets.runtime import Runtime, draws
 from distill_datasets.stages import evaluate
@@ -247,8 +248,8 @@ def toy_recipe_of(recipe: dict[str, Any]) -> None:
         ),
         (
             {},
-            {"start": "distilled", "network": {"name": "convnet", "depth": 1}},
-            "evaluate.network: students that start from the networks of distill need the same",
+            {"start": "distilled"},
+            "evaluate.start: 'distilled', but the networks 'fresh' have no start of their own",
         ),
     ],
 )
@@ -260,6 +261,22 @@ def test_a_recipe_whose_students_cannot_follow_is_refused(
     assert why in told(wrong)
 
 
+def test_a_start_of_another_network_than_the_student_is_refused() -> None:
+    networks = {"networks": {"name": "fixed", "network": CONVNET}}
+    toy_recipe_of(sections(distill=networks, evaluate={"start": "distilled"}))
+    other = {"start": "distilled", "network": {"name": "convnet", "depth": 1}}
+    assert (
+        "evaluate.network: students that start from the networks of distill need the same"
+        in told(sections(distill=networks, evaluate=other))
+    )
+
+
+@pytest.mark.parametrize("name", sorted(BUILT_IN["networks"]))
+def test_networks_that_have_a_start_say_so(name: str) -> None:
+    part = load("networks", name)
+    assert part.has_start == (name in ("fixed", "pretrained"))
+
+
 def test_squeezed_networks_have_no_published_step_sizes() -> None:
     with pytest.raises(RecipeError, match=r"squeeze.schedule: got 'published'"):
         toy_recipe('squeeze={"epochs": 1, "schedule": "published"}')
@@ -268,7 +285,6 @@ def test_squeezed_networks_have_no_published_step_sizes() -> None:
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
-        ({"evaluate": {"start": "distilled"}}, "the networks 'fresh' have no start of their own"),
         (
             {"distill": {"objective": DD["objective"] | {"attack": {"attacked": 1, "target": 10}}}},
             "attack.target: class 10 of a source with 10 classes",
@@ -401,12 +417,16 @@ def test_references_share_the_start_and_follow_nothing_else(fixed: Run, tmp_path
     )  # fmt: skip
     real = toy_real(Shape(1, 8, 8, 10), per_class=4)
     with mock.patch.object(evaluate, "train_student", wraps=train_student) as training:
-        run_evaluate(
+        results = run_evaluate(
             given, fixed.folder, real, identity="", pixels=1280, seed=0,
             runs=tmp_path, runtime=runtime, quiet=True,
         )  # fmt: skip
     row = load_rows(fixed.folder, "recipe")[0]
-    published, reference = (call.kwargs for call in training.call_args_list)
+    published, reference, start = (call.kwargs for call in training.call_args_list)
+    # what the weights can do before any step stands beside what the steps make of them
+    assert [result["from"] for result in results] == ["default", "start", "random_real"]
+    assert training.call_args_list[2].args[1] == 0
+    assert torch.equal(published["start_P"], start["start_P"])
     assert published["step_sizes"] == row["step_sizes"]
     assert published["order"] == json.loads(row["order_json"])
     assert (reference["step_sizes"], reference["order"]) == ([], [])
@@ -453,9 +473,10 @@ def test_five_images_teach_ten_classes_end_to_end(tmp_path: Path) -> None:
     assert "0.5 images per class" in (done.folder / "README.md").read_text(encoding="utf-8")
 
 
-def follower(**changes: Any) -> Content:  # noqa: ANN401
+def follower(network: str = "convnet", **changes: Any) -> Content:  # noqa: ANN401
     """A published set whose students follow step sizes, three rows at a time."""
     student = {"batch": 3, "steps": None, "epochs": 5, "optimizer": {"name": "sgd", "lr": 0.1}}
+    student["network"] = {"name": network}
     follows = {"follows": {"step_sizes": "how"}}
     return sample(student=student | follows, step_sizes=[0.1, 0.2], **changes)
 
@@ -477,3 +498,16 @@ def test_a_network_that_is_no_chain_is_left_to_the_reader() -> None:
         "Flatten(start_dim=1, end_dim=-1)",
         "Linear(in_features=2, out_features=3)",
     ]
+
+
+def test_the_lines_for_a_lenet_name_its_layers_and_draw_its_first_weights() -> None:
+    layers = chain(LeNet().build(Shape(1, 28, 28, 10)))
+    assert len(layers) == 12 and layers[0].startswith("Conv2d(1, 6, kernel_size=(5, 5)")
+    lines = training(follower("lenet", layers=layers), "a/b")
+    scope: dict[str, Any] = {"torch": torch}
+    torch.manual_seed(0)
+    exec(lines[lines.index("net = ") : lines.index("step_sizes = ")], scope)
+    drawn = [layer.weight.detach() for layer in scope["net"] if hasattr(layer, "weight")]
+    for weight, fans in zip(drawn, (175, 550, 520, 204, 94), strict=True):
+        assert float(weight.std()) == pytest.approx((2 / fans) ** 0.5, rel=0.2)
+    assert "xavier" not in training(follower(layers=layers), "a/b")

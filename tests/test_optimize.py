@@ -74,6 +74,19 @@ class Steady(Scattered):
         return Estimate(math.nan if draw.step == self.until else 1.5, grads, {})
 
 
+class Choosy(Steady):
+    """A gradient of one, which counts in the first `of` lanes of every second step only."""
+
+    of: int
+
+    def estimate(
+        self, distilled: Distilled, networks: NetworkSource, real: RealData, draw: LaneDraw
+    ) -> Estimate:
+        estimate = super().estimate(distilled, networks, real, draw)
+        counts = draw.lane < self.of and draw.step % 2 == 0
+        return estimate._replace(counts=counts, loss=math.nan if not counts else 1.5)
+
+
 class Counting:
     """A bar that remembers, and stops the run after so many steps."""
 
@@ -189,8 +202,10 @@ def test_the_first_gradient_is_never_clipped(progressing: Progressing) -> None:
     assert clipped(progressing, 1000) == 1000
 
 
-def test_a_gradient_of_zero_is_left_at_zero(progressing: Progressing) -> None:
-    assert [clipped(progressing, norm) for norm in (0, 0, 1)] == [0, 0, 0.2]
+def test_a_gradient_of_zero_is_left_at_zero_and_starts_no_average(
+    progressing: Progressing,
+) -> None:
+    assert [clipped(progressing, norm) for norm in (0, 0, 3)] == pytest.approx([0, 0, 3])
 
 
 def test_without_a_limit_nothing_is_clipped(progressing: Progressing) -> None:
@@ -391,3 +406,13 @@ def test_outer_steps_make_a_poster_that_teaches_what_an_untrained_one_does_not(
     assert sum(bar.losses[-5:]) < 0.92 * sum(bar.losses[:5])
     # measured 0.70 and 0.34, where chance is 0.33 and students differ by 0.04
     assert mean_accuracy(trained) > mean_accuracy(untrained) + 0.2
+
+
+def test_lanes_that_do_not_count_leave_the_mean_and_the_momentum_alone(tmp_path: Path) -> None:
+    rule = Sgd(lr=0.1, momentum=0.5)
+    common = {"optimizer": rule, "clip": None, "canvas": Pixels(ipc=1), "labels": Learned()}
+    bar = Counting()
+    choosy = run(settings(objective=Choosy(of=1), steps=5, **common), tmp_path / "a", bar=bar)
+    steady = run(settings(objective=Steady(), steps=3, **common), tmp_path / "b")
+    assert torch.equal(choosy.canvas.trained_NCHW, steady.canvas.trained_NCHW)
+    assert bar.done == 5 and bar.losses == [1.5] * 3

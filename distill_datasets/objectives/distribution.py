@@ -218,6 +218,11 @@ class Distribution(Objective):
                 )
         return self
 
+    def papers(self) -> list[str]:
+        dm, idm, datadam, ncfm = super().papers()
+        own = {"mean": dm, "attention": datadam, "characteristic": ncfm}[self.statistic]
+        return [own, idm] if self.cross_entropy_weight else [own]
+
     def check(self, shape: Shape, examples: int) -> None:
         if self.classes_per_step is not None and self.classes_per_step > shape.k:
             raise RecipeError(

@@ -61,9 +61,14 @@ class Trajectory(Objective):
     skip_above: float | None = Field(
         default=None,
         gt=0,
-        description="a lane whose loss is above this gives a gradient of zero (DATM: 1.0); null "
-        "takes every lane",
+        description="a lane whose loss is above this, or not finite, does not count in its step "
+        "(DATM: 1.0); null takes every lane",
     )
+
+    def papers(self) -> list[str]:
+        mtt, tesla, datm = super().papers()
+        found = [mtt, tesla] if self.differentiate == "first_order" else [mtt]
+        return found if self.skip_above is None else [*found, datm]
 
     def work(self, flops_per_image: float, examples: int, classes: int) -> float:
         # Measured with torch's counter on ConvNet-3 (factors of one forward pass): 2.93 for a
@@ -104,12 +109,11 @@ class Trajectory(Objective):
             visited.append(visited[-1] - size * grad_P)
         left_P = visited.pop() - target_P
         distance = float(left_P.square().sum() / away)
-        skipped = self.skip_above is not None and distance > self.skip_above
+        counts = self.skip_above is None or distance <= self.skip_above
         grads = {name: torch.zeros_like(value) for name, value in distilled.named_parameters()}
-        if not skipped:
+        if counts:
             self._sweep(distilled, network, visited, 2 * left_P / away, size, draw, grads)
-        metrics = {"skipped": float(skipped), "step_size": size}
-        return Estimate(distance, grads, metrics)
+        return Estimate(distance, grads, {"step_size": size}, counts)
 
     def _sweep(
         self,
@@ -145,7 +149,7 @@ class Trajectory(Objective):
             if exact:
                 adjoint_P = adjoint_P - size * pulled[-1]
         if distilled.step_sizes is not None:
-            raw_T = distilled.step_sizes.raw_T
+            raw_T = distilled.get_parameter("step_sizes.raw_T")
             (pulled_T,) = torch.autograd.grad(distilled.step_sizes()[0], raw_T)
             grads["step_sizes.raw_T"] += size_grad * pulled_T
 

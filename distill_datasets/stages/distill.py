@@ -13,13 +13,14 @@ from distill_datasets.artifacts import (
     write_atomically,
 )
 from distill_datasets.data.source import RealData
+from distill_datasets.inner import StepSizes
 from distill_datasets.optimize import STATE, Distill, Progressing, optimize
 from distill_datasets.pictures import overview
 from distill_datasets.progress import progress_bar
 from distill_datasets.runtime import Runtime, rng_for
 from distill_datasets.stages.source import LoadedSource
 from distill_datasets.stages.squeeze import Members, SqueezedFolder
-from distill_datasets.types import Distilled, NetworkSource, StepSizes
+from distill_datasets.types import Distilled, NetworkSource
 
 logger = logging.getLogger("distill_datasets")
 
@@ -100,7 +101,8 @@ def build(
     """Canvas, labels and step sizes at their initial values, on the CPU."""
     normalization = real.normalization
     mean_C, std_C = normalization.display_mean_C.cpu(), normalization.display_std_C.cpu()
-    teacher = None if squeezed is None else Members(squeezed, real.shape)
+    asked = settings.canvas.needs_squeezed or settings.labels.needs_squeezed
+    teacher = Members(squeezed, real.shape) if squeezed is not None and asked else None
     canvas = settings.canvas.build(real, rng_for(seed, "canvas"), teacher)
     logits_MNK = None
     if settings.labels.needs_squeezed and teacher is not None:

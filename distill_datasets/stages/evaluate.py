@@ -176,6 +176,11 @@ def contestants(
                 "exact", settings.students, steps, lambda draw: exact, count, pixels, follows=True
             )
         )
+    if settings.start == "distilled":
+        starts = read_followed(settings, exported).starts_SP
+        different = len(starts) if starts is not None else 1
+        students = min(settings.students, different)
+        found.append(Contestant("start", students, 0, lambda draw: published, 0, 0))
     images = max(1, pixels // side)
     equal: dict[str, Callable[[Draw], Examples]] = {
         "random_real": lambda draw: random_real(real, images, draw),
