@@ -4,6 +4,7 @@ Everything that can be refused is refused before the first stage that takes long
 """
 
 import importlib.metadata
+import json
 import logging
 import platform
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from distill_datasets.stages.export import MANIFEST, check_writable, read_manife
 from distill_datasets.stages.source import LoadedSource, load_source
 from distill_datasets.stages.squeeze import SqueezedFolder, run_squeeze
 from distill_datasets.students import Evaluate
-from distill_datasets.types import Distilled, Shape
+from distill_datasets.types import Distilled, Selection, Shape
 
 logger = logging.getLogger("distill_datasets")
 
@@ -84,8 +85,9 @@ def run(
         check_output(output, recipe)
     with library_bars(shown=not quiet):
         provenance = resolve(recipe.source, dataset)
-        shape, _ = peek(recipe.source, dataset)
-    check_parts(recipe, shape)
+        shape, names = peek(recipe.source, dataset)
+        check_parts(recipe, shape)
+        check_teaching(recipe, shape, names)
     check_runs(own)
     runtime = Runtime(trackers, str(own / "logs"))
     runtime.accelerator.init_trackers(recipe.name)
@@ -112,7 +114,6 @@ def run(
                     runtime=runtime,
                     quiet=quiet,
                 )
-                check_same_shape(teaching.real.shape, source.real.shape)
             squeezed = run_squeeze(
                 recipe.squeeze, teaching, seed=recipe.seed, runs=own, runtime=runtime, quiet=quiet
             )
@@ -186,21 +187,40 @@ def check_parts(recipe: Recipe, shape: Shape) -> None:
 
     Raises:
         RecipeError: a budget too small, a network too deep, an order of other classes.
+        DataError: the dataset that the initial images are taken from cannot be read.
     """
-    recipe.distill.objective.check(shape, recipe.distill.canvas.size(shape).examples)
+    canvas = recipe.distill.canvas
+    recipe.distill.objective.check(shape, canvas.size(shape).examples)
+    for field in type(canvas).model_fields:
+        if isinstance(part := getattr(canvas, field), Selection):
+            part.check(shape)
     squeezed = recipe.squeeze.network if recipe.squeeze is not None else None
     with torch.device("meta"):
         recipe.distill.networks.architecture(squeezed).build(shape)
         recipe.evaluate.network.build(shape)
 
 
-def check_same_shape(got: Shape, expected: Shape) -> None:
-    """Refuse to train networks on images of another shape than those that are distilled."""
+def check_teaching(recipe: Recipe, expected: Shape, names: list[str]) -> None:
+    """Look at a few rows of `squeeze.source`, where networks are trained on another source.
+
+    Raises:
+        RecipeError: its images have another shape than those that are distilled, or its classes
+            are the same ones in another order.
+        DataError: it cannot be read.
+    """
+    if recipe.squeeze is None or recipe.squeeze.source is None:
+        return
+    got, theirs = peek(recipe.squeeze.source)
     if got != expected:
         raise RecipeError(
             f"squeeze.source: images of {got.c} x {got.h} x {got.w} in {got.k} classes, expected "
             f"{expected.c} x {expected.h} x {expected.w} in {expected.k} as in source; set "
             "squeeze.source.resolution, channels and classes"
+        )
+    if theirs != names and set(theirs) == set(names):
+        raise RecipeError(
+            "squeeze.source: the classes are those of source in another order, which would swap "
+            f"labels; set squeeze.source.classes to {json.dumps(names, ensure_ascii=False)}"
         )
 
 
@@ -221,9 +241,6 @@ def starts(
     """The weights (S, P) that students start from: student s takes row s modulo S.
 
     One row where all students start from the same; None where they draw their own.
-
-    Raises:
-        RecipeError: the networks that are distilled with have no fixed start.
     """
     if recipe.evaluate.start == "fresh":
         return None
@@ -231,11 +248,7 @@ def starts(
     rows = list[Tensor]()
     for student in range(recipe.evaluate.students):
         start_P = networks.start(student, draws(recipe.seed, "distill"))
-        if start_P is None:
-            raise RecipeError(
-                f"evaluate.start: 'distilled', but the networks {recipe.distill.networks.name!r} "
-                "have no start of their own for students; take 'fresh', or other networks"
-            )
+        assert start_P is not None, "networks with `has_start` give one"
         rows.append(start_P.cpu())
     one = all(torch.equal(row, rows[0]) for row in rows)
     return torch.stack(rows[:1] if one else rows)
@@ -262,7 +275,7 @@ def publishable(
             f"{section.canvas.name} canvas, {section.labels.name} labels, "
             f"{section.objective.name} objective, {section.networks.name} networks"
         ),
-        papers=sorted({paper for part in parts for paper in part.paper.split("; ")}),
+        papers=sorted({paper for part in parts for paper in part.papers()}),
         class_names=source.real.class_names,
         images_NCHW=torch.cat([to_bytes(canvas(index_B)) for index_B in chunks]).cpu(),
         exact_NCHW=torch.cat([batch.images_BCHW for batch in exact]).cpu(),
@@ -318,7 +331,7 @@ def chain(module: nn.Module) -> list[str]:
 
     A bias is the default, which old versions of torch do not let every layer be told.
     """
-    if type(module) is not nn.Sequential or not all(type(layer) in _PLAIN for layer in module):
+    if not isinstance(module, nn.Sequential) or not all(type(layer) in _PLAIN for layer in module):
         return []
     return [repr(layer).replace(", bias=True", "") for layer in module]
 

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from distill_datasets.data.source import peek, resolve
-from distill_datasets.pipeline import check_parts
+from distill_datasets.pipeline import check_parts, check_teaching
 from distill_datasets.recipe import Recipe
 from distill_datasets.students import Evaluate
 from distill_datasets.types import Architecture, Part, Shape
@@ -36,6 +36,7 @@ def plan(recipe: Recipe, dataset: Any = None) -> Plan:  # noqa: ANN401
     provenance = resolve(recipe.source, dataset)
     shape, names = peek(recipe.source, dataset)
     check_parts(recipe, shape)
+    check_teaching(recipe, shape, names)
     size = recipe.distill.canvas.size(shape)
     pixels = sum(height * width for height, width in size.originals)
     values = pixels * shape.c
@@ -46,7 +47,8 @@ def plan(recipe: Recipe, dataset: Any = None) -> Plan:  # noqa: ANN401
     steps = measured.duration(size.examples)
     lane_work = section.objective.work(inner_flops, size.examples, shape.k)
     lane_work += section.networks.work(inner_flops, size.examples)
-    distill_work = section.steps * section.lanes * lane_work
+    step_work = section.lanes * lane_work
+    distill_work = section.steps * step_work
     student_work = student_flops * 2.93 * steps * min(measured.batch, size.examples)
     revision = f" at {provenance.revision[:12]}" if provenance.revision else ""
     heights = sorted(set(size.originals))
@@ -70,7 +72,7 @@ def plan(recipe: Recipe, dataset: Any = None) -> Plan:  # noqa: ANN401
         ("rows, before PNG", f"{size.examples * shape.c * shape.h * shape.w:,} bytes"),
         ("network", f"{inner_weights:,} weights, {_flops(inner_flops)} per image"),
         ("student", f"{student_weights:,} weights, {_flops(student_flops)} per image"),
-        ("work of an outer step", _flops(distill_work / section.steps)),
+        ("work of an outer step", _flops(step_work)),
         ("work in all", _flops(distill_work + _all_students(measured) * student_work) + full),
     ]
     return Plan(stages, list(_parts(recipe, "")), numbers)

@@ -102,6 +102,12 @@ class Recipe(Section):
                 f"evaluate.steps: got {measured.steps}, expected {published}, the number of steps "
                 "whose order is published"
             )
+        if measured.start == "distilled" and not section.networks.has_start:
+            raise ValueError(
+                f"evaluate.start: 'distilled', but the networks {section.networks.name!r} have no "
+                "start of their own for students; take 'fresh', or distill.networks: fixed or "
+                "pretrained"
+            )
         drawn = section.networks.architecture(self.squeeze.network if self.squeeze else None)
         if measured.start == "distilled" and measured.network != drawn:
             raise ValueError(

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
-import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
@@ -32,6 +31,10 @@ class Part(Section):
 
     name: str
     paper: ClassVar[str]
+
+    def papers(self) -> list[str]:
+        """The papers that these very settings are from."""
+        return self.paper.split("; ")
 
 
 class Batch(NamedTuple):
@@ -78,6 +81,8 @@ class Estimate(NamedTuple):
     loss: float
     grads: dict[str, Tensor]
     metrics: dict[str, float]
+    counts: bool = True
+    """False leaves the lane out of this step's mean; a step in which none counts moves nothing."""
 
 
 class CanvasModule(nn.Module, ABC):
@@ -124,21 +129,6 @@ class LabelModule(nn.Module, ABC):
         """The label of every cell, (G, K)."""
 
 
-class StepSizes(nn.Module):
-    """Learned step sizes of the training that the distilled set is made for, kept positive.
-
-    Source: Dataset Distillation (arXiv:1811.10959), whose program trains them under a softplus.
-    """
-
-    def __init__(self, initial: Sequence[float]) -> None:
-        super().__init__()
-        self.raw_T = nn.Parameter(torch.tensor(initial).expm1().log())
-
-    def forward(self) -> Tensor:
-        """Step sizes, (T,); step t of a training run takes the one at t modulo T."""
-        return F.softplus(self.raw_T)
-
-
 class Distilled(nn.Module):
     """Canvas and labels together: the index of an example becomes a differentiable `Batch`.
 
@@ -155,7 +145,7 @@ class Distilled(nn.Module):
         labels: LabelModule,
         mean_C: Tensor,
         std_C: Tensor,
-        step_sizes: StepSizes | None = None,
+        step_sizes: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.canvas = canvas
@@ -268,6 +258,7 @@ class Networks(Part, ABC):
 
     offers: ClassVar[frozenset[str]] = frozenset()
     needs_squeezed: ClassVar[bool] = False
+    has_start: ClassVar[bool] = False
 
     @abstractmethod
     def build(
@@ -305,6 +296,9 @@ class Selection(Part, ABC):
         A class with fewer than `per_class` images repeats them; `rng` decides all that is drawn.
         `teacher` are the networks of the squeeze stage; there when `needs_squeezed`.
         """
+
+    def check(self, shape: Shape) -> None:
+        """Raise a `DistillError` where no `images` could be made, before the source is read."""
 
 
 class Canvas(Part, ABC):

@@ -28,13 +28,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from distill_datasets.augment import Augment
 from distill_datasets.canvases.pixels import PixelImages, Pixels
 from distill_datasets.data.decoded import RealData
+from distill_datasets.data.reading import Split
+from distill_datasets.inner import StepSizes
 from distill_datasets.labels.table import Area, FixedLabels
 from distill_datasets.networks.sources import FreshSource
 from distill_datasets.networks.zoo import ConvNet
 from distill_datasets.objectives.gradient import Distance, Gradient, Matched, gradient_distance
 from distill_datasets.runtime import LaneDraws, rng_for
 from distill_datasets.selection.drawn import Noise
-from distill_datasets.types import Batch, Distilled, Estimate, LaneDraw, Sampled, Shape, StepSizes
+from distill_datasets.types import Batch, Distilled, Estimate, LaneDraw, Sampled, Shape
 
 DRAW = LaneDraws(3, 5, 0)
 FLIP_ROTATE = Augment(operations=["flip", "rotate"], choose="all")
@@ -195,6 +197,21 @@ def test_soft_labels_weight_the_examples_by_their_share_of_the_class() -> None:
         (ours_P,), (theirs_P,) = (torch.autograd.grad(loss, weights_P) for loss in (ours, theirs))
         expected += float((ours_P - theirs_P).square().sum())
     assert estimate(gradient(distance="mse"), distilled).loss == pytest.approx(expected, rel=1e-9)
+
+
+def test_class_by_class_there_is_no_long_tail_to_correct_for() -> None:
+    tail = double_real()
+    kept_N = torch.cat(
+        [tail.rows_of_class[0], tail.rows_of_class[1][:9], tail.rows_of_class[2][:6]]
+    )
+    train = Split(tail.train.images_NCHW[kept_N], tail.train.labels_N[kept_N])
+    distilled = double_distilled(tail, TWO_EACH, Area())
+    losses = []
+    for calibrate in (False, True):
+        fields = {**vars(toy_real()), "train": train, "calibrate": calibrate}
+        real = DoubleClasses(**fields)
+        losses.append(gradient().estimate(distilled, double_networks(), real, DRAW).loss)
+    assert losses[0] == losses[1]
 
 
 @pytest.mark.parametrize("operations", [["flip"], ["rotate"], ["color"], ["crop"], ["cutout"]])

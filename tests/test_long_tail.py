@@ -58,6 +58,7 @@ def test_counts_are_those_of_the_long_tailed_benchmarks() -> None:
     assert long_tail(1000, 0.00032, 6) == [1000, 200, 40, 8, 1, 1]
     assert long_tail(70, 1.0, 4) == [70] * 4
     assert long_tail(10, 0.001, 2) == [10, 1]
+    assert long_tail(10, 0.1, 1) == [10]
 
 
 def test_the_tail_is_cut_from_training_rows_alone_and_starts_at_the_smallest_class() -> None:
@@ -276,6 +277,21 @@ def test_a_class_with_three_images_gives_ten_and_is_reported(
     assert len({tuple(image.flatten().tolist()) for image in images_NCHW[20:]}) == 3
     assert "10 images of every class were asked for; these have fewer" in caplog.text
     assert "class 2 (3)" in caplog.text
+
+
+def test_a_class_that_repeats_images_for_an_objective_is_reported_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    real = tailed(40, 20, 3)
+    with caplog.at_level(logging.WARNING, logger="distill_datasets"):
+        for label in (0, 1):
+            real.class_images(rng_for(0), label, 20)
+        assert not caplog.records
+        for step in range(3):
+            assert len(real.class_images(rng_for(step), 2, 4)) == 4
+    (record,) = caplog.records
+    assert "4 images of every class were asked for; these have fewer" in record.getMessage()
+    assert "class 2 (3)" in record.getMessage()
 
 
 def test_a_long_tailed_run_from_the_command_line(tmp_path: Path) -> None:

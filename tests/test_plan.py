@@ -1,12 +1,16 @@
 """A plan's numbers are those that a hand computes, and nothing is trained for them."""
 
+from pathlib import Path
+from unittest import mock
+
 import datasets
 import pytest
 from image_sets import dataset
 from toy_runs import toy_recipe
 
-from distill_datasets.errors import RecipeError
+from distill_datasets.errors import DistillError, RecipeError
 from distill_datasets.networks.zoo import ConvNet
+from distill_datasets.pipeline import run
 from distill_datasets.plan import cost, plan
 from distill_datasets.types import Shape
 
@@ -69,6 +73,11 @@ def test_work_is_counted_per_lane_and_step() -> None:
     assert stages()["evaluate"].endswith(f"{student / 1e6:.3g} MFLOP each")
 
 
+def test_a_set_that_is_not_trained_is_planned() -> None:
+    assert numbers("distill.steps=0")["work of an outer step"] == "7.49 MFLOP"
+    assert stages("distill.steps=0")["distill"] == "0 outer steps of 2 lanes, 0 FLOP"
+
+
 def test_references_are_planned_with_students_of_their_own() -> None:
     text = stages("evaluate.references=[random_real, full]", "evaluate.exact=false")["evaluate"]
     assert text.startswith("2 students of 10 steps for default, random_real, ")
@@ -96,6 +105,80 @@ def test_a_plan_of_an_object_in_memory_needs_no_name() -> None:
     found = plan(recipe, datasets.DatasetDict(train=rows, test=rows))
     assert dict(found.stages)["source"] == "read in memory; 2 classes"
     assert dict(found.numbers)["budget"] == "8 px = 1 per class"
+
+
+SMALL = "network: {name: convnet, depth: 2, width: 4}"
+SQUEEZED = f"squeeze={{epochs: 1, members: 1, {SMALL}}}"
+DIGITS = "dataset: 'embedded:uci-digits'"
+TEACHING = f"{{epochs: 1, members: 1, {SMALL}, source: {{%s}}}}"
+
+
+def refusal_of_plan_and_run(folder: Path, *overrides: str) -> str:
+    """The message of both, which come before any image but the first few is read."""
+    recipe, messages = toy_recipe(*overrides), []
+    with mock.patch("distill_datasets.stages.source.read", side_effect=AssertionError):
+        for refused in (lambda: plan(recipe), lambda: run(recipe, runs=folder, quiet=True)):
+            with pytest.raises(DistillError) as caught:
+                refused()
+            messages.append(str(caught.value))
+    assert messages[0] == messages[1]
+    return messages[0]
+
+
+@pytest.mark.parametrize(
+    "canvas", ["name: pixels, ipc: 1", "name: poster, ipc: 0.6, crops: 12", "name: mosaic, ipc: 1"]
+)
+def test_a_start_that_cannot_be_made_is_refused_before_the_source_is_read(
+    canvas: str, tmp_path: Path
+) -> None:
+    def refused(init: str) -> str:
+        return refusal_of_plan_and_run(
+            tmp_path / "runs",
+            SQUEEZED,
+            "distill.networks=pretrained",
+            f"distill.canvas={{{canvas}, init: {init}}}",
+        )
+
+    why = refused("{name: rded, factor: 9}")
+    assert why.startswith("distill.canvas.init.factor: 9 tiles along a side of 8 px; set it to at")
+    (tmp_path / "other").mkdir()
+    dataset([0, 1]).to_parquet(tmp_path / "other" / "train.parquet")
+    for folder, cause in (("none", "no file or folder"), ("other", "no config 'recipe'")):
+        why = refused(f"{{name: published, dataset: '{tmp_path / folder}'}}")
+        assert why.startswith(f"distill.canvas.init.dataset: cannot read '{tmp_path / folder}' as")
+        assert cause in why and "source." not in why
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        (f"{DIGITS}, resolution: 4", "squeeze.source: images of 1 x 4 x 4 in 10 classes, expected"),
+        (
+            f"{DIGITS}, classes: [0, 1]",
+            "squeeze.source: images of 1 x 8 x 8 in 2 classes, expected",
+        ),
+        (
+            f"{DIGITS}, classes: [1, 0, 2, 3, 4, 5, 6, 7, 8, 9]",
+            'would swap labels; set squeeze.source.classes to ["0", "1", "2", ',
+        ),
+    ],
+)
+def test_another_source_to_train_on_is_compared_before_either_is_read(
+    source: str, words: str, tmp_path: Path
+) -> None:
+    told = refusal_of_plan_and_run(
+        tmp_path, f"squeeze={TEACHING % source}", "distill.networks=pretrained"
+    )
+    assert words in told
+
+
+def test_another_source_of_the_same_classes_in_order_is_planned() -> None:
+    order = list(map(str, range(10)))
+    plan(
+        toy_recipe(
+            f"squeeze={TEACHING % f'{DIGITS}, classes: {order}'}", "distill.networks=pretrained"
+        )
+    )
 
 
 @pytest.mark.parametrize(

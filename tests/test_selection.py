@@ -338,8 +338,14 @@ def test_published_rows_that_do_not_fit_are_refused(tmp_path: Path) -> None:
             fake(tmp_path / "zca", [1, 2], both, kind="zca"),
             r"with normalization zca, and so",
         ),
-        (Published(dataset=str(tmp_path / "none")), r"'published' cannot read its dataset: .*no f"),
-        (Published(dataset=str(tmp_path / "k"), revision="main"), r"has no revisions"),
+        (
+            Published(dataset=str(tmp_path / "none")),
+            r"^distill.canvas.init.dataset: cannot read .*no f",
+        ),
+        (
+            Published(dataset=str(tmp_path / "k"), revision="main"),
+            r"distill.canvas.init.revision: .* has no revisions",
+        ),
     ]
     for published, message in cases:
         with pytest.raises(DataError, match=message):

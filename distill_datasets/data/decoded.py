@@ -4,6 +4,7 @@ Shape suffixes: N rows, B a batch, K classes, C channels, H W pixels, D = C * H 
 """
 
 import logging
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +23,9 @@ from distill_datasets.types import Batch, Shape
 logger = logging.getLogger("distill_datasets")
 
 Sampling = Literal["uniform", "balanced"]
+
+_WARNING = threading.Lock()
+"""Lanes are threads, and what they ask for is reported once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,12 +176,13 @@ class RealData:
     def class_images(self, rng: torch.Generator, label: int, size: int) -> Tensor:
         """Training images of one class in the student's input space, (size, C, H, W).
 
-        Drawn without replacement where the class has enough of them, else with.
+        Drawn without replacement where the class has enough of them, else with, and reported.
         """
         own_N = self.rows_of_class[label]
         if size <= len(own_N):
             place_B = torch.randperm(len(own_N), generator=rng)[:size]
         else:
+            self.warn_of_few(size)
             place_B = torch.randint(len(own_N), (size,), generator=rng)
         return self.normalization.apply(self.train.images_NCHW[own_N[place_B.to(own_N.device)]])
 
@@ -223,9 +228,10 @@ class RealData:
 
     def warn_of_few(self, per_class: int) -> None:
         """Log which classes have fewer training images than are asked of every class, once."""
-        if per_class in self._warned_of:
-            return
-        self._warned_of.add(per_class)
+        with _WARNING:
+            if per_class in self._warned_of:
+                return
+            self._warned_of.add(per_class)
         few = [
             f"{name} ({count})"
             for name, count in zip(self.class_names, self.counts_K, strict=True)

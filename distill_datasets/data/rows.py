@@ -53,11 +53,12 @@ def limited(rows: list[Row], limit: int | None, rng: torch.Generator) -> list[Ro
 def long_tail(largest: int, imbalance: float, classes: int) -> list[int]:
     """How many images each class keeps: `largest` of the first, falling to a share of that.
 
-    Class c of C keeps floor(largest * imbalance^(c / (C - 1))), and one at the least.
+    Class c of C keeps floor(largest * imbalance^(c / (C - 1))), and one at the least; a single
+    class keeps all.
 
     Source: CIFAR-LT (arXiv:1901.05555), section 5.1.
     """
-    shares = [imbalance ** (label / (classes - 1)) for label in range(classes)]
+    shares = [imbalance ** (label / max(1, classes - 1)) for label in range(classes)]
     # the last share is exact, and so must be a count that only rounding keeps below an integer
     return [max(1, math.floor(largest * share + 1e-9)) for share in shares]
 

@@ -87,7 +87,7 @@ class Source(Section):
     calibrate: bool = Field(
         default=False,
         description="add the log share of its training images to every class's logit in losses on "
-        "real images (balanced softmax), which is right for uniform sampling",
+        "uniformly drawn real images (balanced softmax)",
     )
     normalization: Kind = "mean_std"
     zca_regularization: float = Field(

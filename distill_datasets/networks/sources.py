@@ -143,6 +143,7 @@ class Fixed(Networks):
     """A few initializations, the same in every outer step, that students start from as well."""
 
     paper: ClassVar[str] = "Dataset Distillation, arXiv:1811.10959, fixed initialization"
+    has_start: ClassVar[bool] = True
     name: Literal["fixed"] = "fixed"
     network: ArchitectureField = ConvNet()
     count: int = Field(default=1, gt=0, description="initializations; a lane draws one of them")

@@ -176,6 +176,7 @@ class Pretrained(Networks):
 
     paper: ClassVar[str] = "Dataset Distillation, arXiv:1811.10959, pre-trained networks"
     needs_squeezed: ClassVar[bool] = True
+    has_start: ClassVar[bool] = True
     name: Literal["pretrained"] = "pretrained"
     held_out: int = Field(
         default=0,

@@ -90,7 +90,9 @@ class Gradient(Objective):
     layers: Matched = Field(
         default="all", description="what is matched; convolutions leaves out all else (IDC)"
     )
-    real_batch: int = Field(gt=0, description="real images of every class")
+    real_batch: int = Field(
+        gt=0, description="real images of every class; one that has fewer repeats them"
+    )
     match_batch: int | None = Field(
         default=None,
         gt=0,
@@ -103,6 +105,12 @@ class Gradient(Objective):
     chunk: int = Field(
         default=256, gt=0, description="real images differentiated at once; bounds memory"
     )
+
+    def papers(self) -> list[str]:
+        dc, dsa, idc = super().papers()
+        if self.distance != "rows_cosine":
+            return [idc]
+        return [dc, dsa] if self.augment.operations else [dc]
 
     def work(self, flops_per_image: float, examples: int, classes: int) -> float:
         """See `Objective.work`; every example is taken to belong to one class.
@@ -164,7 +172,8 @@ class Gradient(Objective):
         summed_P = torch.zeros_like(leaf_P)
         for images in torch.split(images_BCHW, self.chunk):
             targets_B = torch.full((len(images),), label, device=images.device)
-            summed = real.cross_entropy(network(leaf_P, images), targets_B, reduction="sum")
+            # not `real.cross_entropy`: images that come class by class have no long tail
+            summed = F.cross_entropy(network(leaf_P, images), targets_B, reduction="sum")
             summed_P += torch.autograd.grad(summed, leaf_P)[0]
         return summed_P / len(images_BCHW)
 

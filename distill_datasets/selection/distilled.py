@@ -4,6 +4,7 @@ Shape suffixes: N published rows, K classes, C channels, H W pixels.
 """
 
 import json
+import re
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 Name = Annotated[str, StringConstraints(min_length=1)]
 
+_OF_SOURCE = re.compile(r"\bsource\.(?=(?:dataset|config|revision)\b)")
+
 
 class Published(Selection):
     """The rows of a distilled dataset, of each class the first ones with their largest label there.
@@ -34,6 +37,14 @@ class Published(Selection):
     name: Literal["published"] = "published"
     dataset: Name = Field(description="folder that a run wrote, or Hub id")
     revision: Name | None = Field(default=None, description="Hub branch, tag or commit")
+
+    def check(self, shape: Shape) -> None:
+        """Look at the `recipe` config, which is small and which every run writes.
+
+        Raises:
+            DataError: there is no such dataset, or it was not written by a run.
+        """
+        self._columns("recipe", "normalization_json")
 
     def images(
         self, real: "RealData", per_class: int, rng: torch.Generator, teacher: Teacher | None = None
@@ -52,8 +63,9 @@ class Published(Selection):
             own = (labels_N == label).nonzero().flatten().tolist()
             if not own:
                 raise DataError(
-                    f"init.dataset: {self.dataset!r} has no row whose largest label is class "
-                    f"{label} ({name}); start from a dataset with rows of every class"
+                    f"distill.canvas.init.dataset: {self.dataset!r} has no row whose largest "
+                    f"label is class {label} ({name}); start from a dataset with rows of "
+                    "every class"
                 )
             rows += repeated(own, per_class)
         chosen_NCHW = images_NCHW[rows].float() / 255
@@ -73,9 +85,9 @@ class Published(Selection):
         got = (images_NCHW.shape[1], labels_NK.shape[1])
         if got != (shape.c, shape.k):
             raise DataError(
-                f"init.dataset: {self.dataset!r} has images of {got[0]} channels in {got[1]} "
-                f"classes, expected {shape.c} channels in {shape.k} classes as in source; start "
-                "from a dataset that was distilled from the same kind of images"
+                f"distill.canvas.init.dataset: {self.dataset!r} has images of {got[0]} channels "
+                f"in {got[1]} classes, expected {shape.c} channels in {shape.k} classes as in "
+                "source; start from a dataset that was distilled from the same kind of images"
             )
         return images_NCHW, labels_NK.argmax(dim=1)
 
@@ -84,22 +96,28 @@ class Published(Selection):
         got = json.loads(str(described))["kind"]
         if got != expected:
             raise DataError(
-                f"init.dataset: {self.dataset!r} was distilled with normalization {got}, and "
-                f"source.normalization is {expected}, whose pixels mean something else; start from "
-                f"a dataset that was distilled with {expected}"
+                f"distill.canvas.init.dataset: {self.dataset!r} was distilled with normalization "
+                f"{got}, and source.normalization is {expected}, whose pixels mean something "
+                f"else; start from a dataset that was distilled with {expected}"
             )
 
     def _columns(self, config: str, *names: str) -> dict[str, Any]:
         try:
             splits = open_splits(self.dataset, config, self.revision)
         except DataError as error:
-            raise DataError(f"init: 'published' cannot read its dataset: {error}") from error
+            why = _OF_SOURCE.sub("distill.canvas.init.", str(error))
+            why = why.removeprefix("distill.canvas.init.dataset: ")
+            why = why.removeprefix("distill.canvas.init.config: ")  # which nobody can set
+            raise DataError(
+                f"distill.canvas.init.dataset: cannot read {self.dataset!r} as what a run writes: "
+                f"{why}"
+            ) from error
         rows = splits.get("train")
         if rows is None or not set(names) <= set(rows.column_names):
             raise DataError(
-                f"init.dataset: {self.dataset!r} is not what a run writes: expected a config "
-                f"{config} with a split train and the columns {', '.join(names)}; name the folder "
-                "of a finished dataset"
+                f"distill.canvas.init.dataset: {self.dataset!r} is not what a run writes: "
+                f"expected a config {config} with a split train and the columns "
+                f"{', '.join(names)}; name the folder of a finished dataset"
             )
         columns: dict[str, Any] = rows.with_format("numpy")[:]
         return columns

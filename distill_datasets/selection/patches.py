@@ -14,7 +14,7 @@ from torch import Tensor
 
 from distill_datasets.errors import RecipeError
 from distill_datasets.selection.chosen import AT_ONCE, present, repeated
-from distill_datasets.types import Selection, Teacher
+from distill_datasets.types import Selection, Shape, Teacher
 
 if TYPE_CHECKING:
     from distill_datasets.data.source import RealData
@@ -55,20 +55,29 @@ class Rded(Selection):
             raise ValueError(f"smallest: {self.smallest} is above largest: {self.largest}")
         return self
 
+    def check(self, shape: Shape) -> None:
+        """Refuse tiles without a pixel.
+
+        Raises:
+            RecipeError: an image has fewer pixels along a side than `factor` tiles.
+        """
+        side = min(shape.h, shape.w)
+        if side < self.factor:
+            raise RecipeError(
+                f"distill.canvas.init.factor: {self.factor} tiles along a side of {side} px; "
+                f"set it to at most {side}, usually 1 or 2"
+            )
+
     def images(
         self, real: "RealData", per_class: int, rng: torch.Generator, teacher: Teacher | None = None
     ) -> Tensor:
         """Displayable mosaics (K * per_class, C, H, W); a class with few images repeats crops.
 
         Raises:
-            RecipeError: an image has fewer pixels along a side than `factor` tiles.
+            RecipeError: see `check`.
         """
+        self.check(real.shape)
         asked, shape = present(teacher, self), real.shape
-        if min(shape.h, shape.w) < self.factor:
-            raise RecipeError(
-                f"init.factor: {self.factor} tiles along a side of {min(shape.h, shape.w)} px; "
-                "lower it to at most as many tiles as pixels"
-            )
         tiles = self.factor**2 * per_class
         real.warn_of_few(tiles)
         mosaics = []
