@@ -118,7 +118,7 @@ def run(
                 recipe.squeeze, teaching, seed=recipe.seed, runs=own, runtime=runtime, quiet=quiet
             )
         starts_SP = starts(recipe, source, squeezed, runtime.device)
-        distilled, _, folder = run_distill(
+        distilled, folder = run_distill(
             recipe.distill,
             source,
             seed=recipe.seed,

@@ -20,7 +20,7 @@ from distill_datasets.progress import progress_bar
 from distill_datasets.runtime import Runtime, rng_for
 from distill_datasets.stages.source import LoadedSource
 from distill_datasets.stages.squeeze import Members, SqueezedFolder
-from distill_datasets.types import Distilled, NetworkSource
+from distill_datasets.types import Distilled
 
 logger = logging.getLogger("distill_datasets")
 
@@ -36,7 +36,7 @@ def run_distill(
     runtime: Runtime,
     quiet: bool,
     squeezed: SqueezedFolder | None = None,
-) -> tuple[Distilled, NetworkSource, Path]:
+) -> tuple[Distilled, Path]:
     """Distill the source, or take up where an earlier run of the same recipe stopped.
 
     Args:
@@ -49,9 +49,8 @@ def run_distill(
         squeezed: the networks of the squeeze stage, when the recipe has one.
 
     Returns:
-        Canvas and labels after the last outer step, on the device, the networks they were distilled
-        with, and the stage's folder. It holds `state.safetensors` and, under `previews/`, pictures
-        of the canvas on the way.
+        Canvas and labels after the last outer step, on the device, and the stage's folder. It holds
+        `state.safetensors` and, under `previews/`, pictures of the canvas on the way.
     """
     result_only = settings.model_dump(mode="json", exclude={"previews", "checkpoint_seconds"})
     identity = [VERSION, "distill", result_only, source.fingerprint, seed]
@@ -68,7 +67,7 @@ def run_distill(
     runtime.wait()
     if done:
         Progressing(settings, distilled).restore(folder / STATE)
-        return distilled, networks, folder
+        return distilled, folder
 
     def preview(step: int) -> None:
         picture = overview(distilled.canvas.originals())
@@ -92,7 +91,7 @@ def run_distill(
     if runtime.is_main:
         mark_done(folder, {"steps": settings.steps, "torch": torch.__version__})
     runtime.wait()
-    return distilled, networks, folder
+    return distilled, folder
 
 
 def build(
