@@ -53,7 +53,9 @@ def plan(recipe: Recipe, dataset: Any = None) -> Plan:  # noqa: ANN401
     revision = f" at {provenance.revision[:12]}" if provenance.revision else ""
     heights = sorted(set(size.originals))
     # how many rows the source has shows only when it is read
-    full = " and the full reference" if "full" in measured.references else ""
+    uncounted = ["the squeeze stage"] if recipe.squeeze else []
+    uncounted += ["the full reference"] if "full" in measured.references else []
+    more = "".join(f" and {what}" for what in uncounted)
     lanes = f"{section.lanes} lane" + ("s" if section.lanes > 1 else "")
     stages = [
         ("source", f"read {provenance.dataset}{revision}; {len(names)} classes"),
@@ -73,7 +75,7 @@ def plan(recipe: Recipe, dataset: Any = None) -> Plan:  # noqa: ANN401
         ("network", f"{inner_weights:,} weights, {_flops(inner_flops)} per image"),
         ("student", f"{student_weights:,} weights, {_flops(student_flops)} per image"),
         ("work of an outer step", _flops(step_work)),
-        ("work in all", _flops(distill_work + _all_students(measured) * student_work) + full),
+        ("work in all", _flops(distill_work + _all_students(measured) * student_work) + more),
     ]
     return Plan(stages, list(_parts(recipe, "")), numbers)
 
