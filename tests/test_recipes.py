@@ -37,6 +37,7 @@ SMALL = {
     "previews": 1,
     "limit": 200,
     "members": 2,
+    "held_out": 1,
     "first": 0,
     "last": 2,
     "gap": 1,
