@@ -23,6 +23,7 @@ from distill_datasets.progress import Bar
 from distill_datasets.runtime import LaneDraws, Runtime
 from distill_datasets.types import (
     Canvas,
+    CarryingSource,
     Distilled,
     Labels,
     Networks,
@@ -177,6 +178,7 @@ def optimize(
     if (folder / STATE).exists():
         progressing.restore(folder / STATE)
         for lane, values in progressing.carried.items():
+            assert isinstance(networks, CarryingSource), "the saved state is of this very recipe"
             networks.carry(lane, values.to(runtime.device))
         logger.info("distill: resumed after %d of %d steps", progressing.step, settings.steps)
         bar.advance(progressing.step)
@@ -226,10 +228,12 @@ def optimize(
                 progressing.move(grads, schedule(settings, step))
                 distilled.canvas.project()
                 distilled.labels.project()
-            if networks.carried_values:
+            if isinstance(networks, CarryingSource) and networks.carried_values:
 
-                def advanced(lane: int, step: int = step) -> Tensor:
-                    return networks.advance(distilled, real, LaneDraws(seed, step, lane))
+                def advanced(
+                    lane: int, source: CarryingSource = networks, step: int = step
+                ) -> Tensor:
+                    return source.advance(distilled, real, LaneDraws(seed, step, lane))
 
                 moved = dict(zip(lanes, run_units(advanced, lanes), strict=True))
                 like = torch.zeros(networks.carried_values, device=runtime.device)

@@ -8,6 +8,7 @@ import json
 import logging
 import platform
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,28 +93,14 @@ def run(
     runtime = Runtime(trackers, str(own / "logs"))
     runtime.accelerator.init_trackers(recipe.name)
     with runtime.reproducible(), library_bars(shown=not quiet):
-        source = load_source(
-            recipe.source,
-            provenance,
-            seed=recipe.seed,
-            runs=runs,
-            runtime=runtime,
-            quiet=quiet,
-            dataset=dataset,
-        )
+        load = partial(load_source, seed=recipe.seed, runs=runs, runtime=runtime, quiet=quiet)
+        source = load(recipe.source, provenance, dataset=dataset)
         check_rows(recipe, source)
         squeezed = None
         if recipe.squeeze is not None:
             teaching = source
             if recipe.squeeze.source is not None:
-                teaching = load_source(
-                    recipe.squeeze.source,
-                    resolve(recipe.squeeze.source),
-                    seed=recipe.seed,
-                    runs=runs,
-                    runtime=runtime,
-                    quiet=quiet,
-                )
+                teaching = load(recipe.squeeze.source, resolve(recipe.squeeze.source))
             squeezed = run_squeeze(
                 recipe.squeeze, teaching, seed=recipe.seed, runs=own, runtime=runtime, quiet=quiet
             )
@@ -347,7 +334,8 @@ def _label_cells(distilled: Distilled) -> list[Tensor]:
 def environment(device: torch.device) -> dict[str, Any]:
     """Versions and device of a run, as far as they can change its numbers."""
     packages = ["torch", "torchvision", "datasets", "accelerate", "numpy"]
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    name_of = getattr(torch.get_device_module(device), "get_device_name", None)
+    name = name_of(device) if name_of is not None else platform.machine()
     return {
         "distill_datasets": distill_datasets.__version__,
         "python": platform.python_version(),

@@ -193,31 +193,34 @@ class Sampled(Protocol):
 
 
 class NetworkSource(ABC):
-    """Where an objective gets its networks from.
-
-    A source may carry a vector per lane from an outer step to the next, such as a network that is
-    trained on the way: the loop asks `advance` for the new one after every update, gives it to
-    every process with `carry`, and saves it.
-    """
-
-    carried_values: int = 0
-    """Length of the vector that a lane carries; 0 carries nothing."""
+    """Where an objective gets its networks from."""
 
     @abstractmethod
     def sample(self, draw: LaneDraw) -> Sampled:
         """The network of this lane at this step."""
 
-    def advance(self, distilled: Distilled, real: "RealData", draw: LaneDraw) -> Tensor:
-        """What this lane carries from this step, after the update, into the next."""
-        raise NotImplementedError
-
-    def carry(self, lane: int, values: Tensor) -> None:
-        """Take what `advance` returned for a lane, on this process or another."""
-        raise NotImplementedError
-
     def start(self, student: int, draw: Draw) -> Tensor | None:
         """Weights (P,) that a student has to start from; None where any fresh one will do."""
         return None
+
+
+class CarryingSource(NetworkSource):
+    """A source that carries a vector per lane from an outer step to the next.
+
+    Such as a network that is trained on the way: the loop asks `advance` for the new vector after
+    every update, gives it to every process with `carry`, and saves it.
+    """
+
+    carried_values: int
+    """Length of the vector that a lane carries; 0 where these settings carry nothing."""
+
+    @abstractmethod
+    def advance(self, distilled: Distilled, real: "RealData", draw: LaneDraw) -> Tensor:
+        """What this lane carries from this step, after the update, into the next."""
+
+    @abstractmethod
+    def carry(self, lane: int, values: Tensor) -> None:
+        """Take what `advance` returned for a lane, on this process or another."""
 
 
 @dataclass(frozen=True)

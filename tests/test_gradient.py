@@ -5,38 +5,35 @@ Shape suffixes: B a batch, N all examples, K classes, P all weights of a network
 
 import copy
 import math
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from tiny import (
-    CPU,
     LEARNED,
     NET,
     POSTER,
     TOY,
     DoubleReal,
+    Recorder,
+    assert_pure,
     double_distilled,
     double_networks,
+    spent_and_said,
     toy_real,
 )
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from distill_datasets.augment import Augment
 from distill_datasets.canvases.pixels import PixelImages, Pixels
-from distill_datasets.data.decoded import RealData
 from distill_datasets.data.reading import Split
 from distill_datasets.inner import StepSizes
 from distill_datasets.labels.table import Area, FixedLabels
-from distill_datasets.networks.sources import FreshSource
-from distill_datasets.networks.zoo import ConvNet
 from distill_datasets.objectives.gradient import Distance, Gradient, Matched, gradient_distance
 from distill_datasets.runtime import LaneDraws, rng_for
 from distill_datasets.selection.drawn import Noise
-from distill_datasets.types import Batch, Distilled, Estimate, LaneDraw, Sampled, Shape
+from distill_datasets.types import Distilled, Estimate, LaneDraw, Sampled, Shape
 
 DRAW = LaneDraws(3, 5, 0)
 FLIP_ROTATE = Augment(operations=["flip", "rotate"], choose="all")
@@ -65,18 +62,6 @@ def gradient(**changes: object) -> Gradient:
 
 def estimate(objective: Gradient, distilled: Distilled, draw: LaneDraw = DRAW) -> Estimate:
     return objective.estimate(distilled, double_networks(), double_real(), draw)
-
-
-class Recorder(Distilled):
-    """Remembers which examples were asked for."""
-
-    def __init__(self, own: Distilled) -> None:
-        super().__init__(own.canvas, own.labels, own.mean_C, own.std_C)
-        self.asked: list[list[int]] = []
-
-    def forward(self, index_B: Tensor) -> Batch:
-        self.asked.append(index_B.tolist())
-        return super().forward(index_B)
 
 
 @pytest.mark.parametrize(
@@ -309,37 +294,12 @@ def test_step_sizes_that_the_objective_does_not_use_get_a_gradient_of_zero() -> 
 
 
 def test_estimate_is_a_pure_function() -> None:
+    objective = gradient(augment=FLIP_ROTATE)
     distilled = double_distilled(double_real(), POSTER, LEARNED)
-    before, stream = copy.deepcopy(distilled.state_dict()), torch.get_rng_state()
-    first, second = (estimate(gradient(augment=FLIP_ROTATE), distilled) for _ in range(2))
-    assert first.loss == second.loss
-    assert all(torch.equal(first.grads[name], second.grads[name]) for name in first.grads)
-    assert all(torch.equal(value, before[name]) for name, value in distilled.state_dict().items())
-    assert all(parameter.grad is None for parameter in distilled.parameters())
-    assert torch.equal(stream, torch.get_rng_state())
+    assert_pure(lambda given: estimate(objective, given), distilled)
 
 
 @pytest.mark.parametrize("match_batch", [None, 2])
 def test_work_is_what_the_counter_of_torch_counts(match_batch: int | None) -> None:
-    shape = Shape(3, 16, 16, 4)
-    real: RealData = toy_real(shape)
-    canvas = Pixels(ipc=3).build(real, rng_for(0, "canvas"))
-    normalization = real.normalization
-    distilled = Distilled(
-        canvas,
-        Area().build(canvas, 4),
-        normalization.display_mean_C,
-        normalization.display_std_C,
-    )
-    networks = FreshSource(ConvNet(depth=2, width=32), shape, CPU)
-    objective = gradient(match_batch=match_batch)
-
-    def counted(work: Callable[[], object]) -> int:
-        with FlopCounterMode(display=False) as counter:
-            work()
-        return counter.get_total_flops()
-
-    sampled = networks.sample(DRAW)
-    per_image = counted(lambda: sampled(sampled.weights_P, torch.zeros(1, 3, 16, 16)))
-    spent = counted(lambda: objective.estimate(distilled, networks, real, DRAW))
-    assert objective.work(per_image, 12, 4) == pytest.approx(spent, rel=0.1)
+    spent, said = spent_and_said(gradient(match_batch=match_batch))
+    assert said == pytest.approx(spent, rel=0.1)

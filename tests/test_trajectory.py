@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
-from tiny import CPU, NET, double_distilled, double_real
+from tiny import CPU, NET, Recorder, double_distilled, double_real
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from unrolled_problem import FLIP_ROTATE, Clock
@@ -270,18 +270,6 @@ def test_a_constant_step_size_moves_as_a_learned_one_of_that_value(problem: Prob
     assert moved.metrics["step_size"] == pytest.approx(ALPHA, rel=1e-6)
     assert trajectory(step_size=0.7).step_sizes() == [0.7]
     assert trajectory(learn_step_size=False).step_sizes() == []
-
-
-class Recorder(Distilled):
-    """Remembers which examples were asked for."""
-
-    def __init__(self, own: Distilled) -> None:
-        super().__init__(own.canvas, own.labels, own.mean_C, own.std_C, own.step_sizes)
-        self.asked: list[list[int]] = []
-
-    def forward(self, index_B: Tensor) -> Batch:
-        self.asked.append(index_B.tolist())
-        return super().forward(index_B)
 
 
 def test_every_pass_visits_all_examples_in_an_order_of_its_own(problem: Problem) -> None:

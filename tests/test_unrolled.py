@@ -1,14 +1,12 @@
 """The unrolled objective: what it looks at, when it stops, what it keeps, and what it costs."""
 
 import copy
-from collections.abc import Callable
 
 import pytest
 import torch
 from pydantic import ValidationError
-from tiny import double_distilled, double_networks, double_real
+from tiny import Recorder, double_distilled, double_networks, double_real, flops
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 from unrolled_problem import (
     CELLS,
     PIXELS,
@@ -26,7 +24,7 @@ from distill_datasets.labels.table import Area
 from distill_datasets.networks.zoo import ConvNet
 from distill_datasets.runtime import draws
 from distill_datasets.selection.drawn import Noise
-from distill_datasets.types import Batch, Distilled, NetworkSource, Sampled, Shape
+from distill_datasets.types import Distilled, NetworkSource, Sampled, Shape
 
 # top-left corners (y, x) of the crops of the problem's poster: 12 x 16 px, 3 x 4 crops of 8 px
 CORNERS = [(y, x) for y in (0, 2, 4) for x in (0, 3, 5, 8)]
@@ -35,18 +33,6 @@ CORNERS = [(y, x) for y in (0, 2, 4) for x in (0, 3, 5, 8)]
 @pytest.fixture(scope="module")
 def problem() -> Problem:
     return Problem()
-
-
-class Recorder(Distilled):
-    """Remembers which examples were asked for."""
-
-    def __init__(self, own: Distilled) -> None:
-        super().__init__(own.canvas, own.labels, own.mean_C, own.std_C)
-        self.asked: list[list[int]] = []
-
-    def forward(self, index_B: Tensor) -> Batch:
-        self.asked.append(index_B.tolist())
-        return super().forward(index_B)
 
 
 @pytest.mark.parametrize("differentiate", ["graph", "recompute"])
@@ -231,14 +217,8 @@ def test_work_is_what_the_counter_of_torch_counts(differentiate: str) -> None:
     distilled = double_distilled(real, canvas)
     networks = double_networks(shape, network)
     objective = unrolled(differentiate=differentiate, batch=8, real_batch=16)
-
-    def counted(work: Callable[[], object]) -> int:
-        with FlopCounterMode(display=False) as counter:
-            work()
-        return counter.get_total_flops()
-
     sampled = networks.sample(Clock())
     image = torch.zeros(1, 3, 16, 16, dtype=torch.float64)
-    per_image = counted(lambda: sampled(sampled.weights_P, image))
-    spent = counted(lambda: objective.estimate(distilled, networks, real, Clock()))
+    per_image = flops(lambda: sampled(sampled.weights_P, image))
+    spent = flops(lambda: objective.estimate(distilled, networks, real, Clock()))
     assert objective.work(per_image, 8, 10) == pytest.approx(spent, rel=0.1)

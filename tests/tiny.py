@@ -3,26 +3,33 @@
 Shape suffixes: N rows, B a batch, K classes, C channels, H W pixels, P all weights of a network.
 """
 
+import copy
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
+from distill_datasets.canvases.pixels import Pixels
 from distill_datasets.canvases.poster import Poster
 from distill_datasets.data.decoded import RealData
 from distill_datasets.data.normalization import Normalization
 from distill_datasets.data.reading import Split
-from distill_datasets.labels.table import Learned
+from distill_datasets.labels.table import Area, Learned
 from distill_datasets.networks.sources import FreshSource
 from distill_datasets.networks.zoo import ConvNet
-from distill_datasets.runtime import rng_for
+from distill_datasets.runtime import LaneDraws, rng_for
 from distill_datasets.selection.drawn import Noise
 from distill_datasets.types import (
     Batch,
     Canvas,
     Distilled,
+    Estimate,
     Labels,
     LaneDraw,
     NetworkSource,
+    Objective,
     Sampled,
     Shape,
 )
@@ -111,6 +118,52 @@ def double_distilled(
         for parameter in distilled.labels.parameters():
             parameter += 0.1 + torch.rand(parameter.shape, generator=rng, dtype=torch.float64)
     return distilled
+
+
+class Recorder(Distilled):
+    """Remembers which examples were asked for."""
+
+    def __init__(self, own: Distilled) -> None:
+        super().__init__(own.canvas, own.labels, own.mean_C, own.std_C, own.step_sizes)
+        self.asked: list[list[int]] = []
+
+    def forward(self, index_B: Tensor) -> Batch:
+        self.asked.append(index_B.tolist())
+        return super().forward(index_B)
+
+
+def flops(work: Callable[[], object]) -> int:
+    """Floating-point operations that torch counts while `work` runs."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops()
+
+
+def spent_and_said(objective: Objective) -> tuple[float, float]:
+    """What an estimate on twelve hard-labeled images of four classes costs, and is said to cost."""
+    shape = Shape(3, 16, 16, 4)
+    real, draw = toy_real(shape), LaneDraws(0, 0, 0)
+    canvas = Pixels(ipc=3).build(real, rng_for(0, "canvas"))
+    normalization = real.normalization
+    distilled = Distilled(
+        canvas, Area().build(canvas, 4), normalization.display_mean_C, normalization.display_std_C
+    )
+    networks = FreshSource(ConvNet(depth=2, width=32), shape, CPU)
+    sampled = networks.sample(draw)
+    per_image = flops(lambda: sampled(sampled.weights_P, torch.zeros(1, 3, 16, 16)))
+    spent = flops(lambda: objective.estimate(distilled, networks, real, draw))
+    return spent, objective.work(per_image, 12, 4)
+
+
+def assert_pure(estimate: Callable[[Distilled], Estimate], distilled: Distilled) -> None:
+    """Two estimates are the same bits, and leave the distilled set and torch's state alone."""
+    before, stream = copy.deepcopy(distilled.state_dict()), torch.get_rng_state()
+    first, second = (estimate(distilled) for _ in range(2))
+    assert first.loss == second.loss
+    assert all(torch.equal(first.grads[name], second.grads[name]) for name in first.grads)
+    assert all(torch.equal(value, before[name]) for name, value in distilled.state_dict().items())
+    assert all(parameter.grad is None for parameter in distilled.parameters())
+    assert torch.equal(stream, torch.get_rng_state())
 
 
 def values(tensor: Tensor) -> list[float]:

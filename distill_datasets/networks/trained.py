@@ -30,6 +30,7 @@ from distill_datasets.plugins import part
 from distill_datasets.types import (
     Architecture,
     Batch,
+    CarryingSource,
     Distilled,
     LaneDraw,
     Networks,
@@ -91,7 +92,7 @@ class Trained(Networks):
         return self.network
 
 
-class TrainedSource(NetworkSource):
+class TrainedSource(CarryingSource):
     """Per lane the network of the current cycle: fresh at its start, then what was carried.
 
     A carried vector holds the weights and after them the tensors of the optimizer's state.
