@@ -191,10 +191,14 @@ def optimize(
         while progressing.step < settings.steps:
             step = progressing.step
 
-            def lane_gradient(lane: int, step: int = step) -> Tensor:
+            told: dict[str, float] = {}
+
+            def lane_gradient(lane: int, step: int = step, told: dict[str, float] = told) -> Tensor:
                 estimate = settings.objective.estimate(
                     distilled, networks, real, LaneDraws(seed, step, lane)
                 )
+                if lane == 0:  # one lane is enough to look at, and always the main process's
+                    told.update(estimate.metrics)
                 grads = (estimate.grads[name].flatten() for name in progressing.parameters)
                 loss = torch.tensor([estimate.loss], device=runtime.device)
                 values = torch.cat([torch.ones_like(loss), loss, *grads])
@@ -243,7 +247,8 @@ def optimize(
             progressing.step += 1
             bar.advance(1, **({"loss": loss} if counting else {}))
             if counting:
-                runtime.accelerator.log({"distill/loss": loss}, step=step)
+                seen = {"loss": loss, **told}
+                runtime.accelerator.log({f"distill/{name}": seen[name] for name in seen}, step=step)
             due = time.monotonic() - saved_at >= settings.checkpoint_seconds
             if runtime.is_main and (due or progressing.step == settings.steps):
                 progressing.save(folder / STATE)

@@ -81,6 +81,7 @@ class Estimate(NamedTuple):
     loss: float
     grads: dict[str, Tensor]
     metrics: dict[str, float]
+    """Numbers that trackers log beside the loss, of lane 0."""
     counts: bool = True
     """False leaves the lane out of this step's mean; a step in which none counts moves nothing."""
 

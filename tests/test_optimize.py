@@ -416,3 +416,24 @@ def test_lanes_that_do_not_count_leave_the_mean_and_the_momentum_alone(tmp_path:
     steady = run(settings(objective=Steady(), steps=3, **common), tmp_path / "b")
     assert torch.equal(choosy.canvas.trained_NCHW, steady.canvas.trained_NCHW)
     assert bar.done == 5 and bar.losses == [1.5] * 3
+
+
+def test_trackers_are_told_the_loss_and_what_lane_zero_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Telling(Steady):
+        def estimate(
+            self, distilled: Distilled, networks: NetworkSource, real: RealData, draw: LaneDraw
+        ) -> Estimate:
+            metrics = {"place": float(10 * draw.step + draw.lane)}
+            return super().estimate(distilled, networks, real, draw)._replace(metrics=metrics)
+
+    logged: list[tuple[dict[str, float], int]] = []
+    monkeypatch.setattr(
+        "accelerate.Accelerator.log", lambda self, values, step: logged.append((values, step))
+    )
+    run(settings(objective=Telling(), steps=2), tmp_path)
+    assert logged == [
+        ({"distill/loss": 1.5, "distill/place": 0.0}, 0),
+        ({"distill/loss": 1.5, "distill/place": 10.0}, 1),
+    ]
