@@ -8,10 +8,13 @@ import hashlib
 import json
 import os
 import tempfile
+import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -142,6 +145,69 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
         raise ArtifactError(
             f"{path}: not a readable safetensors file ({error}); move it away and run again"
         ) from error
+
+
+def write_rows(
+    path: Path,
+    shape: tuple[int, ...],
+    chunks: Iterable[Tensor],
+    dtype: torch.dtype = torch.uint8,
+) -> None:
+    """Write an array of many rows as one .npy file, atomically, holding one chunk at a time.
+
+    Args:
+        path: the file to make; `open_rows` and `numpy.load` read it.
+        shape: the shape of the whole array, rows first.
+        chunks: consecutive rows, each (rows of the chunk, *shape[1:]); taken as they are written.
+        dtype: what every chunk has and the file holds.
+
+    Raises:
+        ArtifactError: a chunk has another shape or dtype, or there are too few or too many rows.
+    """
+    array_dtype = torch.empty(0, dtype=dtype).numpy().dtype
+    header: dict[str, Any] = {
+        "descr": np.lib.format.dtype_to_descr(array_dtype),
+        "fortran_order": False,
+        "shape": shape,
+    }
+
+    def write(temporary: Path) -> None:
+        rows = 0
+        with temporary.open("wb") as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            for chunk in chunks:
+                if tuple(chunk.shape[1:]) != shape[1:] or chunk.dtype != dtype:
+                    raise ArtifactError(
+                        f"{path.name}: got rows of {tuple(chunk.shape[1:])} {chunk.dtype}, "
+                        f"expected {shape[1:]} {dtype}"
+                    )
+                rows += len(chunk)
+                file.write(chunk.detach().cpu().contiguous().numpy().data)
+        if rows != shape[0]:
+            raise ArtifactError(f"{path.name}: got {rows} rows, expected {shape[0]}")
+
+    write_atomically(path, write)
+
+
+def open_rows(path: Path) -> Tensor:
+    """The array that `write_rows` wrote, memory-mapped: pages are read when they are looked at.
+
+    The tensor is read-only; writing into it kills the process.
+
+    Raises:
+        ArtifactError: the file is missing, cut short, or no plain array of rows.
+    """
+    try:
+        rows = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{path}: no such file") from error
+    except (ValueError, EOFError) as error:
+        raise ArtifactError(
+            f"{path}: not a readable array of rows ({error}); move it away and run again"
+        ) from error
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(rows)
 
 
 def is_done(folder: Path) -> bool:
