@@ -10,6 +10,7 @@ of a network in one vector, G cells of the label grid.
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
@@ -237,6 +238,37 @@ class Squeezed(ABC):
     def weights(self, member: int, epoch: int) -> Tensor:
         """Weights (P,) of a member after `epoch` epochs; 0 is its initialization."""
 
+    @property
+    def architectures(self) -> "tuple[Architecture, ...]":
+        """The network of every member."""
+        return (self.architecture,) * self.members
+
+    def module(self, member: int) -> nn.Module:
+        """A member after its last epoch, with its buffers: on the CPU, in eval mode, frozen."""
+        raise NotImplementedError
+
+
+class TeacherNetwork(NamedTuple):
+    """A trained network with BatchNorm: in eval mode, frozen, on the device.
+
+    The class statistics are per BatchNorm layer, in module order, what its inputs look like over
+    the real images of each class: mean and biased variance, (classes, channels) each.
+    """
+
+    module: nn.Module
+    class_mean: list[Tensor] | None = None
+    class_var: list[Tensor] | None = None
+
+
+class Teachers(NetworkSource):
+    """Trained networks that are asked as they are, not drawn as vectors of weights."""
+
+    def __init__(self, members: list[TeacherNetwork]) -> None:
+        self.members = members
+
+    def sample(self, draw: LaneDraw) -> Sampled:
+        raise AssertionError("teachers keep buffers and are not drawn; take them from `members`")
+
 
 class Teacher(Protocol):
     """The trained members of a squeeze stage, asked for their opinion."""
@@ -354,10 +386,42 @@ class Labels(Part, ABC):
         """
 
 
+class Block(NamedTuple):
+    """Places in the class-major distilled set (label * ipc + i) that are solved together."""
+
+    places_N: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """The distilled set of a separable objective, once every block is solved.
+
+    `images_NCHW` are 8-bit displayable pixels, mapped from a file; `classes_N` says whose each one
+    is; `facts` has one entry per block: numbers such as `loss`, in the order of the blocks.
+    """
+
+    images_NCHW: Tensor
+    classes_N: Tensor
+    folder: Path
+    facts: list[dict[str, float]]
+
+
 class Objective(Part, ABC):
     """The axis that says what is minimized. `needs` must be among what the networks offer."""
 
     needs: ClassVar[frozenset[str]] = frozenset()
+
+    @property
+    def needs_class_statistics(self) -> bool:
+        """True when the teachers have to come with statistics of every class."""
+        return False
+
+    def blocks(self, classes: int, per_class: int) -> list[Block]:
+        """The pieces that can be solved each for itself; [] where all images are solved jointly.
+
+        Every place is in exactly one block. A pure function: it knows of no processes.
+        """
+        return []
 
     @abstractmethod
     def estimate(
