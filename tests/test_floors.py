@@ -12,11 +12,13 @@ PACKAGE = "distill_datasets"
 ROOT = Path(__file__).parent.parent / PACKAGE
 FLOORS = [
     ["errors"],
+    ["distilled"],
     ["types"],
     ["launch", "plugins", "yaml_text"],
-    ["data", "augment", "inner", "selection", "canvases", "labels", "networks"],
+    ["data", "augment", "inner", "selection", "canvases", "labels", "networks", "relabeling"],
+    ["views", "label_codes"],
     ["objectives"],
-    ["artifacts", "runtime", "progress", "pictures", "parquet_files", "licenses"],
+    ["artifacts", "runtime", "progress", "pictures", "parquet_files", "shards", "licenses"],
     ["optimize", "students", "published"],
     ["recipe", "card", "card_code", "refusals"],
     ["stages"],
