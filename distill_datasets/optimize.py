@@ -195,7 +195,7 @@ def optimize(
 
             def lane_gradient(lane: int, step: int = step, told: dict[str, float] = told) -> Tensor:
                 estimate = settings.objective.estimate(
-                    distilled, networks, real, LaneDraws(seed, step, lane)
+                    distilled, networks, real, LaneDraws(seed, step, lane, settings.steps)
                 )
                 if lane == 0:  # one lane is enough to look at, and always the main process's
                     told.update(estimate.metrics)
@@ -237,7 +237,8 @@ def optimize(
                 def advanced(
                     lane: int, source: CarryingSource = networks, step: int = step
                 ) -> Tensor:
-                    return source.advance(distilled, real, LaneDraws(seed, step, lane))
+                    draw = LaneDraws(seed, step, lane, settings.steps)
+                    return source.advance(distilled, real, draw)
 
                 moved = dict(zip(lanes, run_units(advanced, lanes), strict=True))
                 like = torch.zeros(networks.carried_values, device=runtime.device)
@@ -248,7 +249,7 @@ def optimize(
             bar.advance(1, **({"loss": loss} if counting else {}))
             if counting:
                 seen = {"loss": loss, **told}
-                runtime.accelerator.log({f"distill/{name}": seen[name] for name in seen}, step=step)
+                runtime.log({f"distill/{name}": seen[name] for name in seen}, step)
             due = time.monotonic() - saved_at >= settings.checkpoint_seconds
             if runtime.is_main and (due or progressing.step == settings.steps):
                 progressing.save(folder / STATE)

@@ -8,6 +8,7 @@ Shape suffixes: B a batch, N all training examples, K classes, C channels, H W p
 of a network in one vector.
 """
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -67,6 +68,10 @@ class LaneDraw(Draw, Protocol):
     @property
     def step(self) -> int:
         """Outer step, from 0."""
+
+    @property
+    def progress(self) -> float:
+        """The share of the outer steps that are done, in [0, 1)."""
 
     @property
     def lane(self) -> int:
@@ -180,10 +185,15 @@ class TeacherNetwork(NamedTuple):
 
 
 class Teachers(NetworkSource):
-    """Trained networks that are asked as they are, not drawn as vectors of weights."""
+    """Trained networks that are asked as they are, not drawn as vectors of weights.
+
+    `kept` is a place for what an objective makes of them once and asks again and again, such as a
+    compiled function: one for each thread, for threads that run at once share nothing that changes.
+    """
 
     def __init__(self, members: list[TeacherNetwork]) -> None:
         self.members = members
+        self.kept = threading.local()
 
     def sample(self, draw: LaneDraw) -> Sampled:
         raise AssertionError("teachers keep buffers and are not drawn; take them from `members`")
@@ -241,6 +251,11 @@ class Selection(Part, ABC):
     """Images to start from, or to compare with: drawn, chosen or made from the real ones."""
 
     needs_squeezed: ClassVar[bool] = False
+    effort: ClassVar[Literal["image", "class", "file"]] = "file"
+    """What images made class by class cost: `image`, each is drawn for itself; `class`, those of a
+    class are drawn together; `file`, they are worked out, so that it pays to keep them."""
+    outside: ClassVar[bool] = False
+    """True when they depend on more than the recipe, the source and the squeezed networks."""
 
     @abstractmethod
     def images(
@@ -251,6 +266,18 @@ class Selection(Part, ABC):
         A class with fewer than `per_class` images repeats them; `rng` decides all that is drawn.
         `teacher` are the networks of the squeeze stage; there when `needs_squeezed`.
         """
+
+    def of_class(
+        self,
+        real: "RealData",
+        label: int,
+        per_class: int,
+        rng: torch.Generator,
+        teacher: Teacher | None = None,
+    ) -> Tensor:
+        """The same for one class alone: (per_class, C, H, W); `rng` is for this class only."""
+        start = label * per_class
+        return self.images(real, per_class, rng, teacher)[start : start + per_class]
 
     def check(self, shape: Shape) -> None:
         """Raise a `DistillError` where no `images` could be made, before the source is read."""
@@ -309,6 +336,10 @@ class Objective(Part, ABC):
     """The axis that says what is minimized. `needs` must be among what the networks offer."""
 
     needs: ClassVar[frozenset[str]] = frozenset()
+    separable: ClassVar[bool] = False
+    """True when `blocks` says how the images fall into pieces that are solved each for itself."""
+    minimizes: ClassVar[bool] = True
+    """False when the initial images are what is distilled."""
 
     @property
     def needs_class_statistics(self) -> bool:
@@ -351,6 +382,14 @@ class Objective(Part, ABC):
     def attacks(self) -> tuple[int, int] | None:
         """The class whose images shall be taken for another class, and that one; None for none."""
         return None
+
+    def refusal(self, teachers: int) -> str | None:
+        """Why so many networks of a squeeze stage would not do, for the user; None if they will."""
+        return None
+
+    def facts(self, distilled: Distilled, networks: NetworkSource) -> dict[str, float]:
+        """What is worth knowing of a block that is solved: numbers by name."""
+        return {}
 
     def check(self, shape: Shape, examples: int) -> None:
         """Raise `RecipeError` where a field does not fit the source or the number of examples."""
