@@ -79,10 +79,14 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise ArtifactError(
-            f"{path.parent}: cannot write here ({error.strerror}); "
-            "free space or choose a writable folder with --runs or --output"
-        ) from error
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> ArtifactError:
+    return ArtifactError(
+        f"{path.parent}: cannot write here ({error.strerror}); "
+        "free space or choose a writable folder with --runs or --output"
+    )
 
 
 def write_text(path: Path, text: str) -> None:
@@ -164,17 +168,11 @@ def write_rows(
     Raises:
         ArtifactError: a chunk has another shape or dtype, or there are too few or too many rows.
     """
-    array_dtype = torch.empty(0, dtype=dtype).numpy().dtype
-    header: dict[str, Any] = {
-        "descr": np.lib.format.dtype_to_descr(array_dtype),
-        "fortran_order": False,
-        "shape": shape,
-    }
 
     def write(temporary: Path) -> None:
         rows = 0
         with temporary.open("wb") as file:
-            np.lib.format.write_array_header_1_0(file, header)
+            np.lib.format.write_array_header_1_0(file, _rows_header(shape, dtype))
             for chunk in chunks:
                 if tuple(chunk.shape[1:]) != shape[1:] or chunk.dtype != dtype:
                     raise ArtifactError(
@@ -187,6 +185,53 @@ def write_rows(
             raise ArtifactError(f"{path.name}: got {rows} rows, expected {shape[0]}")
 
     write_atomically(path, write)
+
+
+def create_rows(path: Path, shape: tuple[int, ...], dtype: torch.dtype = torch.uint8) -> None:
+    """Make the file of `write_rows` with nothing but zeros, for `fill_rows` to write into.
+
+    Where the file system can, zeros take no space until they are written over.
+    """
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            np.lib.format.write_array_header_1_0(file, _rows_header(shape, dtype))
+            file.truncate(file.tell() + torch.Size(shape).numel() * dtype.itemsize)
+
+    write_atomically(path, write)
+
+
+def fill_rows(path: Path, first: int, rows: Tensor) -> None:
+    """Write consecutive rows into an array that `create_rows` made, safe on disk on return.
+
+    Processes may write other rows of the same file meanwhile.
+
+    Args:
+        path: the file.
+        first: the place of the first of them.
+        rows: of the shape and dtype of the array's.
+
+    Raises:
+        ArtifactError: the file cannot be written to.
+    """
+    whole = open_rows(path)
+    if rows.shape[1:] != whole.shape[1:] or rows.dtype != whole.dtype:
+        raise ArtifactError(f"{path.name}: got rows {tuple(rows.shape)} {rows.dtype}")
+    content = rows.detach().cpu().contiguous().numpy().data
+    header = path.stat().st_size - whole.numel() * whole.element_size()
+    try:
+        with path.open("r+b") as file:
+            file.seek(header + first * whole[0].numel() * whole.element_size())
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _rows_header(shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, Any]:
+    descr = np.lib.format.dtype_to_descr(torch.empty(0, dtype=dtype).numpy().dtype)
+    return {"descr": descr, "fortran_order": False, "shape": shape}
 
 
 def open_rows(path: Path) -> Tensor:
