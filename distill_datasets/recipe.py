@@ -16,7 +16,8 @@ from distill_datasets.artifacts import canonical_json, sha256_text
 from distill_datasets.data.source import Source
 from distill_datasets.errors import RecipeError, did_you_mean
 from distill_datasets.optimize import Distill
-from distill_datasets.students import Evaluate, Squeeze
+from distill_datasets.squeezing import Squeeze
+from distill_datasets.students import Evaluate
 from distill_datasets.types import Section
 from distill_datasets.yaml_text import from_yaml, to_yaml
 

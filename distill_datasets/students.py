@@ -14,7 +14,6 @@ from pydantic import Field, SerializeAsAny, model_validator
 from torch import Tensor, nn
 
 from distill_datasets.augment import Augment
-from distill_datasets.data.source import Source
 from distill_datasets.errors import DistillError
 from distill_datasets.inner import Adam, Optimizer, Sgd
 from distill_datasets.networks.sources import ArchitectureField
@@ -123,23 +122,6 @@ class Training(Section):
         "takes the step sizes learned with the images, by sgd, and optimizer.lr in references",
     )
     augment: Augment = Field(default=Augment(), description="of the training images")
-
-
-class Squeeze(Training):
-    """Which networks are trained on real data before anything is distilled."""
-
-    schedule: Literal["constant", "cosine", "step"] = Field(
-        default="constant",
-        description="of the step size; cosine falls to zero, step to a tenth half-way",
-    )
-    members: int = Field(default=1, gt=0, description="networks, each with its own seed")
-    epochs: int = Field(gt=0, description="passes over the training images")
-    keep: Literal["every", "last"] = Field(
-        default="last", description="weights after every epoch (trajectories), or after the last"
-    )
-    source: Source | None = Field(
-        default=None, description="another dataset to train on; null: the recipe's own"
-    )
 
 
 class Evaluate(Training):

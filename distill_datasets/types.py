@@ -167,9 +167,16 @@ class Squeezed(ABC):
         """The network of every member."""
         return (self.architecture,) * self.members
 
+    @abstractmethod
     def module(self, member: int) -> nn.Module:
         """A member after its last epoch, with its buffers: on the CPU, in eval mode, frozen."""
-        raise NotImplementedError
+
+    def class_statistics(self, member: int) -> tuple[list[Tensor], list[Tensor]] | None:
+        """Those of `TeacherNetwork`, on the CPU; None where nobody computed them."""
+        return None
+
+    def check_teachers(self) -> None:
+        """Raise a `DistillError` where a member knows too little of the test images to teach."""
 
 
 class TeacherNetwork(NamedTuple):
@@ -229,10 +236,7 @@ class Networks(Part, ABC):
     def build(
         self, shape: Shape, device: torch.device, squeezed: Squeezed | None = None
     ) -> NetworkSource:
-        """The source of networks for this shape, on a device.
-
-        `squeezed` are the networks of the squeeze stage; there when `needs_squeezed`.
-        """
+        """The source of networks on a device; `squeezed` is there when `needs_squeezed`."""
 
     def refusal(self, members: int, epochs: int, keep: Literal["every", "last"]) -> str | None:
         """Why what a squeeze stage leaves would not do, for the user; None when it will."""

@@ -110,8 +110,8 @@ def test_the_generator_alone_decides_fresh_weights() -> None:
 
 
 def test_a_layer_without_a_rule_is_refused_by_its_name() -> None:
-    with pytest.raises(RecipeError, match="fresh weights of a BatchNorm2d; known: Conv2d, Linear"):
-        initialize(nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)), rng_for(0))
+    with pytest.raises(RecipeError, match="fresh weights of a LayerNorm; known: Conv2d, Linear"):
+        initialize(nn.Sequential(nn.Conv2d(1, 2, 3), nn.LayerNorm(2)), rng_for(0))
 
 
 def test_the_lenet_has_the_weights_of_the_paper() -> None:

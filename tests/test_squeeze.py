@@ -29,7 +29,8 @@ from distill_datasets.stages.evaluate import load_rows
 from distill_datasets.stages.export import verify
 from distill_datasets.stages.source import LoadedSource
 from distill_datasets.stages.squeeze import Members, SqueezedFolder, run_squeeze
-from distill_datasets.students import Squeeze, Whole, accuracy, train_student
+from distill_datasets.squeezing import Squeeze
+from distill_datasets.students import Whole, accuracy, train_student
 from distill_datasets.yaml_text import to_yaml
 
 REAL = toy_real()
@@ -75,7 +76,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> SqueezedFolder:
 
 @pytest.fixture
 def never_trained() -> Iterator[mock.Mock]:
-    with mock.patch("distill_datasets.stages.squeeze.train_student") as trained:
+    with mock.patch("distill_datasets.stages.squeeze.MemberTraining") as trained:
         trained.side_effect = AssertionError
         yield trained
 
@@ -290,7 +291,7 @@ def test_a_whole_run_squeezes_distills_and_measures(tmp_path: Path, name: str) -
     assert len(learned) == (name != "pretrained") and 0.02 not in learned
     before = times(tmp_path / "runs" / "toy")
     with (
-        mock.patch("distill_datasets.stages.squeeze.train_student", side_effect=AssertionError),
+        mock.patch("distill_datasets.stages.squeeze.MemberTraining", side_effect=AssertionError),
         mock.patch("distill_datasets.stages.distill.optimize", side_effect=AssertionError),
     ):
         answer = command(*run, tmp_path / "followed", *following)
