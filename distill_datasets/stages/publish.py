@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from distill_datasets.card import PLACEHOLDER
 from distill_datasets.errors import ArtifactError, PublishError, RecipeError
 from distill_datasets.licenses import why_restricted
+from distill_datasets.published import SIBLING, sibling_of
 from distill_datasets.refusals import in_plain_words
 from distill_datasets.stages.export import MANIFEST, manifest_text, read_manifest, verify
 
@@ -79,6 +80,9 @@ def publish(
 ) -> Published:
     """Put the dataset of `folder` on the Hub, in one commit.
 
+    Label shards that lie beside it go first, in one commit to a repository of their own, whose name
+    ends with `-relabel`.
+
     Args:
         folder: what `write_dataset` wrote, with results.
         repo_id: `namespace/name`; made when it does not exist. What this library did not write
@@ -104,13 +108,44 @@ def publish(
     if tag is not None and not _TAG.fullmatch(tag):
         raise RecipeError(f"{tag!r} cannot be a tag; use letters, digits, '.', '-', '_' and '+'")
     files = _files(folder, repo_id)
-    tag = tag or f"v{files[MANIFEST].sha256[:12]}"
     reason = None if allow_license else why_restricted(read_manifest(folder)["source"])
     if reason and private is False:
         raise ArtifactError(
             f"{folder}: {reason}, so what is distilled from it is not published openly; "
             "publish with --private, or with --allow-license if you may share it"
         )
+    shards = _shards(folder)
+    if shards is not None:
+        labels = _files(shards, f"{repo_id}{SIBLING}")
+        _put(labels, f"{repo_id}{SIBLING}", token, private, None, message, reason)
+    return _put(files, repo_id, token, private, tag, message, reason)
+
+
+def _shards(folder: Path) -> Path | None:
+    """The folder of the label shards that belong to `folder`; None when it has none."""
+    relabel = read_manifest(folder).get("relabel")
+    if relabel is None or relabel["where"] == "relabel":
+        return None
+    shards = sibling_of(folder)
+    if not (shards / MANIFEST).exists():
+        raise ArtifactError(
+            f"{folder}: its label shards are expected in {shards}, where they are not; move them "
+            "there, or run the recipe again"
+        )
+    return shards
+
+
+def _put(
+    files: dict[str, _File],
+    repo_id: str,
+    token: str | None,
+    private: bool | None,
+    tag: str | None,
+    message: str | None,
+    reason: str | None,
+) -> Published:
+    """Make the repository hold `files`; `reason` is why the source's license keeps it private."""
+    tag = tag or f"v{files[MANIFEST].sha256[:12]}"
     hub = _hub(repo_id, token)
     hub.create(True if reason and private is None else private)
     head = hub.head()
@@ -135,7 +170,7 @@ def publish(
 def _files(folder: Path, repo_id: str) -> dict[str, _File]:
     """Everything to publish, by path; the card and the manifest as they will be in `repo_id`."""
     manifest = read_manifest(folder)
-    if not manifest.get("results"):
+    if not manifest.get("results") and "labels_of" not in manifest:
         raise ArtifactError(
             f"{folder}: not evaluated, and only evaluated datasets are published; "
             "run `distill-datasets run` with its recipe again, which evaluates it"
