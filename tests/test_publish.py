@@ -265,9 +265,9 @@ def test_a_branch_that_never_rests_ends_in_an_error(
 def test_a_commit_whose_answer_is_lost_is_found_and_not_repeated(
     server: HubServer, client: Client, folder: Path
 ) -> None:
-    server.fail("POST", "/ann/lost/commit/", 504, after=True)
-    answer = client.ask("publish", str(folder), "ann/lost", token="hf_writer")
-    repo = server.repos["ann/lost"]
+    server.fail("POST", "/ann/without/commit/", 504, after=True)
+    answer = client.ask("publish", str(folder), "ann/without", token="hf_writer")
+    repo = server.repos["ann/without"]
     assert answer["commit"] == repo.head.oid and answer["unchanged"] is False
     assert len(repo.commits) == 2 and repo.tags == {answer["tag"]: repo.head.oid}
 
@@ -360,6 +360,6 @@ def test_label_shards_are_published_first_into_a_repository_of_their_own(
     assert again["unchanged"] is True
     assert len(server.repos["ann/views-relabel"].commits) == 2
     (tmp_path / "views-relabel").rename(tmp_path / "elsewhere")
-    answer = client.ask("publish", folder, "ann/lost", token="hf_writer")
+    answer = client.ask("publish", folder, "ann/without", token="hf_writer")
     assert answer["error"] == "ArtifactError" and "label shards are expected in" in answer["text"]
-    assert "ann/lost" not in server.repos
+    assert "ann/without" not in server.repos

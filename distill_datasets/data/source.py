@@ -10,17 +10,17 @@ import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import partial
 from typing import Annotated, Any, Literal, Self
 
 import torch
 from pydantic import Field, StringConstraints, field_validator, model_validator
-from torch import Tensor
 
 from distill_datasets.data import columns, opening, rows
 from distill_datasets.data.decoded import Decoded, RealData, Sampling
 from distill_datasets.data.images import UnusableImage
 from distill_datasets.data.normalization import Kind, Normalization
+from distill_datasets.data.parts import Part
 from distill_datasets.data.provenance import Provenance, of_hub, of_memory, of_path
 from distill_datasets.data.reading import (
     Agreement,
@@ -28,7 +28,6 @@ from distill_datasets.data.reading import (
     Channels,
     Split,
     Table,
-    decode,
     first_image,
 )
 from distill_datasets.data.storing import InMemory, Store
@@ -281,60 +280,6 @@ def _check_classes(train: Split, test: Split, names: list[str]) -> None:
         )
 
 
-@dataclass(frozen=True)
-class _Part:
-    """The rows that are read of one split; `lengths` counts all rows of each of its pieces."""
-
-    role: str
-    table: Table
-    chosen: list[rows.Row]
-    lengths: list[int]
-
-    @cached_property
-    def usable(self) -> list[rows.Row]:
-        """The rows that have a class."""
-        return [row for row in self.chosen if isinstance(row.label, int)]
-
-    def stored(
-        self,
-        column: str,
-        agreement: Agreement,
-        shape: tuple[int, ...],
-        store: Store,
-        report: Callable[[int], None],
-    ) -> tuple[Split, list[BadRow]]:
-        """Decode the rows into the store; what could be used, and what could not."""
-        table, usable = self.table, self.usable
-        units = table.units(usable, self.lengths)
-        bad = [
-            BadRow(table.split, row.number, row.label)
-            for row in self.chosen
-            if isinstance(row.label, str)
-        ]
-        done = len(bad)
-        store.create(self.role, (len(usable), *shape))
-
-        def work(unit: int) -> list[tuple[int, str]]:
-            def put(first: int, pixels_BCHW: Tensor) -> None:
-                store.put(self.role, first, pixels_BCHW)
-                reached = done + first - units[unit].start + len(pixels_BCHW)
-                if reached < len(self.chosen):
-                    report(reached)
-
-            nonlocal done
-            broken = decode(table, column, usable, units[unit], agreement, put)
-            done += units[unit].stop - units[unit].start
-            return broken
-
-        broken = [row for found in store.each(self.role, len(units), work) for row in found]
-        report(len(self.chosen))
-        bad += [BadRow(table.split, usable[place].number, why) for place, why in broken]
-        kept_N = torch.ones(len(usable), dtype=torch.bool)
-        kept_N[[place for place, _ in broken]] = False
-        labels_N = torch.tensor([row.label for row in usable], dtype=torch.int64)
-        return Split(store.finish(self.role, kept_N), labels_N[kept_N]), sorted(bad)
-
-
 def _labels(table: Table, column: str, role: str, store: Store) -> list[list[columns.Value]]:
     """The labels of every piece of a split."""
     return store.each(f"labels-{role}", table.pieces, lambda piece: table.labels(column, piece))
@@ -342,7 +287,7 @@ def _labels(table: Table, column: str, role: str, store: Store) -> list[list[col
 
 def _chosen(
     source: Source, layout: _Layout, draw: Draw, store: Store
-) -> tuple[_Part, _Part, list[str], dict[str, int]]:
+) -> tuple[Part, Part, list[str], dict[str, int]]:
     """Training and test rows, the names of the classes, and how many rows every split has."""
     values = _labels(layout.train, layout.label, "train", store)
     lengths = [len(piece) for piece in values]
@@ -364,8 +309,8 @@ def _chosen(
     if source.imbalance is not None:
         train_rows = rows.imbalanced(train_rows, source.imbalance, len(classes.names), draw)
     return (
-        _Part("train", layout.train, train_rows, lengths),
-        _Part("test", test_table, test_rows, test_lengths),
+        Part("train", layout.train, train_rows, lengths),
+        Part("test", test_table, test_rows, test_lengths),
         classes.names,
         counts,
     )
