@@ -265,9 +265,9 @@ def test_a_branch_that_never_rests_ends_in_an_error(
 def test_a_commit_whose_answer_is_lost_is_found_and_not_repeated(
     server: HubServer, client: Client, folder: Path
 ) -> None:
-    server.fail("POST", "/ann/without/commit/", 504, after=True)
-    answer = client.ask("publish", str(folder), "ann/without", token="hf_writer")
-    repo = server.repos["ann/without"]
+    server.fail("POST", "/ann/lost/commit/", 504, after=True)
+    answer = client.ask("publish", str(folder), "ann/lost", token="hf_writer")
+    repo = server.repos["ann/lost"]
     assert answer["commit"] == repo.head.oid and answer["unchanged"] is False
     assert len(repo.commits) == 2 and repo.tags == {answer["tag"]: repo.head.oid}
 
