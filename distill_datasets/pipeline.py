@@ -20,6 +20,7 @@ from distill_datasets.artifacts import fingerprint, sha256_tensors
 from distill_datasets.data.opening import library_bars
 from distill_datasets.data.source import peek, resolve
 from distill_datasets.errors import ArtifactError, RecipeError
+from distill_datasets.networks.teachers import check_networks
 from distill_datasets.pictures import to_bytes
 from distill_datasets.published import STARTS, Content
 from distill_datasets.recipe import Recipe
@@ -29,6 +30,7 @@ from distill_datasets.stages.evaluate import run_evaluate
 from distill_datasets.stages.export import MANIFEST, check_writable, read_manifest, write_dataset
 from distill_datasets.stages.source import LoadedSource, load_source
 from distill_datasets.stages.squeeze import SqueezedFolder, run_squeeze
+from distill_datasets.stages.statistics import run_statistics
 from distill_datasets.students import Evaluate
 from distill_datasets.types import Distilled, Selection, Shape
 
@@ -104,6 +106,8 @@ def run(
             squeezed = run_squeeze(
                 recipe.squeeze, teaching, seed=recipe.seed, runs=own, runtime=runtime, quiet=quiet
             )
+            if recipe.distill.objective.needs_class_statistics:
+                squeezed = run_statistics(squeezed, source, runs=own, runtime=runtime, quiet=quiet)
         starts_SP = starts(recipe, source, squeezed, runtime.device)
         distilled, folder = run_distill(
             recipe.distill,
@@ -181,9 +185,9 @@ def check_parts(recipe: Recipe, shape: Shape) -> None:
     for field in type(canvas).model_fields:
         if isinstance(part := getattr(canvas, field), Selection):
             part.check(shape)
-    squeezed = recipe.squeeze.network if recipe.squeeze is not None else None
+    squeezed = recipe.squeeze.architectures if recipe.squeeze is not None else ()
+    check_networks(recipe.distill.networks, squeezed, shape)
     with torch.device("meta"):
-        recipe.distill.networks.architecture(squeezed).build(shape)
         recipe.evaluate.network.build(shape)
 
 
