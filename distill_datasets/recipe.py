@@ -80,6 +80,7 @@ class Recipe(Section):
         if self.squeeze is not None:
             left = self.squeeze
             refusal = section.networks.refusal(left.members, left.epochs, left.keep)
+            refusal = refusal or section.objective.refusal(left.members)
             if refusal is not None:
                 raise ValueError(refusal)
         return self
