@@ -43,7 +43,7 @@ def sha256_tensors(tensors: Iterable[Tensor]) -> str:
     """The sha256 of all values, one tensor after the other, in hexadecimal."""
     digest = hashlib.sha256()
     for tensor in tensors:
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        digest.update(tensor.detach().cpu().contiguous().numpy().data)
     return digest.hexdigest()
 
 

@@ -23,6 +23,7 @@ FLOORS = [
     ["optimize", "students", "squeezing", "published"],
     ["recipe", "card", "card_code", "refusals"],
     ["stages"],
+    ["contents"],
     ["pipeline"],
     ["plan", "presets", "api"],
     ["cli", "__init__", "__main__"],

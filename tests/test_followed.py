@@ -30,7 +30,7 @@ from distill_datasets.errors import ArtifactError, DistillError, RecipeError
 from distill_datasets.inner import Sgd
 from distill_datasets.networks.sources import fresh_weights, skeleton_of
 from distill_datasets.networks.zoo import ConvNet, LeNet, initialize
-from distill_datasets.pipeline import chain
+from distill_datasets.contents import chain
 from distill_datasets.plugins import BUILT_IN, load
 from distill_datasets.published import STARTS, Content, budget, check
 from distill_datasets.runtime import Runtime, draws
