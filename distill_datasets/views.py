@@ -11,6 +11,7 @@ T strips of tiles, R tries.
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -60,6 +61,28 @@ class Views(NamedTuple):
     def to(self, device: torch.device) -> "Views":
         """The same on a device."""
         return Views._make(None if column is None else column.to(device) for column in self)
+
+    def columns(self) -> dict[str, Tensor]:
+        """The records as named arrays, one row per view; what is None is left out."""
+        fields = self._asdict().items()
+        return {_column(field): values for field, values in fields if values is not None}
+
+
+def _column(field: str) -> str:
+    """The name of a field without its shape."""
+    return field.rpartition("_")[0]
+
+
+def views_of(columns: Mapping[str, Tensor]) -> Views:
+    """Records from their named arrays; other arrays are left alone."""
+    return Views._make(columns.get(_column(field)) for field in Views._fields)
+
+
+def concatenated(parts: Sequence[Views]) -> Views:
+    """Records one after the other; all with tiles or all without."""
+    return Views._make(
+        None if columns[0] is None else torch.cat(columns) for columns in zip(*parts, strict=True)
+    )
 
 
 def draw_views(
@@ -147,10 +170,13 @@ def replay(images_NCHW: Tensor, views: Views, mean_C: Tensor, std_C: Tensor) -> 
             some.partner_flip_B,
             some.partner_tiles_BT,
         )
-        pixels_BCHW[mixed_M] = _blended(pixels_BCHW[mixed_M], partner_MCHW, some)
+        if len(mixed_M) == len(pixels_BCHW):
+            pixels_BCHW = _blended(pixels_BCHW, partner_MCHW, some)
+        else:
+            pixels_BCHW[mixed_M] = _blended(pixels_BCHW[mixed_M], partner_MCHW, some)
     pixels_BCHW /= 255
-    pixels_BCHW -= mean_C[:, None, None]
-    pixels_BCHW /= std_C[:, None, None]
+    pixels_BCHW -= mean_C.to(pixels_BCHW)[:, None, None]
+    pixels_BCHW /= std_C.to(pixels_BCHW)[:, None, None]
     return pixels_BCHW
 
 
@@ -218,27 +244,25 @@ def _rendered(
     channels, height, width = images_NCHW.shape[1:]
     rows_BT, columns_BT = (None, None) if tiles_BT is None else tiles_BT.chunk(2, dim=1)
     top_B, left_B, high_B, wide_B = crop_B4.unbind(1)
-    no_flip_B = torch.zeros_like(flip_B)
-    # the rows that are needed, one after the other in memory, then interpolated between
-    first_B1 = (image_B.long() * channels)[:, None]
-    plane_BC1 = (first_B1 + torch.arange(channels, device=first_B1.device))[:, :, None]
+    # whole rows of the image lie one after the other in memory: those that are needed come first
     lines = images_NCHW.view(-1, width)
-    pixels_BCHW = None
-    for place_BS, weight_BS in _places(top_B, high_B, no_flip_B, rows_BT, height):
-        line_BCS = plane_BC1 * height + place_BS[:, None]
-        picked_BCHW = lines.index_select(0, line_BCS.flatten()).view(*line_BCS.shape, width)
-        weighed_BCHW = picked_BCHW * weight_BS[:, None, :, None]
-        pixels_BCHW = weighed_BCHW if pixels_BCHW is None else pixels_BCHW.add_(weighed_BCHW)
-    assert pixels_BCHW is not None
-    wide_BCHW = None
-    for place_BS, weight_BS in _places(left_B, wide_B, flip_B, columns_BT, width):
-        picked_BCHW = pixels_BCHW.gather(
-            3, place_BS[:, None, None].expand(-1, channels, height, -1)
-        )
-        weighed_BCHW = picked_BCHW.mul_(weight_BS[:, None, None])
-        wide_BCHW = weighed_BCHW if wide_BCHW is None else wide_BCHW.add_(weighed_BCHW)
-    assert wide_BCHW is not None
-    return wide_BCHW
+    plane_C = torch.arange(channels, device=image_B.device)
+    first_BC1 = ((image_B.long() * channels)[:, None] + plane_C)[:, :, None] * height
+
+    def row(place_BS: Tensor, weight_BS: Tensor) -> Tensor:
+        line_BCS = first_BC1 + place_BS[:, None]
+        picked = lines.index_select(0, line_BCS.flatten())
+        return picked.view(*line_BCS.shape, width) * weight_BS[:, None, :, None]
+
+    near, far = _places(top_B, high_B, torch.zeros_like(flip_B), rows_BT, height)
+    high_BCHW = row(*near).add_(row(*far))
+
+    def column(place_BS: Tensor, weight_BS: Tensor) -> Tensor:
+        place_BCHW = place_BS[:, None, None].expand(-1, channels, height, -1)
+        return high_BCHW.gather(3, place_BCHW).mul_(weight_BS[:, None, None])
+
+    near, far = _places(left_B, wide_B, flip_B, columns_BT, width)
+    return column(*near).add_(column(*far))
 
 
 def _places(
