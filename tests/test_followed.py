@@ -26,11 +26,11 @@ from toy_runs import CONVNET, command, toy_recipe, toy_sections
 from distill_datasets.artifacts import read_tensors
 from distill_datasets.card import PLACEHOLDER, card
 from distill_datasets.card_code import training
+from distill_datasets.contents import chain
 from distill_datasets.errors import ArtifactError, DistillError, RecipeError
 from distill_datasets.inner import Sgd
 from distill_datasets.networks.sources import fresh_weights, skeleton_of
 from distill_datasets.networks.zoo import ConvNet, LeNet, initialize
-from distill_datasets.contents import chain
 from distill_datasets.plugins import BUILT_IN, load
 from distill_datasets.published import STARTS, Content, budget, check
 from distill_datasets.runtime import Runtime, draws

@@ -81,8 +81,7 @@ def test_all_problems_are_listed_at_once_with_path_and_got_and_expected() -> Non
         "source.limit: got '5', expected a valid integer",
         "distill.objective.optimizer.lr: got 'fast', expected a valid number",
         "distill.canvas.ipc: got [], expected a valid number",
-        "distill.networks.network.norm: got 'group', expected 'instance', 'batch' or "
-        "'none'",
+        "distill.networks.network.norm: got 'group', expected 'instance', 'batch' or 'none'",
         "distill.lanes: got 0, expected greater than 0",
         "evaluate.references.0: got 'half', expected 'random_real', 'herding', 'k_center', "
         "'class_mean' or 'full'",
