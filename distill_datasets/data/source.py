@@ -58,6 +58,17 @@ Guard = Callable[[], AbstractContextManager[None]]
 Name = Annotated[str, StringConstraints(min_length=1)]
 
 
+class Expected(Section):
+    """What a dataset that is not at hand looks like."""
+
+    classes: int = Field(ge=2, description="number of classes that are distilled")
+    rows: int = Field(gt=0, description="training images")
+    channels: Channels = 3
+    side: int | None = Field(
+        default=None, gt=0, description="height and width in pixels; null: source.resolution"
+    )
+
+
 class Source(Section):
     """Which images are distilled, and how they are read."""
 
@@ -106,6 +117,24 @@ class Source(Section):
         default=0.1, ge=0, description="share of the mean eigenvalue added to each eigenvalue"
     )
     skip_bad_rows: bool = Field(default=False, description="leave unusable rows out, and log them")
+
+    expected: Expected | None = Field(
+        default=None, description="shape for `plan`, which then does not look at the dataset"
+    )
+
+    @model_validator(mode="after")
+    def _expected_size_is_known(self) -> Self:
+        if self.expected is not None and self.expected.side is None and self.resolution is None:
+            raise ValueError("expected.side: missing, and resolution does not tell it either")
+        return self
+
+    def expected_shape(self) -> Shape:
+        """The shape that `expected` describes, as `peek` would tell it."""
+        assert self.expected is not None
+        side = self.resolution or self.expected.side
+        assert side is not None, "the recipe was checked"
+        channels = CHANNELS[self.channels] or self.expected.channels
+        return Shape(channels, side, side, self.expected.classes)
 
     @model_validator(mode="after")
     def _one_correction(self) -> Self:

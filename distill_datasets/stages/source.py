@@ -72,7 +72,7 @@ def load_source(
         DataError: the source cannot be used; nothing has been trained yet.
     """
     training = {"sampling", "calibrate"}
-    named = {"dataset", "revision", "normalization", "zca_regularization"}
+    named = {"dataset", "revision", "normalization", "zca_regularization", "expected"}
     reading = source.model_dump(mode="json", exclude=named | training)
     identity = [VERSION, "source", reading, provenance.identity(), seed]
     folder = runs / f"source-{fingerprint(identity)}"
