@@ -66,6 +66,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
     },
     "optimizers": {
         "adam": "distill_datasets.inner:Adam",
+        "adamw": "distill_datasets.inner:AdamW",
         "sgd": "distill_datasets.inner:Sgd",
     },
 }

@@ -21,9 +21,11 @@ from sample_content import MEAN, STD, sample
 from tiny import toy_real
 from torch import Tensor, nn
 
+from distill_datasets.examples import Examples
 from distill_datasets.inner import Adam
 from distill_datasets.networks.zoo import ConvNet
 from distill_datasets.runtime import Runtime, draws
+from distill_datasets.scoring import Score
 from distill_datasets.stages import evaluate
 from distill_datasets.stages.evaluate import (
     contestants,
@@ -33,7 +35,7 @@ from distill_datasets.stages.evaluate import (
     run_evaluate,
 )
 from distill_datasets.stages.export import write_dataset
-from distill_datasets.students import Evaluate, Examples, Score
+from distill_datasets.students import Evaluate
 from distill_datasets.types import Draw, Shape
 
 PIXELS = 168  # of the sample's poster, 12 x 14

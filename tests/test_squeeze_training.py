@@ -17,6 +17,7 @@ from distill_datasets.artifacts import read_tensors
 from distill_datasets.augment import Augment
 from distill_datasets.data.provenance import Provenance
 from distill_datasets.errors import DistillError, RecipeError
+from distill_datasets.examples import Whole
 from distill_datasets.inner import Adam, Optimizer, Sgd
 from distill_datasets.networks.vision import Torchvision
 from distill_datasets.networks.zoo import ConvNet, initialize
@@ -25,7 +26,6 @@ from distill_datasets.squeezing import Squeeze
 from distill_datasets.stages.source import LoadedSource
 from distill_datasets.stages.squeeze import SqueezedFolder, run_squeeze
 from distill_datasets.stages.training import MemberTraining
-from distill_datasets.students import Whole
 from distill_datasets.types import Shape
 
 BATCHED = ConvNet(depth=2, width=6, norm="batch")

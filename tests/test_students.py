@@ -14,10 +14,12 @@ from torch.nn.utils import parameters_to_vector
 
 from distill_datasets.augment import Augment
 from distill_datasets.errors import DistillError
+from distill_datasets.examples import Examples, Stored
 from distill_datasets.inner import Adam, Sgd
 from distill_datasets.networks.zoo import initialize
 from distill_datasets.runtime import draws
-from distill_datasets.students import Evaluate, Examples, Stored, accuracy, steps_of, train_student
+from distill_datasets.scoring import accuracy
+from distill_datasets.students import Evaluate, steps_of, train_student
 from distill_datasets.types import Architecture, Batch, Shape
 
 

@@ -22,20 +22,13 @@ from torch import Tensor
 from distill_datasets.artifacts import fingerprint, read_json, read_tensors, write_json
 from distill_datasets.data.opening import library_bars
 from distill_datasets.data.source import RealData
+from distill_datasets.examples import Examples, Stored, Whole
 from distill_datasets.progress import progress_bar
 from distill_datasets.published import STARTS
 from distill_datasets.runtime import Runtime, draws
+from distill_datasets.scoring import score, taken_for
 from distill_datasets.stages.references import CHOSEN, chosen_real, random_real
-from distill_datasets.students import (
-    Evaluate,
-    Examples,
-    Stored,
-    Whole,
-    score,
-    steps_of,
-    taken_for,
-    train_student,
-)
+from distill_datasets.students import Evaluate, steps_of, train_student
 from distill_datasets.types import Draw, Shape
 
 if TYPE_CHECKING:

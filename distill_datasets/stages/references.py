@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from distill_datasets.data.source import RealData
+from distill_datasets.examples import Examples, Stored
 from distill_datasets.runtime import draws
 from distill_datasets.selection.averaged import ClassMean
 from distill_datasets.selection.chosen import Herding, KCenter
-from distill_datasets.students import Examples, Stored
 from distill_datasets.types import Draw, Selection
 
 CHOSEN: list[Selection] = [Herding(), KCenter(), ClassMean()]

@@ -31,6 +31,7 @@ from distill_datasets.artifacts import (
 )
 from distill_datasets.data.checkpoints import locate, read_checkpoint
 from distill_datasets.errors import ArtifactError, DistillError, RecipeError
+from distill_datasets.examples import Whole
 from distill_datasets.networks.stored import (
     BUFFERS,
     WEIGHTS,
@@ -42,10 +43,10 @@ from distill_datasets.networks.stored import (
 )
 from distill_datasets.progress import Bar, progress_bar
 from distill_datasets.runtime import Runtime, draws
+from distill_datasets.scoring import accuracy
 from distill_datasets.squeezing import Squeeze
 from distill_datasets.stages.source import LoadedSource
 from distill_datasets.stages.training import MemberTraining, Step
-from distill_datasets.students import Whole, accuracy
 from distill_datasets.types import Architecture, Shape, Squeezed
 
 VERSION = 2

@@ -18,14 +18,15 @@ from torch import Tensor, nn
 
 from distill_datasets.artifacts import read_tensors, write_tensors
 from distill_datasets.errors import DistillError
+from distill_datasets.examples import Examples
 from distill_datasets.networks.drawing import drawing
 from distill_datasets.networks.zoo import initialize
 from distill_datasets.runtime import Runtime
 from distill_datasets.squeezing import Squeeze
-from distill_datasets.students import CHECKED, Examples, rate
+from distill_datasets.students import CHECKED, WARMUP_START, rate
+from distill_datasets.training_state import restore_state, state_of
 from distill_datasets.types import Architecture, Draw, Shape
 
-WARMUP_START = 0.01
 Step = Callable[[Tensor, int], Tensor]
 """Puts the gradient of a batch at a step into the weights' `grad`; returns the loss."""
 
@@ -56,31 +57,16 @@ class MemberTraining:
 
     def save(self, path: Path) -> None:
         """Write everything that an epoch changes as one file, atomically."""
-        tensors = {f"module/{name}": kept for name, kept in self.module.state_dict().items()}
-        for number, state in self._optimizer.state_dict()["state"].items():
-            tensors |= {
-                f"optimizer/{number}/{name}": value
-                for name, value in state.items()
-                if isinstance(value, Tensor)
-            }
+        tensors = state_of(self.module, self._optimizer)
         tensors |= {f"rows/{row}": weights_P for row, weights_P in enumerate(self.rows)}
         write_tensors(path, tensors, {"epoch": self.epoch})
 
     def restore(self, path: Path) -> None:
         """Go on from what `save` wrote."""
         tensors, note = read_tensors(path)
-        groups: dict[str, dict[str, Tensor]] = {"module": {}, "optimizer": {}, "rows": {}}
-        for name, tensor in tensors.items():
-            group, _, rest = name.partition("/")
-            groups[group][rest] = tensor
-        self.module.load_state_dict(groups["module"])
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in groups["optimizer"].items():
-            number, _, slot = name.partition("/")
-            state.setdefault(int(number), {})[slot] = tensor
-        own = self._optimizer.state_dict()
-        self._optimizer.load_state_dict({"state": state, "param_groups": own["param_groups"]})
-        self.rows = [groups["rows"][str(row)] for row in range(len(groups["rows"]))]
+        restore_state(self.module, self._optimizer, tensors)
+        kept = [name for name in tensors if name.startswith("rows/")]
+        self.rows = [tensors[f"rows/{row}"] for row in range(len(kept))]
         self.epoch = note["epoch"]
 
     def train_epoch(self, gradient: Step) -> float:
