@@ -194,13 +194,14 @@ class TeacherNetwork(NamedTuple):
 class Teachers(NetworkSource):
     """Trained networks that are asked as they are, not drawn as vectors of weights.
 
-    `kept` is a place for what an objective makes of them once and asks again and again, such as a
-    compiled function: one for each thread, for threads that run at once share nothing that changes.
+    `kept` is a place for what an objective makes of them once and asks again and again, one for
+    each thread; `compiling` is held by the one thread that compiles.
     """
 
     def __init__(self, members: list[TeacherNetwork]) -> None:
         self.members = members
         self.kept = threading.local()
+        self.compiling = threading.Lock()
 
     def sample(self, draw: LaneDraw) -> Sampled:
         raise AssertionError("teachers keep buffers and are not drawn; take them from `members`")

@@ -346,3 +346,17 @@ def test_selected_images_are_not_moved() -> None:
         settings(SELECTED, steps=3)
     with pytest.raises(ValidationError, match=r"canvas\.bounds: got 'sigmoid'"):
         settings(SELECTED, canvas={"name": "pixels", "ipc": 3})
+
+
+@pytest.mark.slow
+def test_threads_use_one_compiled_loss_and_make_the_bits_of_one_thread(tmp_path: Path) -> None:
+    from torch._dynamo.utils import counters
+
+    counters.clear()
+    found = []
+    for cores in (3, 1):
+        runtime = Runtime()
+        runtime.cores = cores
+        section = settings(RECOVER | {"compile": True})
+        found.append(run(section, tmp_path / str(cores), runtime).images_NCHW)
+    assert torch.equal(*found) and counters["stats"]["unique_graphs"] == 1

@@ -7,7 +7,8 @@ batch decides what its statistics can be, so the recipe says it, and no number o
 Shape suffixes: B images of a block, C channels, H W pixels, K classes, T channels of all layers.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Self
 
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from distill_datasets.data.source import RealData
 
 Standard = Literal["global", "class", "both"]
+MOST_GRAPHS = 64
+"""Architectures of teachers that are compiled."""
 
 
 class Terms(NamedTuple):
@@ -267,10 +270,10 @@ class Recover(Objective):
             crop = crop.model_copy(update={"smallest": least})
         size = (images_BCHW.shape[2], images_BCHW.shape[3])
         view = draw_view(crop, self.flip, self.roll, size, draw("view"))
-        loss, terms = self._loss(
-            view(images_BCHW), targets_BK, teachers, self._asked(teachers, draw)
-        )
-        grads = torch.autograd.grad(loss, parameters)
+        asked = self._asked(teachers, draw)
+        with self._one_compiles(teachers, asked):
+            loss, terms = self._loss(view(images_BCHW), targets_BK, teachers, asked)
+            grads = torch.autograd.grad(loss, parameters)
         told = torch.stack([loss, *terms]).tolist()
         metrics = dict(zip(Terms._fields, told[1:], strict=True))
         return Estimate(told[0], dict(zip(names, grads, strict=True)), metrics)
@@ -332,6 +335,20 @@ class Recover(Objective):
                 parts.cross_entropy + share * cross_entropy, parts.bn_loss + share * bn_loss
             )
         return loss, parts
+
+    @contextmanager
+    def _one_compiles(self, teachers: Teachers, asked: list[int]) -> Iterator[None]:
+        """Let a thread wait at its first step for another's graphs, which it then finds and uses.
+
+        Beyond so many graphs of one function torch would go on without compiling, to other bits.
+        """
+        known: set[int] = teachers.kept.__dict__.setdefault("compiled", set())
+        if not self.compile or known.issuperset(asked):
+            yield
+            return
+        with teachers.compiling, torch._dynamo.config.patch(recompile_limit=MOST_GRAPHS):
+            yield
+        known.update(asked)
 
     def _matched(self, teachers: Teachers) -> list[Matched]:
         """The teachers as this thread asks them, made once."""

@@ -105,8 +105,9 @@ def run_blocks(
     canvas, real = settings.canvas, source.real
     assert isinstance(canvas, Pixels) and canvas.ipc is not None, "the recipe was checked"
     blocks = settings.objective.blocks(real.shape.k, canvas.ipc)
-    asked = canvas.needs_squeezed and squeezed is not None
-    teacher = Members(squeezed, real.shape) if asked and squeezed is not None else None
+    teacher = None
+    if canvas.needs_squeezed and squeezed is not None:
+        teacher = Members(squeezed, real.shape, runtime.device)
     initial = InitialImages(canvas.init, real, canvas.ipc, seed, teacher)
     deciding = settings.model_dump(mode="json", exclude={"previews", "checkpoint_seconds"})
     identity = [VERSION, "blocks", deciding, source.fingerprint, seed, *initial.identity()]
