@@ -30,6 +30,7 @@ from distill_datasets.stages.squeeze import SqueezedFolder, with_statistics
 VERSION = 1
 UNIT_ROWS = 4096
 BATCH_PIXELS = 2**20
+CACHED_VALUES = 2**20
 
 
 class Range(NamedTuple):
@@ -50,11 +51,16 @@ class Sums:
 
     def add(self, seen: Tensor, share_kB: Tensor) -> None:
         """Take in a layer's input (B, C, ...); `share_kB` is 1 where an image is of a class."""
-        values_BCP = seen.reshape(*seen.shape[:2], -1).double()
-        # per image first: a sum over images goes by class, which one product decides
-        self.sum_kC = self.sum_kC + (share_kB @ values_BCP.sum(dim=2)).cpu()
-        self.square_kC = self.square_kC + (share_kB @ values_BCP.square().sum(dim=2)).cpu()
-        self.count_k += share_kB.sum(dim=1).cpu() * values_BCP.shape[2]
+        seen_BCP = seen.reshape(*seen.shape[:2], -1)
+        sums, squares = list[Tensor](), list[Tensor]()
+        # a few images at a time: in double precision all of them would leave the cache (16 times)
+        for some_BCP in torch.split(seen_BCP, max(1, CACHED_VALUES // seen_BCP[0].numel())):
+            values_BCP = some_BCP.to(torch.float64, copy=True)
+            sums.append(values_BCP.sum(dim=2))
+            squares.append(values_BCP.square_().sum(dim=2))
+        self.sum_kC = self.sum_kC + (share_kB @ torch.cat(sums)).cpu()
+        self.square_kC = self.square_kC + (share_kB @ torch.cat(squares)).cpu()
+        self.count_k += share_kB.sum(dim=1).cpu() * seen_BCP.shape[2]
 
 
 def run_statistics(
