@@ -19,12 +19,15 @@ from distill_datasets.data.opening import library_bars
 from distill_datasets.data.source import peek, resolve
 from distill_datasets.errors import ArtifactError, RecipeError
 from distill_datasets.networks.teachers import check_networks
+from distill_datasets.published import sibling_of
 from distill_datasets.recipe import Recipe
 from distill_datasets.runtime import Runtime, draws
 from distill_datasets.stages.blocks import run_blocks
 from distill_datasets.stages.distill import run_distill
 from distill_datasets.stages.evaluate import run_evaluate
 from distill_datasets.stages.export import MANIFEST, check_writable, read_manifest, write_dataset
+from distill_datasets.stages.label_shards import check_shards
+from distill_datasets.stages.relabel import Relabeled, run_relabel
 from distill_datasets.stages.source import LoadedSource, load_source
 from distill_datasets.stages.squeeze import SqueezedFolder, run_squeeze
 from distill_datasets.stages.statistics import run_statistics
@@ -106,8 +109,14 @@ def run(
         distilled, folder = distill(
             recipe, source, squeezed, runs=own, runtime=runtime, quiet=quiet
         )
-        content = publishable(recipe, distilled, source, runtime.device, starts_SP)
-        measured = fingerprint([digest(content), source.fingerprint, content.environment])
+        relabeled = relabel(
+            recipe, source, distilled, squeezed, runs=own, runtime=runtime, quiet=quiet
+        )
+        views = None if relabeled is None else relabeled.published()
+        content = publishable(recipe, distilled, source, runtime.device, starts_SP, views)
+        deciding = [digest(content), source.fingerprint, content.environment]
+        deciding += [] if relabeled is None else [relabeled.folder.name]
+        measured = fingerprint(deciding)
         identity = fingerprint([VERSION, recipe.sha256(), measured])
         exported = own / f"export-{identity}"
         if runtime.is_main and not (exported / MANIFEST).exists():
@@ -159,6 +168,35 @@ def distill(
     return recovered, recovered.folder
 
 
+def relabel(
+    recipe: Recipe,
+    source: LoadedSource,
+    distilled: Distilled | Recovered,
+    squeezed: SqueezedFolder | None,
+    *,
+    runs: Path,
+    runtime: Runtime,
+    quiet: bool,
+) -> Relabeled | None:
+    """Let the networks of squeeze label views of the 8-bit images; None when nobody asks."""
+    if recipe.relabel is None:
+        return None
+    assert isinstance(distilled, Recovered) and squeezed is not None, "the recipe was checked"
+    normalization = source.real.normalization
+    return run_relabel(
+        recipe.relabel,
+        distilled.images_NCHW,
+        distilled.classes_N,
+        squeezed,
+        mean_C=normalization.display_mean_C,
+        std_C=normalization.display_std_C,
+        seed=recipe.seed,
+        runs=runs,
+        runtime=runtime,
+        quiet=quiet,
+    )
+
+
 def check_output(output: Path, recipe: Recipe) -> None:
     """Refuse an output folder that holds anything but the dataset of this very recipe."""
     if (output / MANIFEST).exists():
@@ -170,6 +208,8 @@ def check_output(output: Path, recipe: Recipe) -> None:
             "it will be overwritten; choose a new folder with --output"
         )
     check_writable(output)
+    if recipe.relabel is not None:
+        check_shards(sibling_of(output.absolute()), recipe.sha256())
 
 
 def check_runs(own: Path) -> None:

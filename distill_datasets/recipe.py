@@ -108,6 +108,13 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _students_fit_the_labels(self) -> Self:
+        refusal = self.evaluate.refusal(self.relabel is not None)
+        if refusal is not None:
+            raise ValueError(refusal)
+        return self
+
+    @model_validator(mode="after")
     def _students_follow_what_is_there(self) -> Self:
         section, measured = self.distill, self.evaluate
         if measured.schedule == "published" and not section.objective.step_sizes():

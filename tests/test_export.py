@@ -16,6 +16,7 @@ from distill_datasets.errors import ArtifactError
 from distill_datasets.published import CLASSIFIER, Shown, budget, sibling_of
 from distill_datasets.stages import export
 from distill_datasets.stages.export import check_writable, read_manifest, verify, write_dataset
+from distill_datasets.stages.label_shards import check_shards
 
 
 def load(folder: Path, config: str) -> Dataset:
@@ -304,6 +305,22 @@ def test_many_labels_of_views_lie_in_a_folder_beside(tmp_path: Path) -> None:
         assert verify(folder) == [] and verify(sibling_of(folder)) == []
     assert tree(sibling_of(exported)) == tree(sibling_of(finished))
     assert tree(sibling_of(finished))["labels/epoch-0.tar"] == b"first"
+
+
+def test_shards_overwrite_nothing(tmp_path: Path) -> None:
+    content = bytes_sample(relabel=views_of("shards"))
+    write_dataset(tmp_path / "mine", content, None)
+    labels = sibling_of(tmp_path / "mine")
+    check_shards(labels, content.recipe_sha256)
+    with pytest.raises(ArtifactError, match="something else is there"):
+        check_shards(labels, "0" * 64)
+    taken = tmp_path / "taken-relabel"
+    taken.mkdir()
+    check_shards(taken, content.recipe_sha256)
+    (taken / "thesis.txt").write_text("mine")
+    with pytest.raises(ArtifactError, match="something else is there"):
+        write_dataset(tmp_path / "taken", content, None)
+    assert not (tmp_path / "taken").exists() and (taken / "thesis.txt").read_text() == "mine"
 
 
 def test_rows_are_copied_from_a_folder_of_the_same_content_unless_it_is_damaged(

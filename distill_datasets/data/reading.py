@@ -8,8 +8,11 @@ Shape suffixes: B N rows, C channels, H W pixels.
 """
 
 import bisect
+import itertools
+import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import accumulate
@@ -25,6 +28,7 @@ from distill_datasets.errors import DataError
 
 BATCH_ROWS = 256
 BATCH_BYTES = 2**24
+CELLS_AT_ONCE = 64
 UNIT_ROWS = 4 * BATCH_ROWS
 
 Channels = Literal[1, 3]
@@ -237,6 +241,14 @@ def first_image(
     return None
 
 
+def _threads() -> int:
+    """Cores of this process: its share of the machine's, where several processes were started."""
+    cores = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
 def decode(
     table: Table,
     column: str,
@@ -275,21 +287,28 @@ def decode(
             put(place - len(batch), pixels_BCHW)
         batch.clear()
 
-    with warnings.catch_warnings():
+    def usable(found: tuple[int, Any]) -> Tensor | str:
+        number, cell = found
+        try:
+            return agreement.pixels(f"{table.split} row {number}", cell)
+        except images.UnusableImage as error:
+            return str(error)
+
+    cells = table.encoded(column, numbers, unit.piece, unit.first)
+    with warnings.catch_warnings(), ThreadPoolExecutor(_threads()) as pool:
         warnings.filterwarnings("ignore", module=r"PIL\.")
-        for number, cell in table.encoded(column, numbers, unit.piece, unit.first):
-            try:
-                pixels_CHW = agreement.pixels(f"{table.split} row {number}", cell)
-            except images.UnusableImage as error:
-                batch.append(None)
-                bad.append((place, str(error)))
-            else:
-                batch.append(pixels_CHW)
-                waiting += pixels_CHW.numel()
-            place += 1
-            if len(batch) == BATCH_ROWS or waiting >= BATCH_BYTES:
-                flush()
-                waiting = 0
+        while some := list(itertools.islice(cells, CELLS_AT_ONCE)):
+            for found in pool.map(usable, some):
+                if isinstance(found, str):
+                    batch.append(None)
+                    bad.append((place, found))
+                else:
+                    batch.append(found)
+                    waiting += found.numel()
+                place += 1
+                if len(batch) == BATCH_ROWS or waiting >= BATCH_BYTES:
+                    flush()
+                    waiting = 0
         flush()
     if place < unit.stop:
         raise DataError(

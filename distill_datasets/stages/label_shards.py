@@ -9,6 +9,7 @@ from typing import Any
 
 from distill_datasets import __version__
 from distill_datasets.artifacts import read_json, sha256_of, write_json, write_text
+from distill_datasets.errors import ArtifactError
 from distill_datasets.licenses import license_fields
 from distill_datasets.published import Content
 from distill_datasets.yaml_text import to_yaml
@@ -30,7 +31,8 @@ def write_shards(
         shards: writes the tars into the folder that it is given.
         made: a folder of the same shards; they are linked, or copied where that cannot be.
     """
-    if (folder / MANIFEST).exists() and _owner(folder) == content.recipe_sha256:
+    check_shards(folder, content.recipe_sha256)
+    if (folder / MANIFEST).exists():
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.tmp-"))
@@ -48,8 +50,21 @@ def write_shards(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _owner(folder: Path) -> str:
-    return str(read_json(folder / MANIFEST)["recipe_sha256"])
+def check_shards(folder: Path, recipe_sha256: str) -> None:
+    """Find out before expensive work whether `write_shards` may make `folder`.
+
+    Raises:
+        ArtifactError: it holds something else than the shards of this recipe.
+    """
+    if (folder / MANIFEST).exists():
+        if read_json(folder / MANIFEST).get("labels_of") == recipe_sha256:
+            return
+    elif not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    raise ArtifactError(
+        f"{folder}: the labels of views go here, and something else is there, which will not be "
+        "overwritten; move it away or choose another folder with --output"
+    )
 
 
 def _linked(path: Path, target: Path) -> None:
