@@ -11,9 +11,10 @@ K classes.
 
 import itertools
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -217,6 +218,25 @@ def run_squeeze(
     shas = [sha256_of(path) for path in files]
     identity = fingerprint([VERSION, "squeeze", deciding, shas, source.fingerprint, seed])
     folder = runs / f"squeeze-{identity}"
+    rows = len(source.real.train.labels_N)
+    if min(settings.batch, rows) % settings.shards:
+        raise RecipeError(
+            f"squeeze.shards: {settings.shards} do not divide a batch of all {rows} training "
+            f"images; lower squeeze.batch to a multiple of {settings.shards}"
+        )
+    together = settings.shards > 1
+    mine = list(range(settings.members)) if together else runtime.mine(settings.members)
+    total = len(mine) * max(1, settings.epochs)
+    with progress_bar("squeeze", total, shown=runtime.is_main and not quiet) as bar:
+        work = _Work(settings, source, seed, folder, runtime, bar)
+        if together:
+            for member in mine:
+                work.train(member)
+                runtime.wait()
+        else:
+            with runtime.pool(settings.members) as run_units:
+                run_units(partial(work.take, files) if files else work.train, mine)
+    runtime.wait()
     squeezed = SqueezedFolder(
         settings.network,
         settings.members,
@@ -227,107 +247,98 @@ def run_squeeze(
         settings.architectures,
         settings.least_accuracy,
     )
-    examples = Whole(source.real)
-    if min(settings.batch, examples.count) % settings.shards:
-        raise RecipeError(
-            f"squeeze.shards: {settings.shards} do not divide a batch of all {examples.count} "
-            f"training images; lower squeeze.batch to a multiple of {settings.shards}"
-        )
+    if files:
+        squeezed.check_teachers()
+    return squeezed
 
-    def done(member: int) -> bool:
-        path = _file(folder, member)
-        return path.exists() and path.with_suffix(".json").exists()
 
-    def finish(member: int, module: nn.Module, rows: list[Tensor], **more: object) -> None:
-        path = _file(folder, member)
-        buffers = {BUFFERS + name: kept for name, kept in buffers_of(module).items()}
-        write_tensors(path, {WEIGHTS: torch.stack(rows)} | buffers)
-        right = accuracy(module, source.real.test_batches(TEST_BATCH))
-        found = {"accuracy": right, "sha256": sha256_of(path), "threads": torch.get_num_threads()}
-        write_json(path.with_suffix(".json"), found | more)
+@dataclass(frozen=True)
+class _Work:
+    """What it takes to finish one member or another."""
 
-    def take(member: int) -> None:
-        if not done(member):
-            checkpoint, name = read_checkpoint(files[member]), settings.weights[member]
-            module = loaded(
-                settings.architectures[member], source.real.shape, checkpoint.tensors, name
-            )
+    settings: Squeeze
+    source: LoadedSource
+    seed: int
+    folder: Path
+    runtime: Runtime
+    bar: Bar
+
+    def take(self, files: Sequence[Path], member: int) -> None:
+        """Finish a member with the weights of its file."""
+        if not self._done(member):
+            checkpoint, name = read_checkpoint(files[member]), self.settings.weights[member]
+            real, architecture = self.source.real, self.settings.architectures[member]
+            module = loaded(architecture, real.shape, checkpoint.tensors, name)
             weights_P = nn.utils.parameters_to_vector(module.parameters()).detach()
-            finish(
-                member,
-                module.to(runtime.device),
-                [weights_P],
-                file=name,
-                claimed=checkpoint.accuracy,
-                normalization=source.real.normalization.describe(),
-            )
-        bar.advance(1)
+            told = {
+                "file": name,
+                "claimed": checkpoint.accuracy,
+                "normalization": real.normalization.describe(),
+            }
+            self._finish(member, module.to(self.runtime.device), [weights_P], told)
+        self.bar.advance(1)
 
-    def train(member: int) -> None:
-        if done(member):
-            bar.advance(settings.epochs)
+    def train(self, member: int) -> None:
+        """Train a member to its end, from its checkpoint or from the start."""
+        settings = self.settings
+        if self._done(member):
+            self.bar.advance(settings.epochs)
             return
         training = MemberTraining(
             settings,
             settings.architectures[member],
-            examples,
-            source.real.shape,
-            draws(seed, "squeeze", member),
-            runtime.device,
+            Whole(self.source.real),
+            self.source.real.shape,
+            draws(self.seed, "squeeze", member),
+            self.runtime.device,
         )
-        saved = _checkpoint(folder, member)
+        saved = _checkpoint(self.folder, member)
         if saved.exists():
             training.restore(saved)
-            bar.advance(training.epoch)
-        if settings.shards == 1:
-            _train_to_the_end(training, training.alone, settings, saved, bar)
-        else:
-            with training.shared(runtime) as gradient:
-                to = saved if runtime.is_main else None
-                _train_to_the_end(training, gradient, settings, to, bar)
+            self.bar.advance(training.epoch)
+        writes = settings.shards == 1 or self.runtime.is_main
+        alone = nullcontext(training.alone)
+        with alone if settings.shards == 1 else training.shared(self.runtime) as gradient:
+            self._train_on(training, gradient, saved if writes else None)
         for epoch, (before_P, after_P) in enumerate(itertools.pairwise(training.rows)):
             if torch.equal(before_P, after_P):
                 raise DistillError(
                     f"squeeze: epoch {epoch + 1} of member {member} changed no weight; raise "
                     "squeeze.optimizer.lr"
                 )
-        if settings.shards == 1 or runtime.is_main:
-            finish(member, training.module, training.rows)
+        if writes:
+            self._finish(member, training.module, training.rows, {})
 
-    together = settings.shards > 1
-    mine = list(range(settings.members)) if together else runtime.mine(settings.members)
-    work = len(mine) * max(1, settings.epochs)
-    with progress_bar("squeeze", work, shown=runtime.is_main and not quiet) as bar:
-        if together:
-            for member in mine:
-                train(member)
-                runtime.wait()
-        else:
-            with runtime.pool(settings.members) as run_units:
-                run_units(take if files else train, mine)
-    runtime.wait()
-    if files:
-        squeezed.check_teachers()
-    return squeezed
+    def _train_on(self, training: MemberTraining, gradient: Step, saved: Path | None) -> None:
+        """Train every epoch that is left, and save the state now and then; None saves nothing."""
+        saved_at = time.monotonic()
+        while training.epoch < self.settings.epochs:
+            loss = training.train_epoch(gradient)
+            self.bar.advance(1, loss=loss)
+            due = time.monotonic() - saved_at >= self.settings.checkpoint_seconds
+            if saved is not None and due and training.epoch < self.settings.epochs:
+                training.save(saved)
+                saved_at = time.monotonic()
+
+    def _done(self, member: int) -> bool:
+        path = _file(self.folder, member)
+        return path.exists() and path.with_suffix(".json").exists()
+
+    def _finish(
+        self, member: int, module: nn.Module, rows: list[Tensor], told: Mapping[str, object]
+    ) -> None:
+        """Write a member's file, then how well it does."""
+        path = _file(self.folder, member)
+        buffers = {BUFFERS + name: kept for name, kept in buffers_of(module).items()}
+        write_tensors(path, {WEIGHTS: torch.stack(rows)} | buffers)
+        right = accuracy(module, self.source.real.test_batches(TEST_BATCH))
+        found = {"accuracy": right, "sha256": sha256_of(path), "threads": torch.get_num_threads()}
+        write_json(path.with_suffix(".json"), {**found, **told})
 
 
 def with_statistics(squeezed: SqueezedFolder, folder: Path) -> SqueezedFolder:
     """The same members with the statistics of every class that lie in a folder."""
     return replace(squeezed, statistics=folder)
-
-
-def _train_to_the_end(
-    training: MemberTraining, gradient: Step, settings: Squeeze, checkpoint: Path | None, bar: Bar
-) -> None:
-    """Train every epoch that is left, and save the state now and then; None saves nothing."""
-    saved_at = time.monotonic()
-    while training.epoch < settings.epochs:
-        loss = training.train_epoch(gradient)
-        bar.advance(1, loss=loss)
-        due = time.monotonic() - saved_at >= settings.checkpoint_seconds
-        if checkpoint is not None and due and training.epoch < settings.epochs:
-            training.save(checkpoint)
-            saved_at = time.monotonic()
 
 
 def _file(folder: Path, member: int) -> Path:
