@@ -39,7 +39,10 @@ def restore_state(
         elif group == "optimizer":
             number, _, slot = rest.partition("/")
             state.setdefault(int(number), {})[slot] = tensor
-    module.load_state_dict(kept)
+    with torch.no_grad():
+        # not by load_state_dict: some of torchvision's networks want to know the version of a file
+        for name, own in module.state_dict().items():
+            own.copy_(kept[name])
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 

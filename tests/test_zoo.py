@@ -55,7 +55,7 @@ def test_batch_norm_starts_as_the_identity_with_no_batch_seen() -> None:
 @pytest.mark.parametrize(
     "model",
     ["resnet18", "mobilenet_v2", "shufflenet_v2_x0_5", "efficientnet_b0", "densenet121",
-     "squeezenet1_1", "googlenet"],
+     "squeezenet1_1", "googlenet", "mnasnet0_5"],
 )  # fmt: skip
 def test_fresh_weights_are_those_that_torchvision_draws_from_the_same_seed(model: str) -> None:
     before = torch.get_rng_state()

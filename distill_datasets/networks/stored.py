@@ -75,8 +75,9 @@ def loaded(
     for name, tensor in tensors.items():
         if tensor.shape != expected[name].shape:
             raise RecipeError(_misfit(title, architecture, shape, name, tensor, expected[name]))
-    complete = {name: tensors.get(name, kept) for name, kept in expected.items()}
-    module.load_state_dict(complete)  # casts to float32
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            expected[name].copy_(tensor)  # into the module, as float32
     return module
 
 
