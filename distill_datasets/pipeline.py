@@ -133,6 +133,8 @@ def run(
             runtime=runtime,
             quiet=quiet,
             attack=content.attack,
+            relabel=recipe.relabel,
+            squeezed=squeezed,
         )
         finished = output or own / f"dataset-{identity}"
         if runtime.is_main:

@@ -27,14 +27,10 @@ from distill_datasets.networks.zoo import ConvNet
 from distill_datasets.runtime import Runtime, draws
 from distill_datasets.scoring import Score
 from distill_datasets.stages import evaluate
-from distill_datasets.stages.evaluate import (
-    contestants,
-    load_rows,
-    random_real,
-    read_published,
-    run_evaluate,
-)
+from distill_datasets.stages.evaluate import contestants, run_evaluate
 from distill_datasets.stages.export import write_dataset
+from distill_datasets.stages.reading import load_rows, read_published
+from distill_datasets.stages.references import random_real
 from distill_datasets.students import Evaluate
 from distill_datasets.types import Draw, Shape
 

@@ -36,8 +36,9 @@ from distill_datasets.published import STARTS, Content, budget, check
 from distill_datasets.runtime import Runtime, draws
 from distill_datasets.scoring import taken_for
 from distill_datasets.stages import evaluate
-from distill_datasets.stages.evaluate import load_rows, read_followed, run_evaluate
+from distill_datasets.stages.evaluate import read_followed, run_evaluate
 from distill_datasets.stages.export import read_manifest, write_dataset
+from distill_datasets.stages.reading import load_rows
 from distill_datasets.students import Evaluate, rate, train_student
 from distill_datasets.types import Batch, Shape
 from distill_datasets.yaml_text import to_yaml
