@@ -270,10 +270,12 @@ class Recover(Objective):
             crop = crop.model_copy(update={"smallest": least})
         size = (images_BCHW.shape[2], images_BCHW.shape[3])
         view = draw_view(crop, self.flip, self.roll, size, draw("view"))
-        asked = self._asked(teachers, draw)
+        viewed_BCHW, asked = view(images_BCHW), self._asked(teachers, draw)
+        leaf_BCHW = viewed_BCHW.detach().requires_grad_()
         with self._one_compiles(teachers, asked):
-            loss, terms = self._loss(view(images_BCHW), targets_BK, teachers, asked)
-            grads = torch.autograd.grad(loss, parameters)
+            loss, terms = self._loss(leaf_BCHW, targets_BK, teachers, asked)
+            loss.backward()  # type: ignore[no-untyped-call]
+        grads = torch.autograd.grad(viewed_BCHW, parameters, leaf_BCHW.grad)
         told = torch.stack([loss, *terms]).tolist()
         metrics = dict(zip(Terms._fields, told[1:], strict=True))
         return Estimate(told[0], dict(zip(names, grads, strict=True)), metrics)

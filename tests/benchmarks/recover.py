@@ -138,35 +138,36 @@ def main() -> None:
         "compiled bfloat16": Recover(compile=True, **lower),
         "compiled bfloat16 channels_last": Recover(compile=True, channels_last=True, **lower),
     }
-    base = 0.0
+    steps: dict[str, Callable[[], None]] = {}
     for name, settings in rows.items():
         if given.only and name not in given.only:
             continue
         sized = (given.images, given.side, device)
         own = make(given.side).eval().requires_grad_(False).to(device)
         own.load_state_dict(net.state_dict())
-        step = plain(own, *sized) if settings is None else ours(settings, own, *sized)
+        steps[name] = plain(own, *sized) if settings is None else ours(settings, own, *sized)
         began = time.perf_counter()
-        step()
-        step()
-        first = time.perf_counter() - began
-        seconds = []
-        for _ in range(given.steps):
+        steps[name]()
+        steps[name]()
+        print(f"{name}: first two steps {time.perf_counter() - began:.1f} s", flush=True)
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(given.steps):  # in turn, so that what else the machine does slows all alike
+        for name, step in steps.items():
             began = time.perf_counter()
             step()
-            seconds.append(time.perf_counter() - began)
-        median = statistics.median(seconds)
-        base = base or median
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        if accelerated:
-            peak = torch.accelerator.max_memory_allocated() / 2**20
-            torch.accelerator.reset_peak_memory_stats()
+            seconds[name].append(time.perf_counter() - began)
+    base = statistics.median(seconds[next(iter(steps))])
+    for name, each in seconds.items():
+        median = statistics.median(each)
         print(
             f"{given.network} {given.images} x {given.side} px, {name}: {median:.4f} s per step "
-            f"(least {min(seconds):.4f}, first two {first:.1f}), {given.images / median:.0f} "
-            f"image-iterations/s, {base / median:.2f} x, peak so far {peak:.0f} MiB",
-            flush=True,
+            f"(least {min(each):.4f}), {given.images / median:.0f} image-iterations/s, "
+            f"{base / median:.2f} x"
         )
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    if accelerated:
+        peak = torch.accelerator.max_memory_allocated() / 2**20
+    print(f"peak {peak:.0f} MiB; --only NAME measures that of one way")
 
 
 if __name__ == "__main__":
