@@ -92,7 +92,7 @@ def write_parquet(path: Path, config: Config, start: int, stop: int) -> None:
     floats = [
         f"{name}.list.element"
         for name, feature in config.features.items()
-        if feature["_type"] == "Sequence" and feature["feature"]["dtype"] == "float32"
+        if feature["_type"] == "Sequence" and feature["feature"]["dtype"] in ("float16", "float32")
     ]
     labels = [name for name, feature in config.features.items() if feature["_type"] == "ClassLabel"]
     with pq.ParquetWriter(

@@ -73,9 +73,13 @@ def _column(field: str) -> str:
     return field.rpartition("_")[0]
 
 
+COLUMNS = [_column(field) for field in Views._fields]
+"""Names of the arrays of records, in order."""
+
+
 def views_of(columns: Mapping[str, Tensor]) -> Views:
     """Records from their named arrays; other arrays are left alone."""
-    return Views._make(columns.get(_column(field)) for field in Views._fields)
+    return Views._make(columns.get(name) for name in COLUMNS)
 
 
 def concatenated(parts: Sequence[Views]) -> Views:

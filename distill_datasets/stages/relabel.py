@@ -42,7 +42,7 @@ from distill_datasets.runtime import Runtime, draws
 from distill_datasets.shards import Block, write_shards
 from distill_datasets.stages.squeeze import SqueezedFolder
 from distill_datasets.types import Draw
-from distill_datasets.views import Views, draw_views, replay
+from distill_datasets.views import COLUMNS, Views, draw_views, replay
 
 VERSION = 1
 FILE_BYTES = 16 << 20
@@ -144,7 +144,12 @@ class Relabeled:
                 break
             rows = _rows(_file(self.folder, number), low - starts[number], high - starts[number])
             parts.append(rows)
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        order = ["epoch", "batch", *COLUMNS, *self.code.columns]
+        return {
+            name: np.concatenate([part[name] for part in parts])
+            for name in order
+            if name in parts[0]
+        }
 
     def config(self) -> Config:
         """The views and labels as the configuration `relabel`."""
