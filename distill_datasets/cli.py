@@ -239,6 +239,9 @@ NAMES = {
     "k_center": "k-center real images, same pixels",
     "class_mean": "class means, same pixels",
     "full": "the whole dataset",
+    "hard": "distilled, with hard labels",
+    "random_real_hard": "random real images, with hard labels",
+    "teacher": "nothing: the teachers as they are",
 }
 
 
