@@ -55,7 +55,7 @@ def test_batch_norm_starts_as_the_identity_with_no_batch_seen() -> None:
 @pytest.mark.parametrize(
     "model",
     ["resnet18", "mobilenet_v2", "shufflenet_v2_x0_5", "efficientnet_b0", "densenet121",
-     "squeezenet1_1", "googlenet", "mnasnet0_5"],
+     "squeezenet1_1", "googlenet", "mnasnet0_5", "regnet_y_400mf"],
 )  # fmt: skip
 def test_fresh_weights_are_those_that_torchvision_draws_from_the_same_seed(model: str) -> None:
     before = torch.get_rng_state()
@@ -63,6 +63,8 @@ def test_fresh_weights_are_those_that_torchvision_draws_from_the_same_seed(model
     options = {"aux_logits": False, "init_weights": True} if model == "googlenet" else {}
     theirs = torchvision.models.get_model(model, num_classes=10, **options)
     ours = Torchvision(model=model).build(SMALL)
+    with torch.device("meta"):  # what check and plan look at
+        assert all(kept.is_meta for kept in Torchvision(model=model).build(SMALL).parameters())
     torch.set_rng_state(before)
     initialize(ours, torch.Generator().manual_seed(7))
     assert torch.equal(before, torch.get_rng_state())

@@ -6,6 +6,7 @@ drawn as torchvision's constructors draw them, from a generator.
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, ClassVar, Literal, Self
 
@@ -175,9 +176,12 @@ class Torchvision(Architecture):
         options = OPTIONS.get(self.model, {})
         if self.model.startswith("vit_"):
             options = {"image_size": shape.h}
-        module: nn.Module = torchvision.models.get_model(
-            self.model, weights=None, num_classes=shape.k, **options
-        )
+        device = torch.empty(0).device  # the default one, which may hold no values
+        # the constructor of a RegNet computes its widths with tensors
+        with torch.device("cpu") if self.model.startswith("regnet_") else nullcontext():
+            module: nn.Module = torchvision.models.get_model(
+                self.model, weights=None, num_classes=shape.k, **options
+            ).to(device)
         if self.stem == "small":
             first = nn.Conv2d(3, 64, 3, padding=1, bias=False)
             nn.init.kaiming_normal_(first.weight, mode="fan_out", nonlinearity="relu")
