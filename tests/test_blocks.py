@@ -321,6 +321,14 @@ def test_images_never_lie_in_memory_all_at_once(
     assert torch.equal(found.images_NCHW, again.images_NCHW)
 
 
+def test_a_damaged_block_is_named(tmp_path: Path) -> None:
+    found = run(settings(RECOVER), tmp_path)
+    (found.folder / "DONE.json").unlink()
+    (found.folder / "block-00001.safetensors").write_bytes(b"half")
+    with pytest.raises(ArtifactError, match=r"block-00001.*move the file away and run again"):
+        run(settings(RECOVER), tmp_path)
+
+
 def test_throughput_counts_images_moved_per_second() -> None:
     networks = teachers(residual())
     rate = throughput(Recover(), networks, SHAPE, 6, torch.device("cpu"), seconds=0.05)

@@ -1,6 +1,7 @@
 """The loss of recover: statistics computed by hand, and a gradient written from the formulas."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -95,6 +96,19 @@ def test_a_later_step_has_another_view_and_the_same_step_the_same() -> None:
         for step in (0, 1, 0)
     ]
     assert losses[0] == losses[2] != losses[1]
+
+
+def test_the_curriculum_begins_with_whole_images_and_ends_with_crops() -> None:
+    networks, distilled = teachers(residual()), block(CLASSES)
+
+    def loss(settings: Recover, step: int) -> float:
+        return settings.estimate(distilled, networks, REAL, LaneDraws(0, step, 0, 1000)).loss
+
+    still: dict[str, Any] = {"flip": False, "roll": 0}
+    whole, cropped = Recover(crop=None, **still), Recover(**still)
+    falling = Recover(curriculum="cosine", milestone=0.5, **still)
+    assert loss(falling, 0) == loss(whole, 0) != loss(cropped, 0)
+    assert loss(falling, 500) == loss(cropped, 500) != loss(whole, 500)
 
 
 def test_images_that_are_equal_have_equal_gradients() -> None:

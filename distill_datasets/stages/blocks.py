@@ -8,11 +8,14 @@ together, class by class, into one file that is mapped into memory and never hel
 Shape suffixes: N distilled examples, B a block, C channels, H W pixels, K classes.
 """
 
+import json
 import logging
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +28,6 @@ from distill_datasets.artifacts import (
     mark_done,
     open_rows,
     read_json,
-    read_tensors,
     write_atomically,
     write_json,
     write_rows,
@@ -227,7 +229,7 @@ def _gather(folder: Path, blocks: list[Block], shape: Shape) -> None:
     total = sum(len(block.places_N) for block in blocks)
     size = (total, shape.c, shape.h, shape.w)
     write_rows(folder / "images.npy", size, _in_order(folder, blocks, total))
-    facts = [read_tensors(_file(folder, number))[1] for number in range(len(blocks))]
+    facts = [_facts(_file(folder, number)) for number in range(len(blocks))]
     write_json(folder / "blocks.json", facts)
     images_NCHW = open_rows(folder / "images.npy")
     spaced = torch.linspace(0, total - 1, min(total, SHEET)).round().long()
@@ -261,10 +263,23 @@ def _in_order(folder: Path, blocks: list[Block], total: int) -> Iterator[Tensor]
 def _rows(path: Path, row_B: Tensor) -> Tensor:
     """Some images of a block, read without the rest where they lie together."""
     first, last = int(row_B.min()), int(row_B.max())
+    with _opened(path) as file:
+        together: Tensor = file.get_slice("images")[first : last + 1]
+        return together[row_B - first]
+
+
+def _facts(path: Path) -> dict[str, float]:
+    """What is known of a block, read without its images."""
+    with _opened(path) as file:
+        facts: dict[str, float] = json.loads(file.metadata()["note"])
+        return facts
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     try:
         with safe_open(path, framework="pt") as file:
-            together: Tensor = file.get_slice("images")[first : last + 1]
-            return together[row_B - first]
+            yield file
     except (FileNotFoundError, SafetensorError) as error:
         raise ArtifactError(
             f"{path}: cannot read this block ({error}); move the file away and run again, it is "
