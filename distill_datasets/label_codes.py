@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distill_datasets.errors import ArtifactError, DistillError, RecipeError
+from distill_datasets.errors import ArtifactError, DistillError
 from distill_datasets.relabeling import Relabel
 
 LARGEST_INT16 = 2**15
@@ -151,18 +151,11 @@ def code_of(settings: Relabel, classes: int, classifier: Classifier | None) -> C
         settings: the `relabel` section.
         classes: of the teacher.
         classifier: of the teacher, where `settings.store` is features.
-
-    Raises:
-        RecipeError: more logits are to be kept than there are.
     """
     if classifier is not None:
         return FeatureCode(classifier)
     if settings.top_k is None:
         return LogitCode(classes)
-    if settings.top_k > classes:
-        raise RecipeError(
-            f"relabel.top_k: got {settings.top_k}, expected at most the {classes} classes"
-        )
     return TopKCode(classes, settings.top_k)
 
 

@@ -19,6 +19,7 @@ from distill_datasets.data.opening import library_bars
 from distill_datasets.data.source import peek, resolve
 from distill_datasets.errors import ArtifactError, RecipeError
 from distill_datasets.networks.teachers import check_networks
+from distill_datasets.networks.voters import check_voters
 from distill_datasets.published import sibling_of
 from distill_datasets.recipe import Recipe
 from distill_datasets.runtime import Runtime, draws
@@ -239,6 +240,8 @@ def check_parts(recipe: Recipe, shape: Shape) -> None:
             part.check(shape)
     squeezed = recipe.squeeze.architectures if recipe.squeeze is not None else ()
     check_networks(recipe.distill.networks, squeezed, shape)
+    if recipe.relabel is not None:
+        check_voters(recipe.relabel, squeezed, shape)
     with torch.device("meta"):
         recipe.evaluate.network.build(shape)
 

@@ -8,7 +8,8 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from distill_datasets.types import Section
+from distill_datasets.errors import RecipeError
+from distill_datasets.types import Section, Shape
 
 Store = Literal["logits", "top_k", "features"]
 
@@ -129,6 +130,35 @@ class Relabel(Section):
                 f"weights: got {self.weights}, expected numbers >= 0, not all of them 0"
             )
         return self
+
+    def check(self, shape: Shape, teachers: int) -> None:
+        """Refuse what does not fit the images, the classes or the number of teachers.
+
+        Raises:
+            RecipeError: tiles that do not divide a side, more logits kept than there are, weights
+                for another number of teachers, or features of several.
+        """
+        if shape.h % self.tiles or shape.w % self.tiles:
+            raise RecipeError(
+                f"relabel.tiles: got {self.tiles} per side, expected a divisor of {shape.h} and "
+                f"{shape.w}, the sides of an image in pixels"
+            )
+        if self.top_k is not None and self.top_k > shape.k:
+            raise RecipeError(
+                f"relabel.top_k: got {self.top_k}, expected at most the {shape.k} classes"
+            )
+        weights = self.weights or [1.0] * teachers
+        if len(weights) != teachers:
+            raise RecipeError(
+                f"relabel.weights: got {len(weights)} of them for {teachers} teachers; give one "
+                "for each network of squeeze"
+            )
+        used = sum(weight > 0 for weight in weights)
+        if self.store == "features" and used > 1:
+            raise RecipeError(
+                f"relabel.store: features are those of one teacher, got {used}; set store: logits, "
+                "or relabel.weights with one that is not 0"
+            )
 
     def batches(self, count: int) -> list[tuple[int, int]]:
         """Where the batches of an epoch of `count` views start and stop.

@@ -23,8 +23,11 @@ from webdataset.tariterators import group_by_keys, tar_file_iterator
 from distill_datasets.artifacts import read_json, sha256_of
 from distill_datasets.errors import ArtifactError, RecipeError
 from distill_datasets.label_codes import published_code
+from distill_datasets.networks.voters import check_voters
+from distill_datasets.networks.zoo import ConvNet
 from distill_datasets.parquet_files import write_parquet
 from distill_datasets.recorded import Records, open_parquet, open_shards
+from distill_datasets.relabeling import Relabel
 from distill_datasets.runtime import Runtime, draws
 from distill_datasets.stages import relabel as stage
 from distill_datasets.stages.relabel import Layout, Relabeled
@@ -135,6 +138,18 @@ def test_batch_statistics_need_batch_norm(tmp_path: Path) -> None:
 
     with pytest.raises(RecipeError, match="set batch_norm: eval"):
         relabel(tmp_path, store=Bare(), batch_norm="batch")
+
+
+def test_what_the_networks_cannot_do_is_refused_before_they_are_trained() -> None:
+    batched, grouped = (ConvNet(depth=1, width=4, norm=norm) for norm in ("batch", "instance"))
+    batch, features = Relabel(batch_norm="batch"), Relabel(store="features")
+    check_voters(batch, [batched, batched], SHAPE)
+    check_voters(features, [grouped], SHAPE)
+    check_voters(Relabel(batch_norm="batch", weights=[1.0, 0.0]), [batched, grouped], SHAPE)
+    with pytest.raises(RecipeError, match="set batch_norm: eval"):
+        check_voters(batch, [batched, grouped], SHAPE)
+    with pytest.raises(RecipeError, match="one teacher, got 2"):
+        check_voters(features, [batched, batched], SHAPE)
 
 
 @pytest.mark.parametrize("shards", [False, True])
@@ -402,9 +417,9 @@ def test_the_recipe_says_where_labels_go_and_what_they_take(tmp_path: Path) -> N
 def test_imagenet_is_cut_into_files_of_some_megabytes() -> None:
     settings = Layout.__dataclass_fields__  # the layout needs nothing but the recipe
     assert set(settings) == {"settings", "images", "record_bytes"}
-    layout = Layout(stage.Relabel(batch=1024), 50_000, 2074)
+    layout = Layout(Relabel(batch=1024), 50_000, 2074)
     assert layout.units == 300 * 49 and layout.records == 15_000_000
     assert len(layout.files) == 2100 and layout.files[1] == (7, 14)
     assert layout.file_starts[8] == 50_000 + 7 * 1024
-    small = Layout(stage.Relabel(), 100, 94)
+    small = Layout(Relabel(), 100, 94)
     assert len(small.files) == 60 and small.records == 30_000

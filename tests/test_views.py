@@ -11,9 +11,11 @@ from torch import Tensor
 from torchvision.transforms import RandomResizedCrop
 
 from distill_datasets.artifacts import open_rows, write_rows
+from distill_datasets.errors import RecipeError
 from distill_datasets.examples import Stored
 from distill_datasets.relabeling import RandomCrop, Relabel
 from distill_datasets.runtime import draws
+from distill_datasets.types import Shape
 from distill_datasets.views import Views, concatenated, draw_views, replay, views_of
 
 ZERO, ONE = torch.zeros(3), torch.ones(3)
@@ -276,3 +278,20 @@ def test_settings_that_contradict_each_other_are_refused(
 ) -> None:
     with pytest.raises(ValidationError, match=said):
         Relabel.model_validate(settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"tiles": 4}, "divisor of 8 and 10"),
+        ({"store": "top_k", "top_k": 6}, "at most the 5 classes"),
+        ({"weights": [1.0]}, "1 of them for 2 teachers"),
+        ({"store": "features"}, "one teacher, got 2"),
+    ],
+)
+def test_settings_that_do_not_fit_images_or_teachers_are_refused(
+    settings: dict[str, object], said: str
+) -> None:
+    with pytest.raises(RecipeError, match=said):
+        Relabel.model_validate(settings).check(Shape(3, 8, 10, 5), 2)
+    Relabel(tiles=2, store="features", weights=[0.0, 1.0]).check(Shape(3, 8, 10, 5), 2)

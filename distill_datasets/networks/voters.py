@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from distill_datasets.errors import RecipeError
 from distill_datasets.label_codes import Classifier
+from distill_datasets.networks.stored import built, frozen
 from distill_datasets.relabeling import Relabel
-from distill_datasets.types import Shape
+from distill_datasets.types import Architecture, Shape
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -33,27 +34,18 @@ class Voters:
         """Take the networks that have a weight.
 
         Raises:
-            RecipeError: weights for another number of networks, batch statistics of a network
-                without BatchNorm, or features of several networks or of one that does not end in a
+            RecipeError: the settings do not fit the shape or the number of networks; or batch
+                statistics of one without BatchNorm, or features of one that does not end in a
                 linear layer.
         """
+        settings.check(shape, len(modules))
         weights = settings.weights or [1.0] * len(modules)
-        if len(weights) != len(modules):
-            raise RecipeError(
-                f"relabel.weights: got {len(weights)} of them for {len(modules)} teachers; give "
-                "one for each network of squeeze"
-            )
         used = [(module, weight) for module, weight in zip(modules, weights, strict=True) if weight]
         total = sum(weight for _, weight in used)
         self._weights = [weight / total for _, weight in used]
         self._modules = [copy.deepcopy(module).to(device).eval() for module, _ in used]
         self._rescaled = settings.teachers == "rescaled"
         if settings.store == "features":
-            if len(used) > 1:
-                raise RecipeError(
-                    f"relabel.store: features are those of one teacher, got {len(used)}; set "
-                    "store: logits, or relabel.weights with one that is not 0"
-                )
             self.classifier = _split(self._modules[0], shape, device)
         if settings.batch_norm == "batch":
             for module in self._modules:
@@ -85,6 +77,18 @@ class Voters:
         for weight, answer_BK in zip(self._weights, answers, strict=True):
             mean_BK += weight * answer_BK
         return mean_BK
+
+
+def check_voters(settings: Relabel, architectures: Sequence[Architecture], shape: Shape) -> None:
+    """Refuse settings that the networks of a squeeze stage cannot follow, before it trains them.
+
+    Raises:
+        RecipeError: as `Voters` says.
+    """
+    settings.check(shape, len(architectures))
+    if settings.store == "features" or settings.batch_norm == "batch":
+        untrained = [frozen(built(architecture, shape)) for architecture in architectures]
+        Voters(untrained, settings, shape, torch.device("cpu"))
 
 
 def _use_batch_statistics(module: nn.Module) -> None:
