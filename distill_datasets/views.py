@@ -307,6 +307,8 @@ def _blended(own_MCHW: Tensor, partner_MCHW: Tensor, views: Views) -> Tensor:
     top_M11, left_M11, bottom_M11, right_M11 = views.box_B4[:, :, None, None].unbind(1)
     inside_MHW = (row_H1 >= top_M11) & (row_H1 < bottom_M11)
     inside_MHW = inside_MHW & (column_W >= left_M11) & (column_W < right_M11)
-    share_M111 = views.share_B[:, None, None, None]
     mixed_MCHW = torch.where(inside_MHW[:, None], partner_MCHW, own_MCHW)
-    return mixed_MCHW * share_M111 + partner_MCHW * (1 - share_M111)
+    share_M111 = views.share_B[:, None, None, None]
+    if bool((share_M111 == 1).all()):  # which would change no bit
+        return mixed_MCHW
+    return mixed_MCHW.mul_(share_M111).add_(partner_MCHW.mul_(1 - share_M111))
