@@ -17,6 +17,7 @@ from distill_datasets.inner import Adam
 from distill_datasets.networks.watched import Watched
 from distill_datasets.objectives.recover import Recover, matching_terms
 from distill_datasets.optimize import schedule
+from distill_datasets.recipe import recipe_from
 from distill_datasets.relabeling import RandomCrop
 from distill_datasets.runtime import LaneDraws
 from distill_datasets.shared_view import draw_view
@@ -349,3 +350,31 @@ def test_a_network_without_statistics_is_refused() -> None:
 def test_the_papers_are_those_of_the_settings(settings: Recover, also: str | None) -> None:
     names = [paper.partition(",")[0] for paper in settings.papers()]
     assert names == ["SRe2L", *([also] if also else [])]
+
+
+def sections(**objective: Any) -> dict[str, Any]:  # noqa: ANN401
+    """A recipe that squeezes two networks and recovers from them."""
+    network = {"name": "convnet", "depth": 2, "width": 4, "norm": "batch"}
+    return {
+        "name": "toy",
+        "source": {"dataset": "embedded:uci-digits"},
+        "squeeze": {"network": network, "members": 2, "epochs": 1},
+        "distill": {
+            "steps": 2,
+            "objective": {"name": "recover", **objective},
+            "canvas": {"name": "pixels", "ipc": 1, "bounds": "clip"},
+            "labels": "area",
+            "networks": "teachers",
+        },
+        "evaluate": {"network": network, "students": 1, "steps": 1},
+    }
+
+
+def test_recipes_that_cannot_work_are_refused_before_the_source_is_read() -> None:
+    recipe_from(sections(weights=[1.0, 2.0]))
+    with pytest.raises(RecipeError, match=r"distill\.objective\.weights: got 3 values"):
+        recipe_from(sections(weights=[1.0, 2.0, 3.0]))
+    drawn = sections()
+    drawn["distill"]["networks"] = {"name": "pretrained"}
+    with pytest.raises(RecipeError, match="does not offer batch_norm"):
+        recipe_from(drawn)
