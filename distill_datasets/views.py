@@ -255,8 +255,8 @@ def _rendered(
 
     def row(place_BS: Tensor, weight_BS: Tensor) -> Tensor:
         line_BCS = first_BC1 + place_BS[:, None]
-        picked = lines.index_select(0, line_BCS.flatten())
-        return picked.view(*line_BCS.shape, width) * weight_BS[:, None, :, None]
+        picked_BCSW = lines.index_select(0, line_BCS.flatten()).view(*line_BCS.shape, width)
+        return picked_BCSW.float().mul_(weight_BS[:, None, :, None])
 
     near, far = _places(top_B, high_B, torch.zeros_like(flip_B), rows_BT, height)
     high_BCHW = row(*near).add_(row(*far))
