@@ -88,22 +88,37 @@ def costs(recipe: Recipe, shape: Shape, rows: int | None) -> list[Cost]:
     work = section.steps * section.objective.work(asked, images, shape.k)
     # the blocks, and all of them in one file
     found.append(Cost("distill", blocks, work, 2 * images * pixels))
+    said = 0.0
     if recipe.relabel is not None:
         used = recipe.relabel.weights or [1.0] * len(teachers)
         said = sum(flops for flops, weight in zip(teachers, used, strict=False) if weight)
         views, units = views_of(recipe.relabel, images)
         label = VIEW_BYTES + label_bytes(recipe.relabel, squeezed, shape)
         found.append(Cost("relabel", units, views * said, views * label))
-    rounds = 1 + len([row for row in measured.references if row != "full"])
+    seen = measured.duration(images) * min(measured.batch, images)
     student = TRAINING * cost(measured.network, shape)[0]
-    work = student * measured.duration(images) * min(measured.batch, images)
-    students = rounds * measured.students
-    found.append(Cost("evaluate", students, students * work, 0.0))
+    compared = contestants(recipe)
+    # references are labeled while their students train
+    live = [row for row in compared if row in measured.references]
+    work = seen * (len(compared) * student + len(live) * said)
+    found.append(Cost("evaluate", len(compared) * measured.students, measured.students * work, 0.0))
     if "full" in measured.references and rows is not None:
         count = measured.full_students
         work = count * student * measured.full_epochs * rows
         found.append(Cost("evaluate: full", count, work, 0.0))
     return found
+
+
+def contestants(recipe: Recipe) -> list[str]:
+    """What students are trained on, but for the whole source: rows of the results."""
+    measured = recipe.evaluate
+    references = [row for row in measured.references if row != "full"]
+    if recipe.relabel is None:
+        exact = measured.exact and not recipe.distill.objective.separable
+        return ["default", *(["exact"] if exact else []), *references]
+    hard = ["hard"] if measured.hard else []
+    hard += ["random_real_hard"] if measured.hard and "random_real" in references else []
+    return ["default", *hard, *references]
 
 
 def asked_per_step(objective: Objective, teachers: list[float]) -> float:

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from distill_datasets.costs import (
     TRAINING,
     asked_per_step,
+    contestants,
     cost,
     costs,
     flops_in_words,
@@ -21,7 +22,6 @@ from distill_datasets.costs import (
 from distill_datasets.data.source import peek, resolve
 from distill_datasets.pipeline import check_parts, check_teaching
 from distill_datasets.recipe import Recipe
-from distill_datasets.students import Evaluate
 from distill_datasets.types import Part, Shape
 
 
@@ -100,7 +100,7 @@ def plan(
             f"{size.examples} rows of {shape.c} x {shape.h} x {shape.w} as PNG"
             + ("" if section.objective.separable else " and float"),
         ),
-        ("evaluate", _contestants(measured, steps, student_work)),
+        ("evaluate", _contestants(recipe, steps, student_work)),
         ("publish", recipe.publish.repo or "by `distill-datasets publish`"),
     ]
     numbers = [
@@ -115,7 +115,7 @@ def plan(
         ("work of an outer step", flops_in_words(step_work)),
         (
             "work in all",
-            flops_in_words(distill_work + _all_students(measured) * student_work) + more,
+            flops_in_words(distill_work + _all_students(recipe) * student_work) + more,
         ),
     ]
     spent = lines(costs(recipe, shape, rows), flops_per_second)
@@ -175,16 +175,15 @@ def _parts(section: BaseModel, prefix: str) -> list[tuple[str, str]]:
     return lines
 
 
-def _contestants(settings: Evaluate, steps: int, work: float) -> str:
-    rows = ["default", *(["exact"] if settings.exact else []), *settings.references]
-    equal = ", ".join(row for row in rows if row != "full")
+def _contestants(recipe: Recipe, steps: int, work: float) -> str:
+    settings = recipe.evaluate
+    equal = ", ".join(contestants(recipe))
     text = f"{settings.students} students of {steps} steps for {equal}, {flops_in_words(work)} each"
     if "full" in settings.references:
         text += f"; {settings.full_students} of {settings.full_epochs} epochs for full"
     return text
 
 
-def _all_students(settings: Evaluate) -> int:
+def _all_students(recipe: Recipe) -> int:
     """Students trained on distilled or equally many real pixels."""
-    rows = 1 + settings.exact + len([row for row in settings.references if row != "full"])
-    return rows * settings.students
+    return len(contestants(recipe)) * recipe.evaluate.students

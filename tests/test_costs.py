@@ -33,7 +33,16 @@ IMAGENET: dict[str, Any] = {
         "steps": 4000,
     },
     "relabel": {"epochs": 300, "batch": 100},
-    "evaluate": {"network": RESNET, "students": 1, "steps": 150_000, "batch": 100},
+    "evaluate": {
+        "network": RESNET,
+        "students": 1,
+        "steps": 150_000,
+        "batch": 100,
+        "loss": "kl",
+        "temperature": 20.0,
+        "references": [],
+        "hard": False,
+    },
 }
 SHAPE = Shape(3, 224, 224, 1000)
 
@@ -57,6 +66,15 @@ def test_imagenet_costs_what_the_papers_arithmetic_says() -> None:
     assert found["relabel"].units == 150_000
     assert found["relabel"].stored == pytest.approx(30e9 + 15e6 * 74, rel=1e-6)
     assert found["evaluate"].work == pytest.approx(0.163e18, rel=0.03)
+
+
+def test_students_beside_the_published_ones_are_counted() -> None:
+    alone = by_stage(imagenet())["evaluate"]
+    beside = by_stage(imagenet("evaluate.hard=true", "evaluate.references=[random_real]"))
+    # hard, random_real and random_real_hard; the teacher labels one of them while it trains
+    live = 3.628e9 * 150_000 * 100
+    assert beside["evaluate"].work == pytest.approx(4 * alone.work + live, rel=1e-3)
+    assert (alone.units, beside["evaluate"].units) == (1, 4)
 
 
 def test_whole_units_are_dealt() -> None:

@@ -337,8 +337,8 @@ def test_a_long_tailed_run_from_the_command_line(tmp_path: Path) -> None:
 def test_the_plan_counts_the_students_of_every_reference() -> None:
     from distill_datasets.plan import _all_students
 
-    given = toy_recipe("evaluate.references=[herding, class_mean, full]").evaluate
-    assert _all_students(given) == 4 * given.students  # default, exact, herding, class_mean
+    given = toy_recipe("evaluate.references=[herding, class_mean, full]")
+    assert _all_students(given) == 4 * given.evaluate.students  # default, exact, and the two
 
 
 def test_a_loaded_source_draws_and_judges_as_the_recipe_says(tmp_path: Path) -> None:
