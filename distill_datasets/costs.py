@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from distill_datasets.objectives.recover import Recover
 from distill_datasets.recipe import Recipe
 from distill_datasets.relabeling import Relabel
+from distill_datasets.stages.relabel import Layout
 from distill_datasets.types import Architecture, Objective, Shape
 
 TRAINING = 2.93
@@ -92,9 +93,9 @@ def costs(recipe: Recipe, shape: Shape, rows: int | None) -> list[Cost]:
     if recipe.relabel is not None:
         used = recipe.relabel.weights or [1.0] * len(teachers)
         said = sum(flops for flops, weight in zip(teachers, used, strict=False) if weight)
-        views, units = views_of(recipe.relabel, images)
-        label = VIEW_BYTES + label_bytes(recipe.relabel, squeezed, shape)
-        found.append(Cost("relabel", units, views * said, views * label))
+        record = VIEW_BYTES + label_bytes(recipe.relabel, squeezed, shape)
+        made = Layout(recipe.relabel, images, record)
+        found.append(Cost("relabel", len(made.files), made.records * said, made.records * record))
     seen = measured.duration(images) * min(measured.batch, images)
     student = TRAINING * cost(measured.network, shape)[0]
     compared = contestants(recipe)
@@ -131,14 +132,6 @@ def asked_per_step(objective: Objective, teachers: list[float]) -> float:
     if isinstance(objective, Recover) and objective.teachers == "drawn":
         return objective.drawn * mean
     return sum(teachers)
-
-
-def views_of(settings: Relabel, images: int) -> tuple[int, int]:
-    """How many views are labeled, and in how many batches."""
-    batches = settings.batches(images)
-    units = settings.units(images)
-    whole, rest = divmod(units, len(batches))
-    return whole * images + (batches[rest - 1][1] if rest else 0), units
 
 
 def label_bytes(settings: Relabel, teachers: tuple[Architecture, ...], shape: Shape) -> int:

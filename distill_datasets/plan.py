@@ -17,11 +17,11 @@ from distill_datasets.costs import (
     flops_in_words,
     lines,
     probe,
-    views_of,
 )
 from distill_datasets.data.source import peek, resolve
 from distill_datasets.pipeline import check_parts, check_teaching
 from distill_datasets.recipe import Recipe
+from distill_datasets.stages.relabel import Layout
 from distill_datasets.types import Part, Shape
 
 
@@ -134,8 +134,9 @@ def _labeling(recipe: Recipe, images: int) -> list[tuple[str, str]]:
     """The line of the relabel stage, when there is one."""
     if recipe.relabel is None:
         return []
-    views, batches = views_of(recipe.relabel, images)
-    return [("relabel", f"{views:,} views in {batches:,} batches; store: {recipe.relabel.store}")]
+    made = Layout(recipe.relabel, images, 1)
+    told = f"{made.records:,} views in {made.units:,} batches; store: {recipe.relabel.store}"
+    return [("relabel", told)]
 
 
 def _squeezing(recipe: Recipe, shape: Shape) -> list[tuple[str, str]]:

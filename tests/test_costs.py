@@ -6,12 +6,11 @@ from typing import Any
 import pytest
 from toy_runs import command
 
-from distill_datasets.costs import Cost, costs, lines, probe, views_of
+from distill_datasets.costs import Cost, costs, lines, probe
 from distill_datasets.errors import RecipeError
 from distill_datasets.networks.zoo import ConvNet
 from distill_datasets.plan import plan
 from distill_datasets.recipe import Recipe, recipe_from
-from distill_datasets.relabeling import Relabel
 from distill_datasets.types import Shape
 from distill_datasets.yaml_text import to_yaml
 
@@ -63,7 +62,8 @@ def test_imagenet_costs_what_the_papers_arithmetic_says() -> None:
     assert found["distill"].stored == 2 * 50_000 * 3 * 224 * 224
     assert found["squeeze"].work == pytest.approx(1.25e18, rel=0.02)
     assert found["relabel"].work == pytest.approx(0.054e18, rel=0.02)
-    assert found["relabel"].units == 150_000
+    # files of 80 batches of 100 views, each of 2074 bytes
+    assert found["relabel"].units == 1875
     assert found["relabel"].stored == pytest.approx(30e9 + 15e6 * 74, rel=1e-6)
     assert found["evaluate"].work == pytest.approx(0.163e18, rel=0.03)
 
@@ -101,12 +101,6 @@ def test_codes_change_the_bytes_and_teachers_the_work() -> None:
     both = by_stage(imagenet(networks))["distill"].work
     turns = by_stage(imagenet(networks, "distill.objective.teachers=in_turn"))["distill"].work
     assert both == 2 * turns == pytest.approx((7.256e9 + 16.36e9) * 2e8, rel=2e-3)
-
-
-def test_views_are_counted_as_they_are_drawn() -> None:
-    # seven images in batches of 3, 3 and 1; the last one joins the second
-    assert views_of(Relabel(epochs=2, batch=3), 7) == (14, 4)
-    assert views_of(Relabel(epochs=2, batch=3, keep=0.75), 7) == (10, 3)
 
 
 def test_a_plan_does_not_look_at_a_dataset_whose_shape_is_told() -> None:
