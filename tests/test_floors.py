@@ -50,7 +50,7 @@ FLOORS = [
         "students",
         "training_state",
     ],
-    ["recipe", "card", "card_code", "refusals"],
+    ["recipe", "card", "card_code", "card_views", "refusals"],
     ["stages"],
     ["contents"],
     ["pipeline", "costs"],

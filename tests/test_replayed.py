@@ -3,6 +3,7 @@
 Shape suffixes: N images, B a batch, K classes.
 """
 
+import dataclasses
 from pathlib import Path
 from typing import Any, cast
 from unittest import mock
@@ -21,6 +22,7 @@ from distill_datasets.inner import Sgd
 from distill_datasets.label_codes import LogitCode
 from distill_datasets.networks.voters import Voters
 from distill_datasets.networks.zoo import ConvNet
+from distill_datasets.published import Content
 from distill_datasets.relabeling import Relabel
 from distill_datasets.replayed import HardViews, Live, Pictures, Replayed
 from distill_datasets.runtime import Runtime, draws, rng_for
@@ -49,8 +51,8 @@ LABELS_N = torch.arange(40) % SHAPE.k
 PICTURES = Pictures(images(), LABELS_N, MEAN_C, STD_C, SHAPE.k)
 
 
-def export(folder: Path, **fields: Any) -> tuple[Path, Relabel]:  # noqa: ANN401
-    """A published folder with labels of two epochs of views of 40 images."""
+def content_of(folder: Path, **fields: Any) -> Content:  # noqa: ANN401
+    """What is published of 40 images with labels of two epochs of views."""
     made = relabel(folder / "runs", **fields)
     images_NCHW = images()
     content = bytes_sample(
@@ -60,16 +62,18 @@ def export(folder: Path, **fields: Any) -> tuple[Path, Relabel]:  # noqa: ANN401
         real_shape=(SHAPE.c, SHAPE.h, SHAPE.w),
         relabel=made.published(),
     )
-    content = cast("Any", content).__class__(
-        **vars(content)
-        | {
-            "images_NCHW": images_NCHW,
-            "originals": Shown(images_NCHW),
-            "targets_NK": F.one_hot(LABELS_N, SHAPE.k).byte(),
-        }
+    return dataclasses.replace(
+        content,
+        images_NCHW=images_NCHW,
+        originals=Shown(images_NCHW),
+        targets_NK=F.one_hot(LABELS_N, SHAPE.k).byte(),
     )
-    write_dataset(folder / "exported", content, None)
-    return folder / "exported", made.layout.settings
+
+
+def export(folder: Path, **fields: Any) -> tuple[Path, Relabel]:  # noqa: ANN401
+    """A published folder of it, and how views were labeled."""
+    write_dataset(folder / "exported", content_of(folder, **fields), None)
+    return folder / "exported", relabel(folder / "runs", **fields).layout.settings
 
 
 def field_of(
