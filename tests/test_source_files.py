@@ -24,7 +24,7 @@ from distill_datasets.artifacts import fill_rows
 from distill_datasets.data import decoded as decoded_module
 from distill_datasets.data import reading
 from distill_datasets.data.decoded import resident
-from distill_datasets.data.source import Decoded, Source, read, resolve
+from distill_datasets.data.source import Decoded, Source, peek, read, resolve
 from distill_datasets.errors import DataError
 from distill_datasets.runtime import Runtime
 from distill_datasets.stages import row_files, source
@@ -127,6 +127,22 @@ def test_tars_are_not_copied_into_a_cache(tmp_path: Path) -> None:
     source = write_shards(tmp_path / "pets", 2, 6)
     read(source, draw, resolve(source))
     assert not list((tmp_path / "cache").rglob("*.arrow"))
+
+
+def test_labels_of_tars_are_gone_through_once(tmp_path: Path) -> None:
+    source = write_shards(tmp_path / "pets", 3, 6)
+    shape, names = peek(source)
+    with mock.patch.object(reading.Table, "_read_labels", side_effect=AssertionError):
+        assert peek(source) == (shape, names)
+        assert read(source, draw, resolve(source)).class_names == names == ["0", "1", "2"]
+    # other tars at the same place have other labels
+    (tmp_path / "pets").rename(tmp_path / "before")
+    write_shards(tmp_path / "pets", 2, 2)
+    with (
+        pytest.raises(AssertionError),
+        mock.patch.object(reading.Table, "_read_labels", side_effect=AssertionError),
+    ):
+        peek(source)
 
 
 @pytest.mark.parametrize("processes", [1, 3])

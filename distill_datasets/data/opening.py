@@ -217,6 +217,14 @@ def _only_tars(path: Path) -> bool:
     return kinds == {".tar"}
 
 
+def labels_folder(dataset: str) -> Path | None:
+    """Where the labels of local tars are kept once they were read; None for all other sources."""
+    path = locate(dataset)
+    if path is None or not _only_tars(path):
+        return None
+    return Path(_private_cache(path)) / "labels"
+
+
 def _open_local(path: Path, config: str | None, streaming: bool) -> Any:  # noqa: ANN401
     import datasets
     import pyarrow.parquet as pq

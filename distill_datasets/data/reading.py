@@ -9,11 +9,12 @@ Shape suffixes: B N rows, C channels, H W pixels.
 
 import bisect
 import itertools
+import json
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -66,7 +67,8 @@ class Table:
     """One split, in memory, on disk or streamed, read column by column.
 
     `pieces` counts the shards of a stream, which are read one by one; a table that is reached by
-    row number is one piece. `guard` explains what reading a stream raises.
+    row number is one piece. `guard` explains what reading a stream raises. In the folder `kept` the
+    labels of a stream are kept, since all of it has to be gone through for them.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class Table:
         split: str,
         rows: Any,  # noqa: ANN401
         guard: Callable[[], AbstractContextManager[None]] = nullcontext,
+        kept: Path | None = None,
     ) -> None:
         import datasets
 
@@ -82,10 +85,27 @@ class Table:
         self._rows = rows.with_format(None)
         self._indexed = isinstance(rows, datasets.Dataset)
         self._guard = guard
+        self._kept = kept
         self.pieces: int = 1 if self._indexed else rows.num_shards
 
     def labels(self, column: str, piece: int = 0) -> list[columns.Value]:
         """Every value of a label column in one piece, in order, without touching the images."""
+        path = None
+        if self._kept is not None and not self._indexed:
+            path = self._kept / f"{self.split}-{column}-{piece:05d}-of-{self.pieces:05d}.json"
+        if path is not None and path.exists():
+            return cast(list[columns.Value], json.loads(path.read_text(encoding="utf-8")))
+        values = self._read_labels(column, piece)
+        if path is not None:
+            # a folder that cannot be written to costs another pass, no more
+            with suppress(OSError):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                half = path.with_suffix(f".{os.getpid()}")
+                half.write_text(json.dumps(values), encoding="utf-8")
+                half.replace(path)
+        return values
+
+    def _read_labels(self, column: str, piece: int) -> list[columns.Value]:
         root, *inner = columns.column_path(self.features, column)
         narrow = self._rows.select_columns([root])
         if self._indexed:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import torch
@@ -198,14 +199,19 @@ class _Layout:
         return Agreement(source.resolution, CHANNELS[source.channels], mode)
 
 
-def _layout(source: Source, splits: opening.Splits, guard: Guard = nullcontext) -> _Layout:
+def _layout(
+    source: Source,
+    splits: opening.Splits,
+    guard: Guard = nullcontext,
+    kept: Path | None = None,
+) -> _Layout:
     train_name, test_name = columns.choose_splits(splits, source.train_split, source.test_split)
-    train = Table(train_name, splits[train_name], guard)
+    train = Table(train_name, splits[train_name], guard, kept)
     image = columns.image_column(train.features, source.image_column)
     label = columns.label_column(train.features, source.label_column)
     if test_name is None:
         return _Layout(train, None, image, label)
-    test = Table(test_name, splits[test_name], guard)
+    test = Table(test_name, splits[test_name], guard, kept)
     ours, theirs = (columns.flat(table.features) for table in (train, test))
     for column in (image, label):
         if theirs.get(column) != ours[column]:
@@ -227,7 +233,7 @@ def _opened(
         return _layout(source, opening.as_splits(dataset))
     splits = opening.open_splits(source.dataset, source.config, revision, streaming=streaming)
     guard = partial(opening.explained, source.dataset, source.config, revision)
-    return _layout(source, splits, guard)
+    return _layout(source, splits, guard, opening.labels_folder(source.dataset))
 
 
 def peek(source: Source, dataset: Any = None) -> tuple[Shape, list[str]]:  # noqa: ANN401
