@@ -109,7 +109,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _students_fit_the_labels(self) -> Self:
-        refusal = self.evaluate.refusal(self.relabel is not None)
+        refusal = self.evaluate.refusal(self.relabel)
         if refusal is not None:
             raise ValueError(refusal)
         return self

@@ -19,6 +19,7 @@ from distill_datasets.networks.drawing import drawing
 from distill_datasets.networks.sources import ArchitectureField
 from distill_datasets.networks.zoo import ConvNet, initialize
 from distill_datasets.plugins import part
+from distill_datasets.relabeling import Relabel
 from distill_datasets.student_losses import Loss, TeacherLoss, smoothed
 from distill_datasets.training_state import Average, Checkpoint
 from distill_datasets.types import Draw, Section, Shape
@@ -173,14 +174,19 @@ class Evaluate(Training):
             self.hard_weight,
         )
 
-    def refusal(self, relabeled: bool) -> str | None:
-        """Why a recipe with or without a relabel section cannot be measured so; None if it can."""
-        if not relabeled:
+    def refusal(self, relabel: Relabel | None) -> str | None:
+        """Why a recipe with this relabel section, or none, cannot be measured; None if it can."""
+        if relabel is None:
             return (
                 f"evaluate.loss: {self.loss} compares with a teacher's logits, which a relabel "
                 "section makes; add one, or take loss: soft"
                 if self.loss != "soft"
                 else None
+            )
+        if self.loss == "mse" and relabel.store == "top_k":
+            return (
+                "evaluate.loss: mse compares all logits, and relabel.store: top_k keeps some; set "
+                "relabel.store: logits"
             )
         if self.augment.operations:
             return (

@@ -21,9 +21,10 @@ from sample_content import MEAN, STD, sample
 from tiny import toy_real
 from torch import Tensor, nn
 
+from distill_datasets.artifacts import read_tensors
 from distill_datasets.examples import Examples
 from distill_datasets.inner import Adam
-from distill_datasets.networks.zoo import ConvNet
+from distill_datasets.networks.zoo import ConvNet, initialize
 from distill_datasets.runtime import Runtime, draws
 from distill_datasets.scoring import Score
 from distill_datasets.stages import evaluate
@@ -318,6 +319,22 @@ def test_only_the_student_that_is_missing_is_trained(exported: Path) -> None:
     with mock.patch.object(evaluate, "train_student", wraps=evaluate.train_student) as training:
         assert measure(SETTINGS, exported) == first
     assert training.call_count == 1
+
+
+def test_a_killed_student_goes_on_from_its_last_pass(exported: Path) -> None:
+    settings = changed(students=1, exact=False, checkpoint_seconds=0.0)
+    whole = measure(settings, exported, "undisturbed")
+    with (
+        mock.patch.object(evaluate, "score", side_effect=KeyboardInterrupt),
+        pytest.raises(KeyboardInterrupt),
+    ):
+        measure(settings, exported, "killed")
+    (left,) = exported.parent.glob("runs/*/*.safetensors")
+    assert read_tensors(left)[1] == {"steps": 5}
+    with mock.patch("distill_datasets.students.initialize", wraps=initialize) as drawing:
+        found = measure(settings, exported, "killed")
+    assert drawing.call_count == 1 and accuracies(found["default"]) == accuracies(whole["default"])
+    assert not left.exists()
 
 
 @pytest.mark.parametrize("change", [{"steps": 7}, {"network": ConvNet(depth=1, width=5)}])

@@ -17,6 +17,7 @@ from distill_datasets import students
 from distill_datasets.inner import Adam, AdamW, Sgd
 from distill_datasets.networks.zoo import ConvNet
 from distill_datasets.objectives.unrolled import Unrolled
+from distill_datasets.relabeling import Relabel
 from distill_datasets.runtime import draws
 from distill_datasets.scoring import accuracy
 from distill_datasets.student_losses import TeacherLoss, smoothed
@@ -257,6 +258,26 @@ def test_checkpoints_are_not_written_more_often_than_asked(tmp_path: Path) -> No
 def test_settings_that_would_do_nothing_are_refused(fields: dict[str, Any], why: str) -> None:
     with pytest.raises(ValidationError, match=why):
         settings(**fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "relabel", "why"),
+    [
+        ({"loss": "kl"}, None, "evaluate.loss: kl compares with a teacher's logits"),
+        ({"loss": "mse"}, {"store": "top_k", "top_k": 2}, "mse compares all logits"),
+        ({"augment": {"operations": ["flip"]}}, {}, "the very pixels"),
+        ({"order": "published"}, {}, "evaluate.order: published"),
+        ({"start": "distilled"}, {}, "evaluate.start: distilled"),
+        ({"loss": "kl"}, {"store": "top_k", "top_k": 2}, None),
+        ({"augment": {"operations": ["flip"]}}, None, None),
+    ],
+)
+def test_students_that_do_not_fit_the_labels_are_refused(
+    fields: dict[str, Any], relabel: dict[str, Any] | None, why: str | None
+) -> None:
+    section = None if relabel is None else Relabel.model_validate(relabel)
+    found = Evaluate.model_validate({"epochs": 2, **fields}).refusal(section)
+    assert found is None if why is None else why in str(found)
 
 
 def test_a_student_of_plain_settings_asks_for_none_of_this() -> None:
