@@ -18,7 +18,9 @@ from distill_datasets.costs import (
     lines,
     probe,
 )
+from distill_datasets.data.opening import HUB_ID
 from distill_datasets.data.source import peek, resolve
+from distill_datasets.errors import DataError
 from distill_datasets.pipeline import check_parts, check_teaching
 from distill_datasets.recipe import Recipe
 from distill_datasets.stages.relabel import Layout
@@ -60,7 +62,15 @@ def plan(
         shape, rows = recipe.source.expected_shape(), expected.rows
         check_parts(recipe, shape)
     else:
-        provenance = resolve(recipe.source, dataset)
+        try:
+            provenance = resolve(recipe.source, dataset)
+        except DataError as error:
+            if HUB_ID.fullmatch(name) is None:
+                raise
+            raise DataError(
+                f"{error}; or tell plan what it looks like, for example "
+                '"source.expected={classes: 1000, rows: 1281167}"'
+            ) from error
         name, revision = provenance.dataset, provenance.revision
         shape, names = peek(recipe.source, dataset)
         check_parts(recipe, shape)

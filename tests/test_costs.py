@@ -2,12 +2,13 @@
 
 import math
 from typing import Any
+from unittest import mock
 
 import pytest
 from toy_runs import command
 
 from distill_datasets.costs import Cost, costs, lines, probe
-from distill_datasets.errors import RecipeError
+from distill_datasets.errors import DataError, RecipeError
 from distill_datasets.networks.zoo import ConvNet
 from distill_datasets.plan import plan
 from distill_datasets.recipe import Recipe, recipe_from
@@ -110,6 +111,14 @@ def test_a_plan_does_not_look_at_a_dataset_whose_shape_is_told() -> None:
     assert told["distill"].startswith("500 pieces, 1.45 EFLOP, 15.1 GB written, 20.2 h on 1; ")
     assert told["distill"].endswith("; 2.54 h on 8; 19.4 min on 64")
     assert set(told) >= {"source", "squeeze", "distill", "relabel", "evaluate", "all stages"}
+
+
+def test_a_dataset_that_is_not_there_need_not_be() -> None:
+    with (
+        mock.patch("distill_datasets.plan.resolve", side_effect=DataError("no network")),
+        pytest.raises(DataError, match=r"no network; or tell plan what it looks like, for example"),
+    ):
+        plan(imagenet("source.expected=null"))
 
 
 def test_the_shape_needs_a_size() -> None:
