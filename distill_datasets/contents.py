@@ -31,7 +31,8 @@ def publishable(
     """Everything that the published folder says, before it is measured."""
     section = recipe.distill
     parts = [section.objective, section.canvas, section.labels, section.networks]
-    measuring = {"students", "exact", "references", "full_epochs", "full_students"}
+    measuring = {"students", "exact", "hard", "references", "full_epochs", "full_students"}
+    measuring |= {"checkpoint_seconds"}
     student = recipe.evaluate.model_dump(mode="json", exclude=measuring)
     views = set(recipe.relabel.paper.split("; ")) if recipe.relabel is not None else set()
     normalization = source.real.normalization
