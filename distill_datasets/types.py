@@ -175,7 +175,7 @@ class Squeezed(ABC):
         """Those of `TeacherNetwork`, on the CPU; None where nobody computed them."""
         return None
 
-    def check_teachers(self) -> None:
+    def check_teachers(self) -> None:  # noqa: B027
         """Raise a `DistillError` where a member knows too little of the test images to teach."""
 
 

@@ -23,7 +23,7 @@ from tiny import CPU, TOY, toy_real
 from torch import Tensor, nn
 from toy_runs import CONVNET, command, toy_recipe, toy_sections
 
-from distill_datasets.artifacts import read_tensors
+from distill_datasets.artifacts import open_rows, read_tensors
 from distill_datasets.card import PLACEHOLDER, card
 from distill_datasets.card_code import training
 from distill_datasets.contents import chain
@@ -102,15 +102,12 @@ def run(folder: Path, recipe: dict[str, Any]) -> Run:
     answer = command("run", folder / "recipe.yaml", "--runs", folder / "runs", "--output", out)
     assert answer.code == 0, answer.err
     row = load_rows(out, "recipe")[0]
-    tensors = next(
-        found
-        for path in (folder / "runs").rglob("*.safetensors")
-        if "test_images" in (found := read_tensors(path)[0])
-    )
+    (decoded,) = (folder / "runs").glob("source-*")
+    labels_N = read_tensors(decoded / "data.safetensors")[0]["test_labels"]
     mean_C, std_C = (torch.tensor(row[name])[:, None, None] for name in ("mean", "std"))
-    images_NCHW = (tensors["test_images"].float() / 255 - mean_C) / std_C
+    images_NCHW = (open_rows(decoded / "test.npy").float() / 255 - mean_C) / std_C
     results = {each["from"]: each for each in json.loads(row["results_json"])}
-    return Run(out, results, Batch(images_NCHW, tensors["test_labels"]))
+    return Run(out, results, Batch(images_NCHW, labels_N))
 
 
 @pytest.fixture(scope="module")

@@ -28,8 +28,8 @@ from distill_datasets.published import STARTS
 from distill_datasets.runtime import Runtime, draws
 from distill_datasets.scoring import accuracy
 from distill_datasets.squeezing import Squeeze
-from distill_datasets.stages.reading import load_rows
 from distill_datasets.stages.export import verify
+from distill_datasets.stages.reading import load_rows
 from distill_datasets.stages.source import LoadedSource
 from distill_datasets.stages.squeeze import Members, SqueezedFolder, run_squeeze
 from distill_datasets.students import Evaluate, Training, train_student
