@@ -20,6 +20,7 @@ from distill_datasets.artifacts import fingerprint, sha256_tensors
 from distill_datasets.data.opening import library_bars
 from distill_datasets.data.source import peek, resolve
 from distill_datasets.errors import ArtifactError, RecipeError
+from distill_datasets.networks.zoo import AvgPool2d
 from distill_datasets.pictures import to_bytes
 from distill_datasets.published import STARTS, Content
 from distill_datasets.recipe import Recipe
@@ -36,6 +37,7 @@ logger = logging.getLogger("distill_datasets")
 
 VERSION = 1
 _PLAIN = {nn.AvgPool2d, nn.Conv2d, nn.Flatten, nn.GroupNorm, nn.Linear, nn.MaxPool2d, nn.ReLU}
+_PLAIN |= {AvgPool2d}
 """Layers whose `repr` is the call that makes them."""
 
 
