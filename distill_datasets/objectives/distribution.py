@@ -197,8 +197,8 @@ class Distribution(Objective):
     chunk: int | None = Field(
         default=None,
         gt=0,
-        description="real images embedded at once; null: 16 on a CPU, whose cache they stay in, and "
-        "all of a class elsewhere",
+        description="real images embedded at once; null: 16 on a CPU, whose cache they stay in, "
+        "and all of a class elsewhere",
     )
     distilled_chunk: int = Field(
         default=128,

@@ -36,4 +36,5 @@ class Work:
 
 def relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:
     """Norm of the difference as a share of the expected norm."""
+    got, expected = got.detach(), expected.detach()
     return float((got - expected).norm() / expected.norm())
