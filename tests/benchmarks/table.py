@@ -50,7 +50,7 @@ def caption(result: dict[str, Any]) -> str:
         "counted by torch's dispatcher, GB as if every operation read and wrote memory. Of "
         f"product: the reference's GFLOP per second of this side over {product:.0f} GFLOP/s of a "
         f"float32 product; of copy: GB per second over {copy:.1f} GB/s, above 100 % where caches "
-        "serve."
+        "serve; both by the seconds that threads were given."
     )
 
 

@@ -58,6 +58,13 @@ def peak_mib(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
+def undisturbed(answer: dict[str, float], device: torch.device) -> float:
+    """Seconds of a run; on a CPU those that its threads were given: neighbors count less."""
+    if device.type != "cpu":
+        return answer["seconds"]
+    return min(answer["seconds"], answer["processor_seconds"] / torch.get_num_threads())
+
+
 def timed(run: Run, device: torch.device) -> dict[str, float]:
     """Seconds by the wall and by the processor, of this process and the children it waited for."""
 
@@ -71,7 +78,8 @@ def timed(run: Run, device: torch.device) -> dict[str, float]:
     run()
     if device.type != "cpu":
         torch.accelerator.synchronize()
-    return {"seconds": time.perf_counter() - wall, "processor_seconds": spent() - processor}
+    found = {"seconds": time.perf_counter() - wall, "processor_seconds": spent() - processor}
+    return found | {"undisturbed_seconds": undisturbed(found, device)}
 
 
 def counted(run: Run, device: torch.device) -> dict[str, float]:
@@ -97,13 +105,13 @@ def ceiling(device: torch.device) -> dict[str, float]:
             partial(torch.nn.functional.conv2d, as_image.contiguous(), as_kernel.contiguous()),
         )
         seconds = [
-            statistics.median(timed(product, device)["seconds"] for _ in range(3))
+            statistics.median(undisturbed(timed(product, device), device) for _ in range(3))
             for product in products
         ]
         found[f"{kind}_flops"] = 2 * side**3 / min(seconds)
     source = torch.zeros((64 if small else 1024) * MIB // 4, device=device)
     target = torch.empty_like(source)
-    seconds = [timed(lambda: target.copy_(source), device)["seconds"] for _ in range(6)]
+    seconds = [undisturbed(timed(lambda: target.copy_(source), device), device) for _ in range(6)]
     found["bytes"] = 2 * source.numel() * 4 / statistics.median(seconds[1:])
     return found
 
