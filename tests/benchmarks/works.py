@@ -1,6 +1,7 @@
 """Every work by its name. What is added to the library is added here: one line each."""
 
 from tests.benchmarks.outer_steps import DISTRIBUTION, UNROLLED_32, UNROLLED_96
+from tests.benchmarks.processes import PROCESSES
 from tests.benchmarks.students import BATCHES, STUDENTS_CONVNET, STUDENTS_LENET
 from tests.benchmarks.work import Work
 
@@ -13,5 +14,6 @@ WORKS: dict[str, Work] = {
         STUDENTS_CONVNET,
         STUDENTS_LENET,
         BATCHES,
+        PROCESSES,
     )
 }
