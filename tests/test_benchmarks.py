@@ -62,6 +62,7 @@ def test_all_students_are_trained_and_differ() -> None:
     assert not any(torch.equal(firsts[0], other) for other in firsts[1:])
 
 
+@pytest.mark.timeout(180)  # five processes import torch
 def test_one_command_measures_prints_and_writes(tmp_path: Path) -> None:
     file = tmp_path / "result.json"
     command = [

@@ -27,8 +27,11 @@ class Side:
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
-        self.device = self._answer()["device"]
         self.runs: list[dict[str, float]] = []
+
+    def ready(self) -> str:
+        """Wait until everything is prepared; the device."""
+        return str(self._answer()["device"])
 
     def ask(self, what: str) -> dict[str, Any]:
         """One line to the worker, and its answer."""
@@ -68,6 +71,7 @@ def measured(name: str, size: str, threads: int, rounds: int) -> dict[str, Any]:
         raise SystemExit(f"{name}: the sides differ, nothing was timed: {wrong}")
     sides = {side: Side(name, side, size, threads) for side in work.sides}
     tops = Side("ceiling", "-", size, threads)
+    (device,) = {worker.ready() for worker in (*sides.values(), tops)}
     counts = {side: worker.ask("count") for side, worker in sides.items()}
     tops.ask("ceiling")
     for _ in range(rounds):
@@ -75,7 +79,6 @@ def measured(name: str, size: str, threads: int, rounds: int) -> dict[str, Any]:
             worker.runs.append(worker.ask("run"))
         tops.runs.append(tops.ask("ceiling"))
     peaks = {side: worker.ask("peak")["peak_mib"] for side, worker in sides.items()}
-    device = tops.device
     for worker in (*sides.values(), tops):
         worker.close()
     best = {kind: max(run[kind] for run in tops.runs) for kind in tops.runs[0]}

@@ -5,13 +5,12 @@ Augmentation is off where students are compared, so that both sides take the ver
 
 import io
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from datasets import Dataset, Features, Image, Value
 from PIL import Image as PillowImage
 from torch import Tensor, nn
-from torchvision import transforms
 
 from distill_datasets.augment import Augment
 from distill_datasets.inner import Sgd
@@ -23,6 +22,10 @@ from distill_datasets.types import Architecture, Batch, Draw, Shape
 from tests.benchmarks.plain import convnet, set_weights, train_one
 from tests.benchmarks.work import REFERENCE, Run, Size, Work, relative_error
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+# datasets and torchvision are imported where they are used: the other works start without them
 STUDENTS = 8
 MEAN, STD = 0.5, 0.25
 CPU = torch.device("cpu")
@@ -152,7 +155,9 @@ STUDENTS_LENET = students_work(
 class Opened(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
     """Rows of `load_dataset`, decoded and transformed one by one: the usual tutorial."""
 
-    def __init__(self, rows: Dataset) -> None:
+    def __init__(self, rows: "Dataset") -> None:
+        from torchvision import transforms
+
         self._rows = rows
         self._transform = transforms.Compose(
             [
@@ -176,8 +181,10 @@ def batches_work() -> Work:
     rows_of: dict[Size, int] = {"tiny": 50, "cpu": 1000, "paper": 50000}
     batch, epochs = 100, 2
 
-    def published(own: Stored) -> Dataset:
+    def published(own: Stored) -> "Dataset":
         """The rows as Parquet holds them: PNG files and labels."""
+        from datasets import Dataset, Features, Image, Value
+
         files = []
         for image in own.images_NCHW.cpu().permute(0, 2, 3, 1).numpy():
             file = io.BytesIO()
@@ -216,6 +223,8 @@ def batches_work() -> Work:
         return run
 
     def check() -> dict[str, float]:
+        from torchvision import transforms
+
         own = stored(CIFAR, rows_of["tiny"], CPU)
         rows = published(own)
         plain = transforms.Compose(

@@ -91,12 +91,12 @@ def counted(run: Run, device: torch.device) -> dict[str, float]:
     return {"flops": flops, "bytes": traffic.total, "before_mib": before}
 
 
-def ceiling(device: torch.device) -> dict[str, float]:
+def ceiling(device: torch.device, size: Size) -> dict[str, float]:
     """What a matrix product and a copy reach: operations, and bytes read or written, per second."""
     found = {}
     small = device.type == "cpu"
+    side = 64 if size == "tiny" else 1024 if small else 8192
     for kind, dtype in (("float32", torch.float32), ("bf16", torch.bfloat16)):
-        side = 1024 if small else 8192
         left, right = torch.randn(2, side, side, device=device).to(dtype)
         # as a convolution too: on AMD's processors torch's matmul is the slower of the two
         as_image, as_kernel = left.T.reshape(1, side, 1, side), right.T[:, :, None, None]
@@ -122,7 +122,7 @@ def serve(name: str, side: str, size: Size, threads: int) -> None:
     device = device_of_choice()
     with ExitStack() as settings:
         if name == "ceiling":
-            run: Run = lambda: ceiling(device)  # noqa: E731
+            run: Run = lambda: ceiling(device, size)  # noqa: E731
         else:
             run = WORKS[name].sides[side](size, device)
             if side != REFERENCE:
@@ -132,7 +132,7 @@ def serve(name: str, side: str, size: Size, threads: int) -> None:
         for line in sys.stdin:
             asked = line.strip()
             if asked == "ceiling":
-                answer = ceiling(device)
+                answer = ceiling(device, size)
             elif asked == "count":
                 answer = counted(run, device)
             elif asked == "run":
