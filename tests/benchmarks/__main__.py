@@ -15,7 +15,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-ROUNDS = {"tiny": 1, "cpu": 3, "paper": 5}
+import torch
+from rich.console import Console
+
+import distill_datasets
+from tests.benchmarks.table import rich_table
+from tests.benchmarks.work import REFERENCE, Size
+from tests.benchmarks.worker import ceiling
+from tests.benchmarks.works import WORKS
+
+ROUNDS: dict[Size, int] = {"tiny": 1, "cpu": 3, "paper": 5}
 
 
 class Side:
@@ -59,29 +68,25 @@ class Side:
         self._process.wait()
 
 
-def measured(name: str, size: str, threads: int, rounds: int) -> dict[str, Any]:
+def measured(name: str, size: Size, threads: int, rounds: int) -> dict[str, Any]:
     """All sides of one work, in turns."""
-    from tests.benchmarks.work import REFERENCE
-    from tests.benchmarks.works import WORKS
-
     work = WORKS[name]
     errors = work.check()
     wrong = {what: error for what, error in errors.items() if not error <= work.bounds[what]}
     if wrong:
         raise SystemExit(f"{name}: the sides differ, nothing was timed: {wrong}")
     sides = {side: Side(name, side, size, threads) for side in work.sides}
-    tops = Side("ceiling", "-", size, threads)
-    (device,) = {worker.ready() for worker in (*sides.values(), tops)}
+    (device,) = {worker.ready() for worker in sides.values()}
     counts = {side: worker.ask("count") for side, worker in sides.items()}
-    tops.ask("ceiling")
+    tops = [ceiling(torch.device(device), size)]
     for _ in range(rounds):
         for worker in sides.values():
             worker.runs.append(worker.ask("run"))
-        tops.runs.append(tops.ask("ceiling"))
+        tops.append(ceiling(torch.device(device), size))
     peaks = {side: worker.ask("peak")["peak_mib"] for side, worker in sides.items()}
-    for worker in (*sides.values(), tops):
+    for worker in sides.values():
         worker.close()
-    best = {kind: max(run[kind] for run in tops.runs) for kind in tops.runs[0]}
+    best = {kind: max(top[kind] for top in tops) for kind in tops[0]}
     plain = sides[REFERENCE]
     rows = []
     for side, worker in sides.items():
@@ -112,10 +117,6 @@ def measured(name: str, size: str, threads: int, rounds: int) -> dict[str, Any]:
 
 def environment(device: str, threads: int) -> dict[str, Any]:
     """What the numbers depend on."""
-    import torch
-
-    import distill_datasets
-
     found = torch.accelerator.current_accelerator(check_available=True)
     name = torch.get_device_module(found).get_device_name() if found else _processor()
     return {
@@ -139,11 +140,6 @@ def _processor() -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Check, measure, print the table and write the result."""
-    from rich.console import Console
-
-    from tests.benchmarks.table import rich_table
-    from tests.benchmarks.works import WORKS
-
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument("--size", choices=list(ROUNDS), default="cpu")
     parser.add_argument("--only", choices=list(WORKS), action="append", help="may be repeated")
@@ -151,6 +147,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, help="default: 3 on a CPU, 5 at paper size")
     parser.add_argument("--json", type=Path, help="write the result to this file")
     asked = parser.parse_args(arguments)
+    torch.set_num_threads(asked.threads)
     found = []
     for name in asked.only or WORKS:
         print(f"{name} ...", file=sys.stderr, flush=True)
