@@ -48,8 +48,9 @@ def caption(result: dict[str, Any]) -> str:
         f"{place['date']}. Medians of runs in turns; ratio: the reference's seconds over a side's. "
         f"Memory: {place['memory']} (in brackets: above what was prepared). GFLOP and GB are "
         "counted by torch's dispatcher, GB as if every operation read and wrote memory. Of "
-        f"product: the reference's GFLOP per second of this side over {product:.0f} GFLOP/s of a "
-        f"float32 product; of copy: GB per second over {copy:.1f} GB/s, above 100 % where caches "
+        f"product: the reference's GFLOP per second of this side over a float32 product timed in "
+        f"turns with it, {product:.0f} GFLOP/s at best; of copy: GB per second over a copy, "
+        f"{copy:.1f} GB/s at best, above 100 % where caches "
         "serve; both by the seconds that threads were given."
     )
 

@@ -121,19 +121,14 @@ def serve(name: str, side: str, size: Size, threads: int) -> None:
     torch.set_num_threads(threads)
     device = device_of_choice()
     with ExitStack() as settings:
-        if name == "ceiling":
-            run: Run = lambda: ceiling(device, size)  # noqa: E731
-        else:
-            run = WORKS[name].sides[side](size, device)
-            if side != REFERENCE:
-                settings.enter_context(Runtime().reproducible())
-                torch.set_num_threads(threads)
+        run = WORKS[name].sides[side](size, device)
+        if side != REFERENCE:
+            settings.enter_context(Runtime().reproducible())
+            torch.set_num_threads(threads)
         print(json.dumps({"device": str(device)}), flush=True)
         for line in sys.stdin:
             asked = line.strip()
-            if asked == "ceiling":
-                answer = ceiling(device, size)
-            elif asked == "count":
+            if asked == "count":
                 answer = counted(run, device)
             elif asked == "run":
                 answer = timed(run, device)
