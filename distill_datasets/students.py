@@ -28,6 +28,7 @@ Reference = Literal["random_real", "herding", "k_center", "class_mean", "full"]
 
 WARMUP_START = 0.01
 """The share of the step size that a warm-up begins with."""
+CPU_CHUNK = 32
 CHECKED = 100
 """A student's loss is looked at every so many steps: each look waits for the device."""
 
@@ -264,6 +265,7 @@ def train_student(
     batch = min(settings.batch, examples.count)
     per_pass = examples.count // batch
     done = 0 if checkpoint is None else checkpoint.restore(module, optimizer, average)
+    chunk = _chunk(module, batch)
     for step in range(done, steps):
         if step % per_pass == 0:
             turn = step // per_pass
@@ -280,14 +282,20 @@ def train_student(
                 if step_sizes
                 else settings.optimizer.lr * pace(settings, step, steps, per_pass)
             )
-        with drawing(module, draw("dropout", step)):
-            logits_BK = module(images_BCHW)
-        loss = examples.loss(logits_BK, smoothed(targets_BK, settings.label_smoothing))
+        targets_BK = smoothed(targets_BK, settings.label_smoothing)
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        losses = list[Tensor]()
+        with drawing(module, draw("dropout", step)):
+            for images, targets in zip(
+                torch.split(images_BCHW, chunk), torch.split(targets_BK, chunk), strict=True
+            ):
+                share = examples.loss(module(images), targets) * (len(images) / len(images_BCHW))
+                share.backward()  # type: ignore[no-untyped-call]
+                losses.append(share.detach())
         optimizer.step()
         if average is not None:
             average.follow()
+        loss = torch.stack(losses).sum()
         last = step == steps - 1
         if (last or step % CHECKED == 0) and not bool(loss.isfinite()):
             raise DistillError(
@@ -298,6 +306,18 @@ def train_student(
     if average is not None:
         average.put()
     return module
+
+
+def _chunk(module: nn.Module, batch: int) -> int:
+    """Examples that are differentiated at once; a batch's gradient is the sum over its chunks.
+
+    On a CPU a chunk stays in the cache and no block of memory is too large for the allocator to
+    keep: half of the time of a ConvNet student of 100 images. Networks that look at the batch as a
+    whole, such as by batch norm, get it whole.
+    """
+    on_cpu = next(module.parameters()).device.type == "cpu"
+    whole = any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in module.modules())
+    return CPU_CHUNK if on_cpu and not whole else batch
 
 
 @torch.no_grad()
