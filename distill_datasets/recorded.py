@@ -1,4 +1,4 @@
-"""Published labels of views, read back epoch by epoch from Parquet files or tar shards.
+"""Published labels of views, read back epoch by epoch from rows or from tar shards.
 
 Shape suffixes: none; all arrays have one row per view.
 """
@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
@@ -75,22 +74,23 @@ class Records:
         return self.rows(start, min(start + self.per_epoch, self.count))
 
 
-def open_parquet(paths: Sequence[Path], per_epoch: int) -> Records:
-    """The configuration `relabel` of a published dataset.
+def open_table(table: pa.Table, per_epoch: int) -> Records:
+    """The configuration `relabel` of a published dataset, as `load_dataset` holds it.
 
     Args:
-        paths: its files, in order.
+        table: its rows, in order.
         per_epoch: number of distilled images.
+
+    Raises:
+        ArtifactError: it has no rows.
     """
-    pieces = list[Piece]()
-    first = 0
-    for path in paths:
-        metadata = pq.read_metadata(path)
-        for group in range(metadata.num_row_groups):
-            last = first + metadata.row_group(group).num_rows
-            pieces.append(Piece(first, last, _group_reader(path, group)))
-            first = last
-    return _records(pieces, per_epoch, paths[0] if paths else Path())
+
+    def read(start: int, stop: int) -> Arrays:
+        cut = table.slice(start, stop - start)
+        return {name: _array(cut.column(name)) for name in cut.column_names}
+
+    pieces = [Piece(0, len(table), read)] if len(table) else []
+    return _records(pieces, per_epoch, "relabel")
 
 
 def open_shards(folder: Path, per_epoch: int) -> Records:
@@ -113,29 +113,21 @@ def open_shards(folder: Path, per_epoch: int) -> Records:
         for shard in index["shards"]
         for block in shard["blocks"]
     ]
-    return _records(pieces, per_epoch, folder / INDEX)
+    return _records(pieces, per_epoch, str(folder / INDEX))
 
 
-def _records(pieces: list[Piece], per_epoch: int, path: Path) -> Records:
+def _records(pieces: list[Piece], per_epoch: int, where: str) -> Records:
     if not pieces:
-        raise ArtifactError(f"{path}: got no labels of views, expected some; download it again")
+        raise ArtifactError(f"{where}: got no labels of views, expected some; download it again")
     return Records(pieces, per_epoch)
-
-
-def _group_reader(path: Path, group: int) -> Callable[[int, int], Arrays]:
-    def read(start: int, stop: int) -> Arrays:
-        with pq.ParquetFile(path) as file:
-            table = file.read_row_group(group).slice(start, stop - start)
-        return {name: _array(table.column(name)) for name in table.column_names}
-
-    return read
 
 
 def _array(column: pa.ChunkedArray) -> np.ndarray[Any, Any]:
     whole = column.combine_chunks()
-    flat = whole.flatten() if pa.types.is_list(whole.type) else whole
+    listed = pa.types.is_list(whole.type) or pa.types.is_fixed_size_list(whole.type)
+    flat = whole.flatten() if listed else whole
     values: np.ndarray[Any, Any] = flat.to_numpy(zero_copy_only=False).copy()
-    return values.reshape(len(whole), -1) if pa.types.is_list(whole.type) else values
+    return values.reshape(len(whole), -1) if listed else values
 
 
 def _block_reader(

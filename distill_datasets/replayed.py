@@ -9,16 +9,15 @@ Shape suffixes: N images, B a batch, K classes, C channels, H W pixels, X logits
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from distill_datasets.examples import Examples
 from distill_datasets.label_codes import Code
-from distill_datasets.recorded import Piece, Records
+from distill_datasets.recorded import Records
 from distill_datasets.relabeling import Relabel
 from distill_datasets.student_losses import TeacherLoss
 from distill_datasets.types import Batch, Draw
@@ -247,17 +246,6 @@ def joined(parts: list[Said]) -> Said:
         concatenated([part.views for part in parts]),
         {name: torch.cat([part.columns[name] for part in parts]) for name in names},
     )
-
-
-def in_memory(records: Records) -> Records:
-    """All records read at once; what is asked for later is cut out of them."""
-    _, columns = records.rows(0, records.count)
-    arrays = {name: column.numpy() for name, column in columns.items()}
-
-    def read(start: int, stop: int) -> dict[str, np.ndarray[Any, Any]]:
-        return {name: array[start:stop] for name, array in arrays.items()}
-
-    return Records([Piece(0, records.count, read)], records.per_epoch)
 
 
 def _drawn(lessons: Lessons, pool: int, count: int, rng: torch.Generator) -> Said:

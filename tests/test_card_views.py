@@ -15,7 +15,8 @@ from distill_datasets.stages.export import write_dataset
 CHECK = """
 import torch
 from relabel_problem import MEAN_C, STD_C, images
-from distill_datasets.recorded import open_parquet, open_shards
+from distill_datasets.recorded import open_shards, open_table
+from distill_datasets.stages.reading import load_rows
 from distill_datasets.label_codes import published_code
 from distill_datasets.views import replay
 train = scopes[1]
@@ -58,7 +59,7 @@ def test_lines_of_the_card_render_and_train_as_the_students_that_were_measured(
     opened = (
         f"open_shards(Path({str(sibling_of(folder))!r}), 40).rows(0, 40)"
         if shards
-        else f"open_parquet(sorted(Path({str(folder)!r}).glob('relabel/*')), 40).rows(0, 20)"
+        else f"open_table(load_rows(Path({str(folder)!r}), 'relabel').data.table, 40).rows(0, 20)"
     )
     check = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
     check += "from pathlib import Path\n"

@@ -12,6 +12,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.nn.functional as F
@@ -26,7 +27,7 @@ from distill_datasets.label_codes import published_code
 from distill_datasets.networks.voters import check_voters
 from distill_datasets.networks.zoo import ConvNet
 from distill_datasets.parquet_files import write_parquet
-from distill_datasets.recorded import Records, open_parquet, open_shards
+from distill_datasets.recorded import Records, open_shards, open_table
 from distill_datasets.relabeling import Relabel
 from distill_datasets.runtime import Runtime, draws
 from distill_datasets.stages import relabel as stage
@@ -48,7 +49,7 @@ def published(made: Relabeled, folder: Path, shards: bool) -> Records:
     (path,) = config.paths
     (folder / path).parent.mkdir(parents=True)
     write_parquet(folder / path, config, 0, config.rows)
-    return open_parquet([folder / path], 40)
+    return open_table(pq.read_table(folder / path), 40)
 
 
 def decoded(made: Relabeled, columns: dict[str, Tensor], classes: int = SHAPE.k) -> Tensor:

@@ -20,12 +20,12 @@ from distill_datasets.label_codes import code_of, published_code
 from distill_datasets.networks.voters import Voters
 from distill_datasets.pictures import to_bytes
 from distill_datasets.published import CLASSIFIER, sibling_of
-from distill_datasets.recorded import Records, open_parquet, open_shards
+from distill_datasets.recorded import Records, open_shards, open_table
 from distill_datasets.relabeling import Relabel
-from distill_datasets.replayed import HardViews, Live, Pictures, Recorded, Replayed, in_memory
+from distill_datasets.replayed import HardViews, Live, Pictures, Recorded, Replayed
 from distill_datasets.runtime import draws
 from distill_datasets.stages.export import read_manifest
-from distill_datasets.stages.reading import read_published
+from distill_datasets.stages.reading import load_rows, read_published
 from distill_datasets.stages.references import CHOSEN, Contestant, chosen_real, random_rows
 from distill_datasets.stages.squeeze import SqueezedFolder
 from distill_datasets.students import Evaluate, steps_of
@@ -174,7 +174,7 @@ def published_records(exported: Path, images: int) -> Records:
         raise ArtifactError(f"{exported}: has no labels of views; run the recipe again")
     if said["where"] != "relabel":
         return open_shards(sibling_of(exported), images)
-    return in_memory(open_parquet(sorted((exported / "relabel").glob("train-*")), images))
+    return open_table(load_rows(exported, "relabel").data.table, images)
 
 
 def published_pictures(exported: Path, shape: Shape, device: torch.device) -> Pictures:
