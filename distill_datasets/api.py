@@ -9,7 +9,7 @@ from distill_datasets.errors import DataError
 from distill_datasets.pipeline import Outcome, run
 from distill_datasets.presets import preset
 from distill_datasets.recipe import recipe_from
-from distill_datasets.stages.evaluate import load_rows
+from distill_datasets.stages.reading import load_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset

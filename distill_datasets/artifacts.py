@@ -8,10 +8,13 @@ import hashlib
 import json
 import os
 import tempfile
+import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -40,7 +43,7 @@ def sha256_tensors(tensors: Iterable[Tensor]) -> str:
     """The sha256 of all values, one tensor after the other, in hexadecimal."""
     digest = hashlib.sha256()
     for tensor in tensors:
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        digest.update(tensor.detach().cpu().contiguous().numpy().data)
     return digest.hexdigest()
 
 
@@ -76,10 +79,14 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise ArtifactError(
-            f"{path.parent}: cannot write here ({error.strerror}); "
-            "free space or choose a writable folder with --runs or --output"
-        ) from error
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> ArtifactError:
+    return ArtifactError(
+        f"{path.parent}: cannot write here ({error.strerror}); "
+        "free space or choose a writable folder with --runs or --output"
+    )
 
 
 def write_text(path: Path, text: str) -> None:
@@ -142,6 +149,110 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
         raise ArtifactError(
             f"{path}: not a readable safetensors file ({error}); move it away and run again"
         ) from error
+
+
+def write_rows(
+    path: Path,
+    shape: tuple[int, ...],
+    chunks: Iterable[Tensor],
+    dtype: torch.dtype = torch.uint8,
+) -> None:
+    """Write an array of many rows as one .npy file, atomically, holding one chunk at a time.
+
+    Args:
+        path: the file to make; `open_rows` and `numpy.load` read it.
+        shape: the shape of the whole array, rows first.
+        chunks: consecutive rows, each (rows of the chunk, *shape[1:]); taken as they are written.
+        dtype: what every chunk has and the file holds.
+
+    Raises:
+        ArtifactError: a chunk has another shape or dtype, or there are too few or too many rows.
+    """
+
+    def write(temporary: Path) -> None:
+        rows = 0
+        with temporary.open("wb") as file:
+            np.lib.format.write_array_header_1_0(file, _rows_header(shape, dtype))
+            for chunk in chunks:
+                if tuple(chunk.shape[1:]) != shape[1:] or chunk.dtype != dtype:
+                    raise ArtifactError(
+                        f"{path.name}: got rows of {tuple(chunk.shape[1:])} {chunk.dtype}, "
+                        f"expected {shape[1:]} {dtype}"
+                    )
+                rows += len(chunk)
+                file.write(chunk.detach().cpu().contiguous().numpy().data)
+        if rows != shape[0]:
+            raise ArtifactError(f"{path.name}: got {rows} rows, expected {shape[0]}")
+
+    write_atomically(path, write)
+
+
+def create_rows(path: Path, shape: tuple[int, ...], dtype: torch.dtype = torch.uint8) -> None:
+    """Make the file of `write_rows` with nothing but zeros, for `fill_rows` to write into.
+
+    Where the file system can, zeros take no space until they are written over.
+    """
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            np.lib.format.write_array_header_1_0(file, _rows_header(shape, dtype))
+            file.truncate(file.tell() + torch.Size(shape).numel() * dtype.itemsize)
+
+    write_atomically(path, write)
+
+
+def fill_rows(path: Path, first: int, rows: Tensor) -> None:
+    """Write consecutive rows into an array that `create_rows` made, safe on disk on return.
+
+    Processes may write other rows of the same file meanwhile.
+
+    Args:
+        path: the file.
+        first: the place of the first of them.
+        rows: of the shape and dtype of the array's.
+
+    Raises:
+        ArtifactError: the file cannot be written to.
+    """
+    whole = open_rows(path)
+    if rows.shape[1:] != whole.shape[1:] or rows.dtype != whole.dtype:
+        raise ArtifactError(f"{path.name}: got rows {tuple(rows.shape)} {rows.dtype}")
+    content = rows.detach().cpu().contiguous().numpy().data
+    header = path.stat().st_size - whole.numel() * whole.element_size()
+    try:
+        with path.open("r+b") as file:
+            file.seek(header + first * whole[0].numel() * whole.element_size())
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _rows_header(shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, Any]:
+    descr = np.lib.format.dtype_to_descr(torch.empty(0, dtype=dtype).numpy().dtype)
+    return {"descr": descr, "fortran_order": False, "shape": shape}
+
+
+def open_rows(path: Path) -> Tensor:
+    """The array that `write_rows` wrote, memory-mapped: pages are read when they are looked at.
+
+    The tensor is read-only; writing into it kills the process.
+
+    Raises:
+        ArtifactError: the file is missing, cut short, or no plain array of rows.
+    """
+    try:
+        rows = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{path}: no such file") from error
+    except (ValueError, EOFError) as error:
+        raise ArtifactError(
+            f"{path}: not a readable array of rows ({error}); move it away and run again"
+        ) from error
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(rows)
 
 
 def is_done(folder: Path) -> bool:

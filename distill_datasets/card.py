@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from distill_datasets.card_code import training
+from distill_datasets.card_views import about_rows, about_views, label_budget
 from distill_datasets.licenses import license_fields, license_names
 from distill_datasets.parquet_files import Feature
 from distill_datasets.published import Content, configs, per_class
@@ -24,11 +25,14 @@ _TRAINED_ON = {
     "default": "**this dataset** (published 8-bit rows)",
     "exact": "this dataset before rounding (`exact`)",
     "start": "nothing: the starting weights as they are",
+    "hard": "the images of this dataset, labels of classes alone",
     "random_real": "random real images, same pixels",
+    "random_real_hard": "random real images, labels of classes alone",
     "herding": "herded real images, same pixels",
     "k_center": "k-center real images, same pixels",
     "class_mean": "class means, same pixels",
     "full": "the full source",
+    "teacher": "nothing: the teachers as they are",
 }
 _SIZES = [(1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M")]
 
@@ -171,6 +175,7 @@ def _results(content: Content, results: list[dict[str, Any]] | None) -> str:
     return (
         _table(table) + "\n\nMean ± standard deviation over students that differ in their seed; "
         f"protocol: {', '.join(protocols)}{note}. Every run is in `results.json`."
+        + about_rows(content, results)
     )
 
 
@@ -190,8 +195,10 @@ def _budget(content: Content, budget: dict[str, Any]) -> str:
         f"- values: {budget['values']:,}, of which labels {budget['label_values']:,}"
         + (f" and step sizes {budget['step_sizes']:,}" if budget["step_sizes"] else "")
         + "\n"
-        f"- bytes: {sizes['needed']:,} needed to train (`default` and constants); "
-        f"all files: {parts}"
+        f"- bytes: {sizes['needed']:,} needed to train (`default`"
+        + (", labels of views" if "view_labels" in budget else "")
+        + f" and constants); all files: {parts}"
+        + label_budget(budget)
     )
 
 
@@ -206,8 +213,13 @@ def _configs(content: Content) -> str:
     lines = ["`default` has `image` (PNG), `label` (the likeliest class) and `soft_label`."]
     if content.label_cells:
         lines.append("`poster` has the trained images themselves and their label posters.")
+    if content.exact_NCHW is not None:
+        lines.append(
+            "`exact` has the rows of `default` as float32 values that a network sees, not rounded."
+        )
+    if content.relabel is not None:
+        lines.append(about_views(content.relabel))
     lines += [
-        "`exact` has the rows of `default` as float32 values that a network sees, not rounded.",
         "`recipe` has one row: recipe, student, geometry, normalization, provenance and results"
         + (", learned step sizes" if content.step_sizes else "")
         + (", the rows of every training step" if content.order else "")
@@ -222,6 +234,8 @@ def _training(content: Content) -> str:
     follows = content.student.get("follows", {})
     if follows:
         note += f" Its students follow what is published ({', '.join(follows)}); so do these lines."
+    if content.relabel is not None:
+        note += " These lines go through the labels once, with a small network."
     if follows and not content.layers:
         note += " Put that network in the place of the small one here."
     if content.student.get("augment", {}).get("operations"):

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from distill_datasets.card_views import training_on_views
 from distill_datasets.published import STARTS, Content
 
 _SMALL = """\
@@ -81,6 +82,10 @@ def training(content: Content, repo: str) -> str:
     """
     follows = content.student.get("follows", {})
     network = _SMALL.format(channels=content.images_NCHW.shape[1], classes=len(content.class_names))
+    if content.relabel is not None:
+        rule = content.student.get("optimizer", {"name": "sgd", "lr": 0.01, "momentum": 0.9})
+        optimizer = "" if rule["name"] == "adamw" else _optimizer(rule)
+        return training_on_views(content, repo, network, optimizer)
     if not follows:
         mean, std = _floats(content.mean), _floats(content.std)
         return _TRAIN.format(repo=repo, mean=mean, std=std, network=network)

@@ -104,9 +104,20 @@ def plan(
     overrides: Overrides = None,
     profile: Profile = None,
     skip_bad_rows: SkipBadRows = False,
+    flops_per_second: Annotated[
+        float | None,
+        typer.Option(min=1.0, help="Of one GPU, for hours on 1, 8 and 64; for example 2e13."),
+    ] = None,
+    probe: Annotated[
+        bool, typer.Option("--probe", help="Measure that here, in ten seconds.")
+    ] = False,
 ) -> None:
-    """Print stages, parts, sizes and work of a recipe; reads a few rows and trains nothing."""
-    _print_plan(_load(recipe, overrides, profile, skip_bad_rows))
+    """Print stages, parts, sizes and work of a recipe; reads a few rows and trains nothing.
+
+    With source.expected in the recipe nothing is read, and the dataset need not be there.
+    """
+    loaded = _load(recipe, overrides, profile, skip_bad_rows)
+    _print_plan(loaded, flops_per_second, probe)
 
 
 @app.command()
@@ -199,15 +210,18 @@ def _log_to_stderr(quiet: bool) -> None:
     logger.setLevel(logging.WARNING if quiet or not main else logging.INFO)
 
 
-def _print_plan(recipe: "Recipe") -> None:
+def _print_plan(
+    recipe: "Recipe", flops_per_second: float | None = None, probe: bool = False
+) -> None:
     from distill_datasets.plan import plan as plan_recipe
 
-    planned = plan_recipe(recipe)
+    planned = plan_recipe(recipe, None, flops_per_second, probe)
     console = Console(highlight=False)
     for title, lines in (
         ("stages", planned.stages),
         ("parts", planned.parts),
         ("sizes and work", planned.numbers),
+        *([("costs by stage", planned.costs)] if planned.costs else []),
     ):
         table = Table(title, "", box=None, header_style="bold")
         for name, text in lines:
@@ -225,6 +239,9 @@ NAMES = {
     "k_center": "k-center real images, same pixels",
     "class_mean": "class means, same pixels",
     "full": "the whole dataset",
+    "hard": "distilled, with hard labels",
+    "random_real_hard": "random real images, with hard labels",
+    "teacher": "nothing: the teachers as they are",
 }
 
 

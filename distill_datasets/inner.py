@@ -8,7 +8,7 @@ Shape suffixes: P all weights of a network in one vector, T step sizes.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,10 +20,18 @@ from distill_datasets.types import Part
 State = tuple[Tensor, ...]
 
 
-class Optimizer(Part, ABC):
-    """A rule that moves weights along a gradient and carries state from step to step."""
+class TrainingRule(Part, ABC):
+    """A rule that trains a network by one of torch's optimizers."""
 
     lr: float = Field(gt=0, description="step size")
+
+    @abstractmethod
+    def torch_optimizer(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
+        """The optimizer of torch that follows this rule."""
+
+
+class Optimizer(TrainingRule, ABC):
+    """A rule that moves weights along a gradient and carries state from step to step."""
 
     @abstractmethod
     def start(self, weights_P: Tensor) -> State:
@@ -44,10 +52,6 @@ class Optimizer(Part, ABC):
         Returns:
             Weights and state after the update.
         """
-
-    @abstractmethod
-    def torch_optimizer(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
-        """The optimizer of torch that follows the same rule."""
 
 
 class Adam(Optimizer):
@@ -104,6 +108,42 @@ class Sgd(Optimizer):
     def torch_optimizer(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
         return torch.optim.SGD(
             parameters, self.lr, self.momentum, weight_decay=self.weight_decay, fused=True
+        )
+
+
+class AdamW(TrainingRule):
+    """Adam with decoupled weight decay, for students and teachers.
+
+    Weights of one dimension (biases, norms) do not decay, as in the programs of the decoupled
+    family. What is one vector of all weights does not show them, so loops that are differentiated
+    take adam or sgd.
+    """
+
+    paper: ClassVar[str] = "AdamW, arXiv:1711.05101"
+    name: Literal["adamw"] = "adamw"
+    beta1: float = Field(default=0.9, ge=0, lt=1, description="decay of the first moment")
+    beta2: float = Field(default=0.999, ge=0, lt=1, description="decay of the second moment")
+    epsilon: float = Field(default=1e-8, gt=0, description="added to the root of the second moment")
+    weight_decay: float = Field(
+        default=0.01,
+        ge=0,
+        description="share of a weight, times the step size, that a step takes away; of weights "
+        "with more than one dimension",
+    )
+
+    def torch_optimizer(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
+        every = list(parameters)
+        groups: list[dict[str, Any]] = [
+            {"params": [weight for weight in every if weight.ndim > 1]},
+            {"params": [weight for weight in every if weight.ndim <= 1], "weight_decay": 0.0},
+        ]
+        return torch.optim.AdamW(
+            [group for group in groups if group["params"]],
+            self.lr,
+            (self.beta1, self.beta2),
+            self.epsilon,
+            self.weight_decay,
+            fused=True,
         )
 
 

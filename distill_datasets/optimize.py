@@ -9,15 +9,17 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 import torch
-from pydantic import Field, SerializeAsAny
+from pydantic import Field, SerializeAsAny, model_validator
 from torch import Tensor
 
 from distill_datasets.artifacts import read_tensors, write_tensors
+from distill_datasets.canvases.pixels import Pixels
 from distill_datasets.errors import DistillError
 from distill_datasets.inner import Adam, Optimizer
+from distill_datasets.labels.table import Area
 from distill_datasets.plugins import part
 from distill_datasets.progress import Bar
 from distill_datasets.runtime import LaneDraws, Runtime
@@ -75,6 +77,34 @@ class Distill(Section):
     checkpoint_seconds: float = Field(
         default=30.0, ge=0, description="shortest time between two saved states"
     )
+
+    @model_validator(mode="after")
+    def _separable_objectives_have_images_of_one_class(self) -> Self:
+        if not self.objective.separable:
+            return self
+        if not isinstance(self.canvas, Pixels) or self.canvas.ipc is None:
+            raise ValueError(
+                f"canvas: {self.canvas.name!r} with the objective {self.objective.name!r}, which "
+                "solves images each for itself; expected {name: pixels, ipc: ...}"
+            )
+        if not isinstance(self.labels, Area):
+            raise ValueError(
+                f"labels: {self.labels.name!r} with the objective {self.objective.name!r}, whose "
+                "images are of one class each; expected area"
+            )
+        if self.objective.minimizes:
+            return self
+        if self.steps:
+            raise ValueError(
+                f"steps: got {self.steps}, expected 0: the objective {self.objective.name!r} keeps "
+                "the initial images"
+            )
+        if self.canvas.bounds != "clip":
+            raise ValueError(
+                f"canvas.bounds: got {self.canvas.bounds!r}, expected 'clip': it shows the initial "
+                "images as they are"
+            )
+        return self
 
 
 class Progressing:
@@ -195,7 +225,7 @@ def optimize(
 
             def lane_gradient(lane: int, step: int = step, told: dict[str, float] = told) -> Tensor:
                 estimate = settings.objective.estimate(
-                    distilled, networks, real, LaneDraws(seed, step, lane)
+                    distilled, networks, real, LaneDraws(seed, step, lane, settings.steps)
                 )
                 if lane == 0:  # one lane is enough to look at, and always the main process's
                     told.update(estimate.metrics)
@@ -237,7 +267,8 @@ def optimize(
                 def advanced(
                     lane: int, source: CarryingSource = networks, step: int = step
                 ) -> Tensor:
-                    return source.advance(distilled, real, LaneDraws(seed, step, lane))
+                    draw = LaneDraws(seed, step, lane, settings.steps)
+                    return source.advance(distilled, real, draw)
 
                 moved = dict(zip(lanes, run_units(advanced, lanes), strict=True))
                 like = torch.zeros(networks.carried_values, device=runtime.device)
@@ -248,7 +279,7 @@ def optimize(
             bar.advance(1, **({"loss": loss} if counting else {}))
             if counting:
                 seen = {"loss": loss, **told}
-                runtime.accelerator.log({f"distill/{name}": seen[name] for name in seen}, step=step)
+                runtime.log({f"distill/{name}": seen[name] for name in seen}, step)
             due = time.monotonic() - saved_at >= settings.checkpoint_seconds
             if runtime.is_main and (due or progressing.step == settings.steps):
                 progressing.save(folder / STATE)

@@ -12,18 +12,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 Feature = dict[str, Any]
-Columns = Mapping[str, Sequence[Any]]
+Columns = Mapping[str, Sequence[Any] | npt.NDArray[Any]]
 
 IMAGE: Feature = {"_type": "Image"}
 TEXT: Feature = {"dtype": "string", "_type": "Value"}
 INTEGER: Feature = {"dtype": "int64", "_type": "Value"}
 
+BOOLEAN: Feature = {"dtype": "bool", "_type": "Value"}
+
 _ROWS_PER_GROUP = 1000
 _BYTES_PER_GROUP = 64 << 20
+_BYTES_PER_FILE = 500_000_000
 
 
 def class_label(names: Sequence[str]) -> Feature:
@@ -32,7 +36,7 @@ def class_label(names: Sequence[str]) -> Feature:
 
 
 def numbers(dtype: str, length: int | None = None) -> Feature:
-    """A flat list of `float32` or `int32`, of fixed length where every row has the same."""
+    """A flat list of `float32`, `float16` or `int32`, of fixed length where every row has it."""
     feature: Feature = {"_type": "Sequence", "feature": {"dtype": dtype, "_type": "Value"}}
     return feature if length is None else {**feature, "length": length}
 
@@ -42,7 +46,8 @@ class Config:
     """One configuration of a published dataset, read in pieces so that it never lies in memory.
 
     `read(start, stop)` gives the columns of some rows: PNG bytes for an image, one sequence of
-    numbers per row for a list.
+    numbers per row for a list. `row_bytes` is about what a row takes; large configurations are
+    several files of some hundred megabytes.
     """
 
     name: str
@@ -53,17 +58,33 @@ class Config:
     read: Callable[[int, int], Columns]
 
     @property
-    def path(self) -> str:
+    def paths(self) -> list[str]:
         """Where the rows lie in the published folder."""
-        return f"{self.folder}/train-00000-of-00001.parquet"
+        count = len(self.ranges)
+        return [f"{self.folder}/train-{i:05d}-of-{count:05d}.parquet" for i in range(count)]
+
+    @property
+    def ranges(self) -> list[tuple[int, int]]:
+        """Which rows each file holds."""
+        groups = max(1, _BYTES_PER_FILE // max(1, self.row_bytes * self.group_rows))
+        step = groups * self.group_rows
+        starts = range(0, max(1, self.rows), step)
+        return [(start, min(start + step, self.rows)) for start in starts]
+
+    @property
+    def group_rows(self) -> int:
+        """Rows that are held in memory together, and that a viewer fetches alone."""
+        return max(1, min(_ROWS_PER_GROUP, _BYTES_PER_GROUP // max(1, self.row_bytes)))
 
 
-def write_parquet(path: Path, config: Config) -> None:
-    """Write all rows of `config`; equal content gives equal bytes.
+def write_parquet(path: Path, config: Config, start: int, stop: int) -> None:
+    """Write some rows of `config`; equal content gives equal bytes.
 
     Args:
         path: the file to make; its folder exists.
         config: what to write.
+        start: the first row.
+        stop: the row after the last one.
     """
     info = {"info": {"features": config.features}}
     fields = [pa.field(name, _arrow_type(feature)) for name, feature in config.features.items()]
@@ -71,7 +92,7 @@ def write_parquet(path: Path, config: Config) -> None:
     floats = [
         f"{name}.list.element"
         for name, feature in config.features.items()
-        if feature["_type"] == "Sequence" and feature["feature"]["dtype"] == "float32"
+        if feature["_type"] == "Sequence" and feature["feature"]["dtype"] in ("float16", "float32")
     ]
     labels = [name for name, feature in config.features.items() if feature["_type"] == "ClassLabel"]
     with pq.ParquetWriter(
@@ -82,20 +103,18 @@ def write_parquet(path: Path, config: Config) -> None:
         use_byte_stream_split=floats,
         write_page_index=True,
     ) as writer:
-        for start, stop in _groups(config):
-            columns = config.read(start, stop)
+        for first, last in _groups(start, stop, config.group_rows):
+            columns = config.read(first, last)
             arrays = [
                 _arrow_array(feature, columns[name]) for name, feature in config.features.items()
             ]
             table = pa.Table.from_arrays(arrays, schema=schema)
-            writer.write_table(table, row_group_size=stop - start)
+            writer.write_table(table, row_group_size=last - first)
 
 
-def _groups(config: Config) -> Iterator[tuple[int, int]]:
-    """Ranges of rows, each small enough to be held in memory and fetched alone by a viewer."""
-    step = max(1, min(_ROWS_PER_GROUP, _BYTES_PER_GROUP // max(1, config.row_bytes)))
-    for start in range(0, config.rows, step):
-        yield start, min(start + step, config.rows)
+def _groups(start: int, stop: int, step: int) -> Iterator[tuple[int, int]]:
+    for first in range(start, stop, step):
+        yield first, min(first + step, stop)
 
 
 def _arrow_type(feature: Feature) -> pa.DataType:
@@ -109,11 +128,15 @@ def _arrow_type(feature: Feature) -> pa.DataType:
     return pa.type_for_alias(feature["dtype"])
 
 
-def _arrow_array(feature: Feature, values: Sequence[Any]) -> pa.Array:
+def _arrow_array(feature: Feature, values: Sequence[Any] | npt.NDArray[Any]) -> pa.Array:
     kind = _arrow_type(feature)
     if feature["_type"] == "Image":
         return pa.array([{"bytes": png, "path": None} for png in values], type=kind)
     if feature["_type"] == "Sequence":
+        if isinstance(values, np.ndarray) and values.ndim == 2:
+            offsets = np.arange(len(values) + 1, dtype=np.int32) * values.shape[1]
+            flat = values.reshape(-1).astype(feature["feature"]["dtype"], copy=False)
+            return pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat), type=kind)
         rows = [np.asarray(row).reshape(-1) for row in values]
         offsets = np.cumsum([0, *(len(row) for row in rows)]).astype(np.int32)
         flat = np.concatenate(rows).astype(feature["feature"]["dtype"])

@@ -3,40 +3,40 @@
 Everything that can be refused is refused before the first stage that takes long.
 """
 
-import importlib.metadata
 import json
 import logging
-import platform
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-import distill_datasets
-from distill_datasets.artifacts import fingerprint, sha256_tensors
+from distill_datasets.artifacts import fingerprint
+from distill_datasets.contents import digest, publishable
 from distill_datasets.data.opening import library_bars
 from distill_datasets.data.source import peek, resolve
 from distill_datasets.errors import ArtifactError, RecipeError
-from distill_datasets.pictures import to_bytes
-from distill_datasets.published import STARTS, Content
+from distill_datasets.networks.teachers import check_networks
+from distill_datasets.networks.voters import check_voters
+from distill_datasets.published import sibling_of
 from distill_datasets.recipe import Recipe
 from distill_datasets.runtime import Runtime, draws
+from distill_datasets.stages.blocks import run_blocks
 from distill_datasets.stages.distill import run_distill
 from distill_datasets.stages.evaluate import run_evaluate
 from distill_datasets.stages.export import MANIFEST, check_writable, read_manifest, write_dataset
+from distill_datasets.stages.label_shards import check_shards
+from distill_datasets.stages.relabel import Relabeled, run_relabel
 from distill_datasets.stages.source import LoadedSource, load_source
 from distill_datasets.stages.squeeze import SqueezedFolder, run_squeeze
-from distill_datasets.students import Evaluate
-from distill_datasets.types import Distilled, Selection, Shape
+from distill_datasets.stages.statistics import run_statistics
+from distill_datasets.types import Distilled, Recovered, Selection, Shape
 
 logger = logging.getLogger("distill_datasets")
 
 VERSION = 1
-_PLAIN = {nn.AvgPool2d, nn.Conv2d, nn.Flatten, nn.GroupNorm, nn.Linear, nn.MaxPool2d, nn.ReLU}
-"""Layers whose `repr` is the call that makes them."""
 
 
 @dataclass(frozen=True)
@@ -104,18 +104,20 @@ def run(
             squeezed = run_squeeze(
                 recipe.squeeze, teaching, seed=recipe.seed, runs=own, runtime=runtime, quiet=quiet
             )
+            if recipe.distill.objective.needs_class_statistics:
+                squeezed = run_statistics(squeezed, source, runs=own, runtime=runtime, quiet=quiet)
         starts_SP = starts(recipe, source, squeezed, runtime.device)
-        distilled, folder = run_distill(
-            recipe.distill,
-            source,
-            seed=recipe.seed,
-            runs=own,
-            runtime=runtime,
-            quiet=quiet,
-            squeezed=squeezed,
+        distilled, folder = distill(
+            recipe, source, squeezed, runs=own, runtime=runtime, quiet=quiet
         )
-        content = publishable(recipe, distilled, source, starts_SP)
-        measured = fingerprint([_digest(content), source.fingerprint, content.environment])
+        relabeled = relabel(
+            recipe, source, distilled, squeezed, runs=own, runtime=runtime, quiet=quiet
+        )
+        views = None if relabeled is None else relabeled.published()
+        content = publishable(recipe, distilled, source, runtime.device, starts_SP, views)
+        deciding = [digest(content), source.fingerprint, content.environment]
+        deciding += [] if relabeled is None else [relabeled.folder.name]
+        measured = fingerprint(deciding)
         identity = fingerprint([VERSION, recipe.sha256(), measured])
         exported = own / f"export-{identity}"
         if runtime.is_main and not (exported / MANIFEST).exists():
@@ -132,17 +134,70 @@ def run(
             runtime=runtime,
             quiet=quiet,
             attack=content.attack,
+            relabel=recipe.relabel,
+            squeezed=squeezed,
         )
         finished = output or own / f"dataset-{identity}"
         if runtime.is_main:
             if not (finished / MANIFEST).exists():
-                write_dataset(finished, content, results)
+                write_dataset(finished, content, results, exported)
             runtime.accelerator.log(
                 {f"accuracy/{row['from']}": row["accuracy"]["mean"] for row in results}
             )
         runtime.wait()
     runtime.accelerator.end_training()
     return Outcome(finished, folder / "previews", read_manifest(finished))
+
+
+def distill(
+    recipe: Recipe,
+    source: LoadedSource,
+    squeezed: SqueezedFolder | None,
+    *,
+    runs: Path,
+    runtime: Runtime,
+    quiet: bool,
+) -> tuple[Distilled | Recovered, Path]:
+    """Distill as a whole or block by block, as the objective asks; and the folder of the stage."""
+    if not recipe.distill.objective.separable:
+        return run_distill(
+            recipe.distill, source, seed=recipe.seed, runs=runs, runtime=runtime, quiet=quiet,
+            squeezed=squeezed,
+        )  # fmt: skip
+    recovered = run_blocks(
+        recipe.distill, source, seed=recipe.seed, runs=runs, runtime=runtime, quiet=quiet,
+        squeezed=squeezed,
+    )  # fmt: skip
+    return recovered, recovered.folder
+
+
+def relabel(
+    recipe: Recipe,
+    source: LoadedSource,
+    distilled: Distilled | Recovered,
+    squeezed: SqueezedFolder | None,
+    *,
+    runs: Path,
+    runtime: Runtime,
+    quiet: bool,
+) -> Relabeled | None:
+    """Let the networks of squeeze label views of the 8-bit images; None when nobody asks."""
+    if recipe.relabel is None:
+        return None
+    assert isinstance(distilled, Recovered) and squeezed is not None, "the recipe was checked"
+    normalization = source.real.normalization
+    return run_relabel(
+        recipe.relabel,
+        distilled.images_NCHW,
+        distilled.classes_N,
+        squeezed,
+        mean_C=normalization.display_mean_C,
+        std_C=normalization.display_std_C,
+        seed=recipe.seed,
+        runs=runs,
+        runtime=runtime,
+        quiet=quiet,
+    )
 
 
 def check_output(output: Path, recipe: Recipe) -> None:
@@ -156,6 +211,8 @@ def check_output(output: Path, recipe: Recipe) -> None:
             "it will be overwritten; choose a new folder with --output"
         )
     check_writable(output)
+    if recipe.relabel is not None:
+        check_shards(sibling_of(output.absolute()), recipe.sha256())
 
 
 def check_runs(own: Path) -> None:
@@ -181,9 +238,11 @@ def check_parts(recipe: Recipe, shape: Shape) -> None:
     for field in type(canvas).model_fields:
         if isinstance(part := getattr(canvas, field), Selection):
             part.check(shape)
-    squeezed = recipe.squeeze.network if recipe.squeeze is not None else None
+    squeezed = recipe.squeeze.architectures if recipe.squeeze is not None else ()
+    check_networks(recipe.distill.networks, squeezed, shape)
+    if recipe.relabel is not None:
+        check_voters(recipe.relabel, squeezed, shape)
     with torch.device("meta"):
-        recipe.distill.networks.architecture(squeezed).build(shape)
         recipe.evaluate.network.build(shape)
 
 
@@ -239,113 +298,3 @@ def starts(
         rows.append(start_P.cpu())
     one = all(torch.equal(row, rows[0]) for row in rows)
     return torch.stack(rows[:1] if one else rows)
-
-
-@torch.no_grad()
-def publishable(
-    recipe: Recipe, distilled: Distilled, source: LoadedSource, starts_SP: Tensor | None = None
-) -> Content:
-    """Everything that the published folder says, before it is measured."""
-    canvas = distilled.canvas
-    index_N = torch.arange(distilled.count, device=distilled.mean_C.device)
-    chunks = torch.split(index_N, 1024)
-    exact = [distilled(index_B) for index_B in chunks]
-    section = recipe.distill
-    parts = [section.objective, section.canvas, section.labels, section.networks]
-    measuring = {"students", "exact", "references", "full_epochs", "full_students"}
-    student = recipe.evaluate.model_dump(mode="json", exclude=measuring)
-    with torch.device("meta"):
-        layers = chain(recipe.evaluate.network.build(source.real.shape))
-    return Content(
-        name=recipe.publish.title or recipe.name,
-        method=(
-            f"{section.canvas.name} canvas, {section.labels.name} labels, "
-            f"{section.objective.name} objective, {section.networks.name} networks"
-        ),
-        papers=sorted({paper for part in parts for paper in part.papers()}),
-        class_names=source.real.class_names,
-        images_NCHW=torch.cat([to_bytes(canvas(index_B)) for index_B in chunks]).cpu(),
-        exact_NCHW=torch.cat([batch.images_BCHW for batch in exact]).cpu(),
-        targets_NK=torch.cat([batch.targets_BK for batch in exact]).cpu(),
-        originals=[image.cpu() for image in canvas.originals()],
-        label_cells=_label_cells(distilled),
-        geometry=canvas.geometry(),
-        mean=distilled.mean_C.tolist(),
-        std=distilled.std_C.tolist(),
-        normalization=source.real.normalization.describe(),
-        constants={
-            name: tensor
-            for name, tensor in source.real.normalization.to_tensors().items()
-            if name == "whitening"
-        },
-        step_sizes=[] if distilled.step_sizes is None else distilled.step_sizes().tolist(),
-        order=section.objective.published_order(distilled.count),
-        starts_SP=starts_SP,
-        student=student | follows(recipe.evaluate),
-        layers=layers,
-        attack=section.objective.attacks(),
-        recipe=recipe.resolved(),
-        recipe_yaml=recipe.resolved_yaml(),
-        recipe_sha256=recipe.sha256(),
-        seed=recipe.seed,
-        provenance=source.provenance.as_json(),
-        environment=environment(distilled.mean_C.device),
-        real_shape=(source.real.shape.c, source.real.shape.h, source.real.shape.w),
-    )
-
-
-def follows(settings: Evaluate) -> dict[str, Any]:
-    """What the published description of a student says of how it follows the published files."""
-    said = {
-        "step_sizes": "step t, counted from 0, takes the value at t modulo their number of the "
-        "column step_sizes of the configuration recipe",
-        "order": "step t trains on the rows of default that order_json of the configuration "
-        "recipe lists at t",
-        "start": f"student s starts from row s modulo their number of weights_SP in {STARTS}, "
-        "all weights in the order of torch's parameters()",
-    }
-    asked = {
-        "step_sizes": settings.schedule == "published",
-        "order": settings.order == "published",
-        "start": settings.start == "distilled",
-    }
-    found = {name: text for name, text in said.items() if asked[name]}
-    return {"follows": found} if found else {}
-
-
-def chain(module: nn.Module) -> list[str]:
-    """The layers of a plain chain as constructors of `torch.nn`; [] for any other network.
-
-    A bias is the default, which old versions of torch do not let every layer be told.
-    """
-    if not isinstance(module, nn.Sequential) or not all(type(layer) in _PLAIN for layer in module):
-        return []
-    return [repr(layer).replace(", bias=True", "") for layer in module]
-
-
-def _label_cells(distilled: Distilled) -> list[Tensor]:
-    """The cells that lie on each original: all on the one poster, or one on each of a mosaic."""
-    if distilled.canvas.examples_are_originals:
-        return []
-    table_GK = distilled.labels.table_GK().cpu()
-    return list(torch.split(table_GK, len(table_GK) // len(distilled.canvas.originals())))
-
-
-def environment(device: torch.device) -> dict[str, Any]:
-    """Versions and device of a run, as far as they can change its numbers."""
-    packages = ["torch", "torchvision", "datasets", "accelerate", "numpy"]
-    name_of = getattr(torch.get_device_module(device), "get_device_name", None)
-    name = name_of(device) if name_of is not None else platform.machine()
-    return {
-        "distill_datasets": distill_datasets.__version__,
-        "python": platform.python_version(),
-        **{package: importlib.metadata.version(package) for package in packages},
-        "device": f"{device.type} ({name})",
-    }
-
-
-def _digest(content: Content) -> str:
-    """The hash of every published number."""
-    tensors = [content.images_NCHW, content.exact_NCHW, content.targets_NK]
-    tensors += [] if content.starts_SP is None else [content.starts_SP]
-    return fingerprint([sha256_tensors(tensors), content.step_sizes, content.order])

@@ -19,6 +19,8 @@ BUILT_IN: dict[str, dict[str, str]] = {
     "objectives": {
         "distribution": "distill_datasets.objectives.distribution:Distribution",
         "gradient": "distill_datasets.objectives.gradient:Gradient",
+        "recover": "distill_datasets.objectives.recover:Recover",
+        "selected": "distill_datasets.objectives.selected:Selected",
         "trajectory": "distill_datasets.objectives.trajectory:Trajectory",
         "unrolled": "distill_datasets.objectives.unrolled:Unrolled",
     },
@@ -36,6 +38,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "fixed": "distill_datasets.networks.sources:Fixed",
         "fresh": "distill_datasets.networks.sources:Fresh",
         "pretrained": "distill_datasets.networks.squeezed:Pretrained",
+        "teachers": "distill_datasets.networks.teachers:TeacherNetworks",
         "trained_on_distilled": "distill_datasets.networks.trained:TrainedOnDistilled",
         "trained_on_real": "distill_datasets.networks.trained:TrainedOnReal",
         "trajectories": "distill_datasets.networks.squeezed:Trajectories",
@@ -43,6 +46,8 @@ BUILT_IN: dict[str, dict[str, str]] = {
     "architectures": {
         "convnet": "distill_datasets.networks.zoo:ConvNet",
         "lenet": "distill_datasets.networks.zoo:LeNet",
+        "resnet": "distill_datasets.networks.vision:ResNet",
+        "torchvision": "distill_datasets.networks.vision:Torchvision",
     },
     "selections": {
         "class_mean": "distill_datasets.selection.averaged:ClassMean",
@@ -61,6 +66,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
     },
     "optimizers": {
         "adam": "distill_datasets.inner:Adam",
+        "adamw": "distill_datasets.inner:AdamW",
         "sgd": "distill_datasets.inner:Sgd",
     },
 }

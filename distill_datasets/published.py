@@ -5,9 +5,11 @@ S starting points, P all weights of a student's network.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -27,7 +29,59 @@ from distill_datasets.pictures import png, to_bytes
 STARTS = "constants/starts.safetensors"
 """Where the weights that students start from lie in a published folder, as `weights_SP`."""
 
+CLASSIFIER = "constants/classifier.safetensors"
+"""Where `weight_KD` and `bias_K` lie that make logits of the features in the labels of views."""
+SIBLING = "-relabel"
+"""What the name of the folder and of the repository of large label shards ends with."""
+
 _SUM_TOLERANCE = 1e-3
+_ROWS_AT_ONCE = 4096
+
+
+class Shown(Sequence[Tensor]):
+    """8-bit images as displayable pixels in [0, 1], each made when it is asked for."""
+
+    def __init__(self, images_NCHW: Tensor) -> None:
+        self._images_NCHW = images_NCHW
+
+    def __len__(self) -> int:
+        return len(self._images_NCHW)
+
+    @overload
+    def __getitem__(self, index: int) -> Tensor: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Tensor]: ...
+
+    def __getitem__(self, index: int | slice) -> Tensor | Sequence[Tensor]:
+        found = self._images_NCHW[index]
+        return Shown(found) if isinstance(index, slice) else found.float() / 255
+
+
+@dataclass(frozen=True)
+class ViewLabels:
+    """What teachers say of recorded views of the distilled images.
+
+    Attributes:
+        config: the labels as a configuration of the dataset, when they are few.
+        shards: else writes them as tars into the folder that it is given.
+        labels: how many views are labeled.
+        bytes: what labels and views take before compression.
+        constants: tensors that decoding needs beside the rows, for `CLASSIFIER`.
+        facts: how they were made, as JSON.
+    """
+
+    config: Config | None
+    shards: Callable[[Path], Iterable[Path]] | None
+    labels: int
+    bytes: int
+    constants: dict[str, Tensor]
+    facts: dict[str, Any]
+
+
+def sibling_of(folder: Path) -> Path:
+    """Where the label shards lie that belong to a published folder."""
+    return folder.with_name(folder.name + SIBLING)
 
 
 @dataclass(frozen=True)
@@ -38,9 +92,10 @@ class Content:
         name: name of the recipe.
         method: the method in words; `papers` name its papers, by address or arXiv number.
         class_names: one per class, in the source's order.
-        images_NCHW: uint8, the published training examples.
-        exact_NCHW: float32, the same examples as a student sees them, before rounding to 8 bits.
-        targets_NK: float32, rows that sum to 1.
+        images_NCHW: uint8, the published training examples; may be mapped from a file.
+        exact_NCHW: float32, the same examples as a student sees them, before rounding to 8 bits;
+            None where they are 8-bit by construction, and the originals are the examples.
+        targets_NK: rows that sum to 1, of float32, or of uint8 where each names one class.
         originals: trained images, (C, H, W) in [0, 1]; the budget is counted here.
         label_cells: one (G, K) table per original that is cut into examples, [] where `default` is
             the canvas.
@@ -61,6 +116,7 @@ class Content:
         provenance: the source: dataset, revision, files, splits, license, card_url.
         environment: versions and device.
         real_shape: channels, height and width of a real example.
+        relabel: what teachers say of views of the examples; None where nothing was asked.
     """
 
     name: str
@@ -68,9 +124,9 @@ class Content:
     papers: list[str]
     class_names: list[str]
     images_NCHW: Tensor
-    exact_NCHW: Tensor
+    exact_NCHW: Tensor | None
     targets_NK: Tensor
-    originals: list[Tensor]
+    originals: Sequence[Tensor]
     label_cells: list[Tensor]
     geometry: dict[str, Any]
     mean: list[float]
@@ -90,6 +146,7 @@ class Content:
     provenance: dict[str, Any]
     environment: dict[str, Any]
     real_shape: tuple[int, int, int]
+    relabel: ViewLabels | None = None
 
 
 def check(content: Content) -> None:
@@ -98,7 +155,7 @@ def check(content: Content) -> None:
     Raises:
         ArtifactError: shapes disagree, a value is not finite, or there is no PNG for the channels.
     """
-    n, c = content.images_NCHW.shape[:2]
+    exact_NCHW, (n, c) = content.exact_NCHW, content.images_NCHW.shape[:2]
     k = len(content.class_names)
     if c not in (1, 3):
         raise ArtifactError(
@@ -110,7 +167,10 @@ def check(content: Content) -> None:
     if len(set(content.class_names)) < k:
         raise ArtifactError("class names must differ; rename classes of the source that share one")
     found = {
-        "exact": (tuple(content.exact_NCHW.shape), tuple(content.images_NCHW.shape)),
+        "exact": (
+            tuple(content.images_NCHW.shape if exact_NCHW is None else exact_NCHW.shape),
+            tuple(content.images_NCHW.shape),
+        ),
         "targets": (tuple(content.targets_NK.shape), (n, k)),
         "mean": (len(content.mean), c),
         "std": (len(content.std), c),
@@ -129,10 +189,15 @@ def check(content: Content) -> None:
             f"step sizes: got {content.step_sizes}, expected positive ones; run again with a "
             "smaller distill.rate_optimizer.lr"
         )
-    floats = [content.exact_NCHW, content.targets_NK, *content.originals, *content.label_cells]
+    floats = [content.targets_NK, *content.label_cells]
+    floats += [] if exact_NCHW is None else [exact_NCHW, *content.originals]
     floats += [torch.tensor(content.step_sizes)]
     floats += [] if content.starts_SP is None else [content.starts_SP]
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in floats):
+    if not all(
+        bool(torch.isfinite(part).all())
+        for tensor in floats
+        for part in torch.split(tensor, _ROWS_AT_ONCE)
+    ):
         raise ArtifactError(
             "some distilled values are not finite; run again with a smaller learning rate"
         )
@@ -152,7 +217,9 @@ def configs(
     """
     poster = [_poster(content)] if content.label_cells else []
     recipe = _recipe(content, student_yaml, results)
-    return [_default(content), *poster, _exact(content), recipe]
+    exact = [] if content.exact_NCHW is None else [_exact(content, content.exact_NCHW)]
+    views = [content.relabel.config] if content.relabel and content.relabel.config else []
+    return [_default(content), *poster, *exact, *views, recipe]
 
 
 def budget(content: Content) -> dict[str, Any]:
@@ -160,22 +227,36 @@ def budget(content: Content) -> dict[str, Any]:
 
     A table of labels in which every row names one class costs one value per row; any other costs
     one value per class and row; a learned step size costs one. Pixels count once whatever the
-    number of channels.
+    number of channels. Labels of views are counted in bytes, beside the values.
     """
     tables = content.label_cells or [content.targets_NK]
-    pixels = sum(image.shape[1] * image.shape[2] for image in content.originals)
+    sizes = (
+        [content.images_NCHW.shape[1:]] * len(content.images_NCHW)
+        if content.exact_NCHW is None
+        else [image.shape for image in content.originals]
+    )
+    pixels = sum(height * width for _, height, width in sizes)
     label_values = sum(_label_values(table) for table in tables)
     _, h, w = content.real_shape
+    said = content.relabel
+    views = (
+        {}
+        if said is None
+        else {
+            "view_labels": said.labels,
+            "view_label_bytes": said.bytes,
+            "bytes_per_view_label": round(said.bytes / said.labels, 2),
+        }
+    )
     return {
         "images": len(content.originals),
         "examples": len(content.images_NCHW),
         "pixels": pixels,
         "ipc_equivalent": round(pixels / (len(content.class_names) * h * w), 6),
-        "values": sum(image.numel() for image in content.originals)
-        + label_values
-        + len(content.step_sizes),
+        "values": sum(size.numel() for size in sizes) + label_values + len(content.step_sizes),
         "label_values": label_values,
         "step_sizes": len(content.step_sizes),
+        **views,
     }
 
 
@@ -187,6 +268,8 @@ def per_class(budget: dict[str, Any]) -> str:
 
 def rounding_error(content: Content) -> float:
     """Largest difference between a published image and the exact one, as a student sees them."""
+    if content.exact_NCHW is None:
+        return 0.0
     mean_C, std_C = torch.tensor(content.mean), torch.tensor(content.std)
     shape = (-1, 1, 1)
     return max(
@@ -203,14 +286,15 @@ def _label_values(table_GK: Tensor) -> int:
 
 
 def _default(content: Content) -> Config:
-    targets_NK = content.targets_NK.float().cpu()
-    labels_N = targets_NK.argmax(dim=1)
+    labels_N = content.targets_NK.argmax(dim=1)
 
     def read(start: int, stop: int) -> Columns:
+        with ThreadPoolExecutor() as pool:
+            images = list(pool.map(png, content.images_NCHW[start:stop]))
         return {
-            "image": [png(image) for image in content.images_NCHW[start:stop]],
+            "image": images,
             "label": labels_N[start:stop].tolist(),
-            "soft_label": list(targets_NK[start:stop]),
+            "soft_label": content.targets_NK[start:stop].float().cpu().numpy(),
         }
 
     features = {
@@ -222,24 +306,24 @@ def _default(content: Content) -> Config:
     return Config("default", "data", features, len(content.images_NCHW), row_bytes, read)
 
 
-def _exact(content: Content) -> Config:
+def _exact(content: Content, exact_NCHW: Tensor) -> Config:
     labels_N = content.targets_NK.argmax(dim=1)
 
     def read(start: int, stop: int) -> Columns:
         return {
-            "pixel_values": list(content.exact_NCHW[start:stop].float().cpu()),
+            "pixel_values": list(exact_NCHW[start:stop].float().cpu()),
             "label": labels_N[start:stop].tolist(),
             "soft_label": list(content.targets_NK[start:stop].float().cpu()),
         }
 
-    values = content.exact_NCHW[0].numel()
+    values = exact_NCHW[0].numel()
     features = {
         "pixel_values": numbers("float32", values),
         "label": class_label(content.class_names),
         "soft_label": numbers("float32", len(content.class_names)),
     }
     row_bytes = 4 * (values + len(content.class_names))
-    return Config("exact", "exact", features, len(content.exact_NCHW), row_bytes, read)
+    return Config("exact", "exact", features, len(exact_NCHW), row_bytes, read)
 
 
 def _poster(content: Content) -> Config:

@@ -16,7 +16,9 @@ from distill_datasets.artifacts import canonical_json, sha256_text
 from distill_datasets.data.source import Source
 from distill_datasets.errors import RecipeError, did_you_mean
 from distill_datasets.optimize import Distill
-from distill_datasets.students import Evaluate, Squeeze
+from distill_datasets.relabeling import Relabel
+from distill_datasets.squeezing import Squeeze
+from distill_datasets.students import Evaluate
 from distill_datasets.types import Section
 from distill_datasets.yaml_text import from_yaml, to_yaml
 
@@ -40,6 +42,9 @@ class Recipe(Section):
     source: Source
     squeeze: Squeeze | None = None
     distill: Distill
+    relabel: Relabel | None = Field(
+        default=None, description="labels of many views by the networks of squeeze; null: none"
+    )
     evaluate: Evaluate
     publish: Publish = Publish()
 
@@ -66,6 +71,7 @@ class Recipe(Section):
             )
             if part.needs_squeezed
         ]
+        using += ["relabel"] if self.relabel is not None else []
         if using and self.squeeze is None:
             raise ValueError(
                 f"squeeze: missing; {' and '.join(using)} need networks that are trained on the "
@@ -73,14 +79,39 @@ class Recipe(Section):
             )
         if self.squeeze is not None and not using:
             raise ValueError(
-                "squeeze: nothing in distill uses the networks it would train; leave the section "
-                "out, or choose networks, labels or an init that do"
+                "squeeze: neither distill nor relabel uses the networks it would train; leave the "
+                "section out, or choose networks, labels or an init that do"
             )
         if self.squeeze is not None:
             left = self.squeeze
             refusal = section.networks.refusal(left.members, left.epochs, left.keep)
+            refusal = refusal or section.objective.refusal(left.members)
             if refusal is not None:
                 raise ValueError(refusal)
+        return self
+
+    @model_validator(mode="after")
+    def _views_are_of_images_that_stay(self) -> Self:
+        objective = self.distill.objective
+        if self.relabel is not None and not objective.separable:
+            raise ValueError(
+                f"relabel: got it with the objective {objective.name!r}, which learns what its "
+                "labels go with; expected an objective whose 8-bit images are the result, such as "
+                "recover, or leave the section out"
+            )
+        if objective.separable and self.source.normalization != "mean_std":
+            raise ValueError(
+                f"source.normalization: {self.source.normalization!r} with the objective "
+                f"{objective.name!r}, whose 8-bit images are seen through a mean and a deviation; "
+                "expected mean_std"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _students_fit_the_labels(self) -> Self:
+        refusal = self.evaluate.refusal(self.relabel)
+        if refusal is not None:
+            raise ValueError(refusal)
         return self
 
     @model_validator(mode="after")

@@ -6,6 +6,7 @@ is computed whole by one thread pool slot whose number of intra-op threads depen
 units and on the machine's cores only, and sums over units are taken in the order of the units.
 """
 
+import copy
 import ctypes
 import hashlib
 import json
@@ -66,6 +67,13 @@ class LaneDraws:
     seed: int
     step: int
     lane: int
+    steps: int | None = None
+
+    @property
+    def progress(self) -> float:
+        """The share of the outer steps that are done, in [0, 1)."""
+        assert self.steps is not None, "the outer loop says how many steps there are"
+        return self.step / self.steps
 
     def __call__(self, *what: str | int) -> torch.Generator:
         return rng_for(self.seed, "distill", self.step, self.lane, *what)
@@ -117,6 +125,27 @@ class Runtime:
         self.cores = (
             len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
         )
+        self._alone = False
+
+    def alone(self) -> "Runtime":
+        """This process as if there were no other: no call waits, exchanges or starts threads.
+
+        For a unit of work that a whole outer loop solves: everything runs in the calling thread,
+        with the threads that it was given, and nothing is told to trackers.
+        """
+        own = copy.copy(self)
+        own._alone = True
+        return own
+
+    @property
+    def processes(self) -> int:
+        """How many processes share the work."""
+        return 1 if self._alone else self.accelerator.num_processes
+
+    @property
+    def index(self) -> int:
+        """Which of them this one is."""
+        return 0 if self._alone else self.accelerator.process_index
 
     @property
     def device(self) -> torch.device:
@@ -126,15 +155,21 @@ class Runtime:
     @property
     def is_main(self) -> bool:
         """True on the one process that writes shared files."""
-        return bool(self.accelerator.is_main_process)
+        return self._alone or bool(self.accelerator.is_main_process)
 
     def wait(self) -> None:
         """Return when every process has come here."""
-        self.accelerator.wait_for_everyone()
+        if not self._alone:
+            self.accelerator.wait_for_everyone()
+
+    def log(self, numbers: dict[str, float], step: int) -> None:
+        """Tell the trackers."""
+        if not self._alone:
+            self.accelerator.log(numbers, step=step)
 
     def mine(self, units: int) -> list[int]:
         """The units that this process works on, out of `units`."""
-        return list(range(self.accelerator.process_index, units, self.accelerator.num_processes))
+        return list(range(self.index, units, self.processes))
 
     @contextmanager
     def reproducible(self) -> Iterator[None]:
@@ -166,12 +201,12 @@ class Runtime:
         Yields:
             A function that maps a function of a unit over a list of units, in order.
         """
-        if self.device.type != "cpu":
+        if self._alone or self.device.type != "cpu":
             yield lambda work, chosen: [work(unit) for unit in chosen]
             return
         threads_per_unit = max(1, self.cores // units)
         share = max(1, len(self.mine(units)))
-        side_by_side = max(1, self.cores // threads_per_unit // self.accelerator.num_processes)
+        side_by_side = max(1, self.cores // threads_per_unit // self.processes)
         threads = torch.get_num_threads()
         try:
             with ThreadPoolExecutor(
@@ -192,11 +227,11 @@ class Runtime:
             units: how many units there are in all.
             like: any tensor of that shape; a process without units has no other way to know it.
         """
-        processes = self.accelerator.num_processes
+        processes = self.processes
         if processes == 1:
             return [parts[unit] for unit in range(units)]
         slots = -(-units // processes)
-        first = self.accelerator.process_index
+        first = self.index
         own = [parts.get(first + slot * processes, torch.zeros_like(like)) for slot in range(slots)]
         gathered: Tensor = self.accelerator.gather(torch.stack(own)[None])
         return [gathered[unit % processes, unit // processes] for unit in range(units)]

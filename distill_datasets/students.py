@@ -1,112 +1,36 @@
-"""Students: plain supervised training, and the share of test images they get right.
+"""Students: plain supervised training on given examples.
 
-Shape suffixes: B images, C channels, H W pixels, K classes, N examples.
+Shape suffixes: B images, C channels, H W pixels, K classes, P all weights of a network.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, Protocol, Self
+from collections.abc import Sequence
+from typing import Annotated, Literal, Self
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field, SerializeAsAny, model_validator
 from torch import Tensor, nn
 
 from distill_datasets.augment import Augment
-from distill_datasets.data.source import Source
 from distill_datasets.errors import DistillError
-from distill_datasets.inner import Adam, Optimizer, Sgd
+from distill_datasets.examples import Examples
+from distill_datasets.inner import Adam, Sgd, TrainingRule
+from distill_datasets.networks.drawing import drawing
 from distill_datasets.networks.sources import ArchitectureField
 from distill_datasets.networks.zoo import ConvNet, initialize
 from distill_datasets.plugins import part
-from distill_datasets.types import Batch, Draw, Section, Shape
-
-if TYPE_CHECKING:
-    from distill_datasets.data.source import RealData
+from distill_datasets.relabeling import Relabel
+from distill_datasets.student_losses import Loss, TeacherLoss, smoothed
+from distill_datasets.training_state import Average, Checkpoint
+from distill_datasets.types import Draw, Section, Shape
 
 Reference = Literal["random_real", "herding", "k_center", "class_mean", "full"]
 
+WARMUP_START = 0.01
+"""The share of the step size that a warm-up begins with."""
+CPU_CHUNK = 32
 CHECKED = 100
 """A student's loss is looked at every so many steps: each look waits for the device."""
-
-
-class Examples(Protocol):
-    """What a student trains on."""
-
-    @property
-    def count(self) -> int:
-        """Number of examples."""
-        ...
-
-    def __call__(self, index_B: Tensor) -> Batch:
-        """The examples `index_B` in the student's input space."""
-        ...
-
-    def order(self, rng: torch.Generator, batch: int) -> Tensor:
-        """The examples of one pass, (N,), for batches of `batch`; one batch of all keeps theirs."""
-        if batch >= self.count:
-            return torch.arange(self.count)
-        return torch.randperm(self.count, generator=rng)
-
-    def loss(self, logits_BK: Tensor, targets_BK: Tensor) -> Tensor:
-        """What a training step lowers, a mean over its examples."""
-        return F.cross_entropy(logits_BK, targets_BK)
-
-
-@dataclass(frozen=True)
-class Stored(Examples):
-    """Examples held as they were published, made into the student's input batch by batch.
-
-    `unit` is the value that stands for 1: 255 for 8-bit images, 1 for floats.
-    """
-
-    images_NCHW: Tensor
-    targets_NK: Tensor
-    mean_C: Tensor
-    std_C: Tensor
-    unit: float
-
-    @property
-    def count(self) -> int:
-        return len(self.images_NCHW)
-
-    def __call__(self, index_B: Tensor) -> Batch:
-        pixels_BCHW = self.images_NCHW[index_B].float() / self.unit
-        images_BCHW = (pixels_BCHW - self.mean_C[:, None, None]) / self.std_C[:, None, None]
-        return Batch(images_BCHW, self.targets_NK[index_B])
-
-    def to(self, device: torch.device) -> "Stored":
-        """The same on a device."""
-        return Stored(
-            self.images_NCHW.to(device),
-            self.targets_NK.to(device),
-            self.mean_C.to(device),
-            self.std_C.to(device),
-            self.unit,
-        )
-
-
-@dataclass(frozen=True)
-class Whole(Examples):
-    """The training images of the source, normalized batch by batch; drawn and judged as it says."""
-
-    real: "RealData"
-
-    @property
-    def count(self) -> int:
-        return len(self.real.train.labels_N)
-
-    def __call__(self, index_B: Tensor) -> Batch:
-        return self.real.select(index_B)
-
-    def order(self, rng: torch.Generator, batch: int) -> Tensor:
-        if self.real.sampling == "uniform":
-            return super().order(rng, batch)
-        return self.real.order(rng)
-
-    def loss(self, logits_BK: Tensor, targets_BK: Tensor) -> Tensor:
-        return self.real.cross_entropy(logits_BK, targets_BK)
 
 
 class Training(Section):
@@ -114,7 +38,7 @@ class Training(Section):
 
     network: ArchitectureField = Field(default=ConvNet(), description="what is trained")
     batch: int = Field(default=256, gt=0, description="examples of a training step")
-    optimizer: Annotated[SerializeAsAny[Optimizer], part("optimizers")] = Field(
+    optimizer: Annotated[SerializeAsAny[TrainingRule], part("optimizers")] = Field(
         default=Adam(lr=0.001), description="rule of the training"
     )
     schedule: Literal["constant", "cosine", "step", "published"] = Field(
@@ -125,26 +49,45 @@ class Training(Section):
     augment: Augment = Field(default=Augment(), description="of the training images")
 
 
-class Squeeze(Training):
-    """Which networks are trained on real data before anything is distilled."""
-
-    schedule: Literal["constant", "cosine", "step"] = Field(
-        default="constant",
-        description="of the step size; cosine falls to zero, step to a tenth half-way",
-    )
-    members: int = Field(default=1, gt=0, description="networks, each with its own seed")
-    epochs: int = Field(gt=0, description="passes over the training images")
-    keep: Literal["every", "last"] = Field(
-        default="last", description="weights after every epoch (trajectories), or after the last"
-    )
-    source: Source | None = Field(
-        default=None, description="another dataset to train on; null: the recipe's own"
-    )
-
-
 class Evaluate(Training):
     """How the published dataset is measured: by training fresh students on it."""
 
+    loss: Loss = Field(
+        default="soft",
+        description="cross-entropy with the labels as probabilities; or, with relabel, kl of "
+        "teacher and student at a temperature, or mse of their logits",
+    )
+    temperature: float = Field(
+        default=1.0, gt=0, description="that logits are divided by in kl (SRe2L: 20)"
+    )
+    scale_by_temperature: bool = Field(
+        default=False, description="multiply kl by the temperature squared"
+    )
+    hard_weight: float = Field(
+        default=0.0,
+        ge=0,
+        description="of the cross-entropy with the images' classes beside mse (G-VBSM: 0.1, EDC: "
+        "0.025)",
+    )
+    label_smoothing: float = Field(
+        default=0.0, ge=0, lt=1, description="share of every label that all classes divide"
+    )
+    smoothing: float | None = Field(
+        default=None,
+        ge=1,
+        description="eta of the papers' cosine, lr / 2 (1 + cos(pi e / (eta E))) in epoch e of E; "
+        "1 ends at zero, 2 at half. null: cosine to zero, lower with every step",
+    )
+    warmup_epochs: int = Field(
+        default=0, ge=0, description="first epochs, in which the step size rises from 1 %"
+    )
+    ema: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="decay of the moving average of the weights that is measured (EDC: 0.99); "
+        "null: the last weights are",
+    )
     students: int = Field(default=8, gt=0, description="fresh students, each with its own seed")
     steps: int | None = Field(default=None, gt=0, description="training steps of a student")
     epochs: int | None = Field(default=None, gt=0, description="or passes over what it trains on")
@@ -161,6 +104,10 @@ class Evaluate(Training):
     exact: bool = Field(
         default=True, description="also measure the float pixels before rounding to 8 bits"
     )
+    hard: bool = Field(
+        default=True,
+        description="with relabel: also students of the classes alone, on views drawn live",
+    )
     references: list[Reference] = Field(
         default=[],
         description="rows to compare with: random, chosen (herding, k_center) and mean (class_mean)"
@@ -168,6 +115,9 @@ class Evaluate(Training):
     )
     full_epochs: int = Field(default=20, gt=0, description="training of the `full` reference")
     full_students: int = Field(default=2, gt=0, description="students of the `full` reference")
+    checkpoint_seconds: float = Field(
+        default=60.0, ge=0, description="at the end of a pass, time since the last checkpoint"
+    )
 
     @model_validator(mode="after")
     def _one_duration(self) -> Self:
@@ -187,6 +137,79 @@ class Evaluate(Training):
             )
         return self
 
+    @model_validator(mode="after")
+    def _schedule_and_loss_know_their_settings(self) -> Self:
+        if self.smoothing is not None and self.schedule != "cosine":
+            raise ValueError(
+                f"smoothing: got {self.smoothing} with schedule: {self.schedule}, expected cosine"
+            )
+        if self.warmup_epochs and self.schedule == "published":
+            raise ValueError("warmup_epochs: published step sizes have no warm-up; leave it out")
+        if self.epochs is not None and self.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"warmup_epochs: got {self.warmup_epochs} of {self.epochs} epochs, expected fewer"
+            )
+        at_defaults = TeacherLoss()
+        wrong = [
+            f"{name}: for loss: {kind}, got it with loss: {self.loss}"
+            for name, kind, value, default in (
+                ("temperature", "kl", self.temperature, at_defaults.temperature),
+                ("scale_by_temperature", "kl", self.scale_by_temperature, at_defaults.scaled),
+                ("hard_weight", "mse", self.hard_weight, at_defaults.hard_weight),
+            )
+            if value != default and self.loss != kind
+        ]
+        if self.loss == "mse" and self.label_smoothing:
+            wrong.append("label_smoothing: mse compares logits, which have none; leave it out")
+        if wrong:
+            raise ValueError("; ".join(wrong))
+        return self
+
+    @property
+    def teacher_loss(self) -> TeacherLoss:
+        """What students of a teacher's logits lower."""
+        return TeacherLoss(
+            self.loss,
+            self.temperature,
+            self.scale_by_temperature,
+            self.hard_weight,
+        )
+
+    def refusal(self, relabel: Relabel | None) -> str | None:
+        """Why a recipe with this relabel section, or none, cannot be measured; None if it can."""
+        if relabel is None:
+            return (
+                f"evaluate.loss: {self.loss} compares with a teacher's logits, which a relabel "
+                "section makes; add one, or take loss: soft"
+                if self.loss != "soft"
+                else None
+            )
+        if self.loss == "mse" and relabel.store == "top_k":
+            return (
+                "evaluate.loss: mse compares all logits, and relabel.store: top_k keeps some; set "
+                "relabel.store: logits"
+            )
+        if self.augment.operations:
+            return (
+                "evaluate.augment: a label of relabel belongs to the very pixels that were "
+                "labeled; leave augment out and set crop, flip and mix of relabel"
+            )
+        followed = [
+            name
+            for name, asked in (
+                ("schedule: published", self.schedule == "published"),
+                ("order: published", self.order == "published"),
+                ("start: distilled", self.start == "distilled"),
+            )
+            if asked
+        ]
+        if followed:
+            return (
+                f"evaluate.{followed[0]}: students of relabel follow the order of their labels and "
+                "their own schedule; leave it out"
+            )
+        return None
+
     def duration(self, count: int) -> int:
         """Training steps on `count` examples."""
         return self.steps or steps_of(self.epochs or 0, count, self.batch)
@@ -198,32 +221,35 @@ def steps_of(epochs: int, count: int, batch: int) -> int:
 
 
 def train_student(
-    settings: Training,
+    settings: Evaluate,
     steps: int,
     examples: Examples,
     shape: Shape,
     draw: Draw,
     device: torch.device,
-    after_step: Callable[[int, nn.Module], None] = lambda done, module: None,
     *,
     step_sizes: Sequence[float] = (),
     order: Sequence[Sequence[int]] = (),
     start_P: Tensor | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> nn.Module:
     """Train one network from scratch and return it as it is after the last step.
 
     Args:
-        settings: network, optimizer, batch and augmentation.
+        settings: network, optimizer, batch, schedule and augmentation.
         steps: number of training steps.
         examples: what to train on; a pass visits them in an order of its own and drops a short
             last batch.
         shape: of one example, and the number of classes.
         draw: randomness of this student.
         device: where to train.
-        after_step: called with the number of steps done, 0 before the first.
         step_sizes: step t takes the one at t modulo their number; none follows the schedule.
         order: the examples of step t, at t modulo their number; none shuffles every pass.
         start_P: all weights to start from, in the order of `parameters()`; None draws them.
+        checkpoint: where the state is kept between passes; a killed training goes on from there.
+
+    Returns:
+        The network; with `settings.ema` its weights are the average, its buffers the last ones.
 
     Raises:
         DistillError: the loss is not finite, or `start_P` is of another network.
@@ -233,13 +259,17 @@ def train_student(
         initialize(module, draw("network"))
     else:
         _start_from(module, start_P)
+    module.train()
     optimizer = settings.optimizer.torch_optimizer(module.parameters())
+    average = None if settings.ema is None else Average(module, settings.ema)
     batch = min(settings.batch, examples.count)
     per_pass = examples.count // batch
-    after_step(0, module)
-    for step in range(steps):
+    done = 0 if checkpoint is None else checkpoint.restore(module, optimizer, average)
+    chunk = _chunk(module, batch)
+    for step in range(done, steps):
         if step % per_pass == 0:
-            order_N = examples.order(draw("order", step // per_pass), batch)
+            turn = step // per_pass
+            order_N = examples.order(draw("order", turn), batch, turn)
         start = step % per_pass * batch
         index_B = order_N[start : start + batch]
         if order:
@@ -250,19 +280,44 @@ def train_student(
             group["lr"] = (
                 step_sizes[step % len(step_sizes)]
                 if step_sizes
-                else settings.optimizer.lr * rate(settings.schedule, step, steps)
+                else settings.optimizer.lr * pace(settings, step, steps, per_pass)
             )
-        loss = examples.loss(module(images_BCHW), targets_BK)
+        targets_BK = smoothed(targets_BK, settings.label_smoothing)
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        losses = list[Tensor]()
+        with drawing(module, draw("dropout", step)):
+            for images, targets in zip(
+                torch.split(images_BCHW, chunk), torch.split(targets_BK, chunk), strict=True
+            ):
+                share = examples.loss(module(images), targets) * (len(images) / len(images_BCHW))
+                share.backward()  # type: ignore[no-untyped-call]
+                losses.append(share.detach())
         optimizer.step()
+        if average is not None:
+            average.follow()
+        loss = torch.stack(losses).sum()
         last = step == steps - 1
         if (last or step % CHECKED == 0) and not bool(loss.isfinite()):
             raise DistillError(
                 f"a network's training loss is {loss.item()} at step {step}; lower its optimizer.lr"
             )
-        after_step(step + 1, module)
+        if checkpoint is not None and not last and (step + 1) % per_pass == 0:
+            checkpoint.save(module, optimizer, average, step + 1)
+    if average is not None:
+        average.put()
     return module
+
+
+def _chunk(module: nn.Module, batch: int) -> int:
+    """Examples that are differentiated at once; a batch's gradient is the sum over its chunks.
+
+    On a CPU a chunk stays in the cache and no block of memory is too large for the allocator to
+    keep: half of the time of a ConvNet student of 100 images. Networks that look at the batch as a
+    whole, such as by batch norm, get it whole.
+    """
+    on_cpu = next(module.parameters()).device.type == "cpu"
+    whole = any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in module.modules())
+    return CPU_CHUNK if on_cpu and not whole else batch
 
 
 @torch.no_grad()
@@ -285,49 +340,19 @@ def rate(schedule: str, step: int, steps: int) -> float:
     return 0.1 if schedule == "step" and 2 * step >= steps else 1.0
 
 
-class Score(NamedTuple):
-    """Shares of images that a network gets right, in [0, 1]: of all, and of every class.
+def pace(settings: Evaluate, step: int, steps: int, per_pass: int) -> float:
+    """The factor on a student's step size: the warm-up, then the schedule over what is left.
 
-    A class without images has None.
+    With `smoothing` it changes between passes only.
+
+    Source: RDED (arXiv:2312.03526) and EDC (arXiv:2404.13733) for the smoothed cosine.
     """
-
-    accuracy: float
-    per_class: list[float | None]
-
-
-@torch.no_grad()
-def score(module: nn.Module, batches: Iterable[Batch]) -> Score:
-    """Count the images whose largest logit is the largest target, in one pass."""
-    module.eval()
-    predicted, labels, classes = list[Tensor](), list[Tensor](), 0
-    for images_BCHW, targets_BK in batches:
-        predicted.append(module(images_BCHW).argmax(dim=1))
-        labels.append(targets_BK.argmax(dim=1))
-        classes = targets_BK.shape[1]
-    labels_N = torch.cat(labels)
-    right_N = labels_N[torch.cat(predicted) == labels_N]
-    pairs = [
-        torch.bincount(chosen_N, minlength=classes).tolist() for chosen_N in (right_N, labels_N)
-    ]
-    return Score(
-        len(right_N) / len(labels_N),
-        [right / count if count else None for right, count in zip(*pairs, strict=True)],
-    )
-
-
-def accuracy(module: nn.Module, batches: Iterable[Batch]) -> float:
-    """Share of images whose largest logit is the largest target, in [0, 1]."""
-    return score(module, batches).accuracy
-
-
-@torch.no_grad()
-def taken_for(module: nn.Module, batches: Iterable[Batch], attacked: int, target: int) -> float:
-    """Share of the images of class `attacked` whose largest logit is that of `target`."""
-    module.eval()
-    hits = total = 0
-    for images_BCHW, targets_BK in batches:
-        own_B = targets_BK.argmax(dim=1) == attacked
-        predicted_B = module(images_BCHW).argmax(dim=1)
-        hits += int((predicted_B[own_B] == target).sum())
-        total += int(own_B.sum())
-    return hits / max(1, total)
+    if settings.smoothing is not None:
+        step -= step % per_pass
+    rising = settings.warmup_epochs * per_pass
+    if step < rising:
+        return WARMUP_START + (1 - WARMUP_START) * step / rising
+    step, steps = step - rising, steps - rising
+    if settings.smoothing is not None:
+        return 0.5 * (1 + math.cos(math.pi * step / (settings.smoothing * steps)))
+    return rate(settings.schedule, step, steps)

@@ -1,12 +1,14 @@
 """The nouns of dataset distillation and the axes that a method is a point on.
 
 A method is `objective x canvas x labels x networks`. Each axis is an abstract `Part`: a frozen
-pydantic model that is the section of the recipe and the callable at once. Parts are stateless.
+pydantic model that is the section of the recipe and the callable at once. Parts are stateless. What
+is distilled, as tensors, is in `distilled.py` and named here as well.
 
 Shape suffixes: B a batch, N all training examples, K classes, C channels, H W pixels, P all weights
-of a network in one vector, G cells of the label grid.
+of a network in one vector.
 """
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +17,13 @@ from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Protocol
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
+
+from distill_datasets.distilled import Batch as Batch
+from distill_datasets.distilled import Block as Block
+from distill_datasets.distilled import CanvasModule as CanvasModule
+from distill_datasets.distilled import Distilled as Distilled
+from distill_datasets.distilled import LabelModule as LabelModule
+from distill_datasets.distilled import Recovered as Recovered
 
 if TYPE_CHECKING:
     from distill_datasets.data.source import RealData
@@ -35,13 +44,6 @@ class Part(Section):
     def papers(self) -> list[str]:
         """The papers that these very settings are from."""
         return self.paper.split("; ")
-
-
-class Batch(NamedTuple):
-    """Images in the student's input space and one target distribution each."""
-
-    images_BCHW: Tensor
-    targets_BK: Tensor
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,10 @@ class LaneDraw(Draw, Protocol):
         """Outer step, from 0."""
 
     @property
+    def progress(self) -> float:
+        """The share of the outer steps that are done, in [0, 1)."""
+
+    @property
     def lane(self) -> int:
         """Lane, from 0."""
 
@@ -84,87 +90,6 @@ class Estimate(NamedTuple):
     """Numbers that trackers log beside the loss, of lane 0."""
     counts: bool = True
     """False leaves the lane out of this step's mean; a step in which none counts moves nothing."""
-
-
-class CanvasModule(nn.Module, ABC):
-    """Trainable tensors decoded into displayable images.
-
-    `mix_NG`: the share of each example's area that lies on each cell; `cells_G`: whose cell it is.
-    """
-
-    examples_are_originals: ClassVar[bool]
-    count: int
-    mix_NG: Tensor
-    cells_G: Tensor
-
-    @abstractmethod
-    def forward(self, index_B: Tensor) -> Tensor:
-        """Training examples `index_B` as images in [0, 1], shape (B, C, H, W), differentiable."""
-
-    def project(self) -> None:
-        """Move the trained values back into their domain; called after every outer step."""
-        return
-
-    @abstractmethod
-    def originals(self) -> list[Tensor]:
-        """The trained images themselves, each (C, H, W) in [0, 1]: where the budget is counted."""
-
-    @abstractmethod
-    def geometry(self) -> dict[str, object]:
-        """How examples are cut from the originals, as JSON, for the published `recipe` config."""
-
-
-class LabelModule(nn.Module, ABC):
-    """Targets of the training examples."""
-
-    @abstractmethod
-    def forward(self, index_B: Tensor) -> Tensor:
-        """Targets of the examples `index_B`, (B, K), each row non-negative with sum 1."""
-
-    @abstractmethod
-    def project(self) -> None:
-        """Move the trained values back into their domain; called after every outer step."""
-
-    @abstractmethod
-    def table_GK(self) -> Tensor:
-        """The label of every cell, (G, K)."""
-
-
-class Distilled(nn.Module):
-    """Canvas and labels together: the index of an example becomes a differentiable `Batch`.
-
-    `mean_C` and `std_C` take displayable pixels into the student's input space. `step_sizes` is
-    there when the objective learns them.
-    """
-
-    mean_C: Tensor
-    std_C: Tensor
-
-    def __init__(
-        self,
-        canvas: CanvasModule,
-        labels: LabelModule,
-        mean_C: Tensor,
-        std_C: Tensor,
-        step_sizes: nn.Module | None = None,
-    ) -> None:
-        super().__init__()
-        self.canvas = canvas
-        self.labels = labels
-        self.step_sizes = step_sizes
-        self.register_buffer("mean_C", mean_C, persistent=False)
-        self.register_buffer("std_C", std_C, persistent=False)
-
-    @property
-    def count(self) -> int:
-        """Number of training examples."""
-        return self.canvas.count
-
-    def forward(self, index_B: Tensor) -> Batch:
-        """The examples `index_B` as a student sees them."""
-        pixels_BCHW = self.canvas(index_B)
-        images_BCHW = (pixels_BCHW - self.mean_C[:, None, None]) / self.std_C[:, None, None]
-        return Batch(images_BCHW, self.labels(index_B))
 
 
 class Layers(NamedTuple):
@@ -237,6 +162,50 @@ class Squeezed(ABC):
     def weights(self, member: int, epoch: int) -> Tensor:
         """Weights (P,) of a member after `epoch` epochs; 0 is its initialization."""
 
+    @property
+    def architectures(self) -> "tuple[Architecture, ...]":
+        """The network of every member."""
+        return (self.architecture,) * self.members
+
+    @abstractmethod
+    def module(self, member: int) -> nn.Module:
+        """A member after its last epoch, with its buffers: on the CPU, in eval mode, frozen."""
+
+    def class_statistics(self, member: int) -> tuple[list[Tensor], list[Tensor]] | None:
+        """Those of `TeacherNetwork`, on the CPU; None where nobody computed them."""
+        return None
+
+    def check_teachers(self) -> None:  # noqa: B027
+        """Raise a `DistillError` where a member knows too little of the test images to teach."""
+
+
+class TeacherNetwork(NamedTuple):
+    """A trained network with BatchNorm: in eval mode, frozen, on the device.
+
+    The class statistics are per BatchNorm layer, in module order, what its inputs look like over
+    the real images of each class: mean and biased variance, (classes, channels) each.
+    """
+
+    module: nn.Module
+    class_mean: list[Tensor] | None = None
+    class_var: list[Tensor] | None = None
+
+
+class Teachers(NetworkSource):
+    """Trained networks that are asked as they are, not drawn as vectors of weights.
+
+    `kept` is a place for what an objective makes of them once and asks again and again, one for
+    each thread; `compiling` is held by the one thread that compiles.
+    """
+
+    def __init__(self, members: list[TeacherNetwork]) -> None:
+        self.members = members
+        self.kept = threading.local()
+        self.compiling = threading.Lock()
+
+    def sample(self, draw: LaneDraw) -> Sampled:
+        raise AssertionError("teachers keep buffers and are not drawn; take them from `members`")
+
 
 class Teacher(Protocol):
     """The trained members of a squeeze stage, asked for their opinion."""
@@ -268,10 +237,7 @@ class Networks(Part, ABC):
     def build(
         self, shape: Shape, device: torch.device, squeezed: Squeezed | None = None
     ) -> NetworkSource:
-        """The source of networks for this shape, on a device.
-
-        `squeezed` are the networks of the squeeze stage; there when `needs_squeezed`.
-        """
+        """The source of networks on a device; `squeezed` is there when `needs_squeezed`."""
 
     def refusal(self, members: int, epochs: int, keep: Literal["every", "last"]) -> str | None:
         """Why what a squeeze stage leaves would not do, for the user; None when it will."""
@@ -290,6 +256,11 @@ class Selection(Part, ABC):
     """Images to start from, or to compare with: drawn, chosen or made from the real ones."""
 
     needs_squeezed: ClassVar[bool] = False
+    effort: ClassVar[Literal["image", "class", "file"]] = "file"
+    """What images made class by class cost: `image`, each is drawn for itself; `class`, those of a
+    class are drawn together; `file`, they are worked out, so that it pays to keep them."""
+    outside: ClassVar[bool] = False
+    """True when they depend on more than the recipe, the source and the squeezed networks."""
 
     @abstractmethod
     def images(
@@ -300,6 +271,18 @@ class Selection(Part, ABC):
         A class with fewer than `per_class` images repeats them; `rng` decides all that is drawn.
         `teacher` are the networks of the squeeze stage; there when `needs_squeezed`.
         """
+
+    def of_class(
+        self,
+        real: "RealData",
+        label: int,
+        per_class: int,
+        rng: torch.Generator,
+        teacher: Teacher | None = None,
+    ) -> Tensor:
+        """The same for one class alone: (per_class, C, H, W); `rng` is for this class only."""
+        start = label * per_class
+        return self.images(real, per_class, rng, teacher)[start : start + per_class]
 
     def check(self, shape: Shape) -> None:
         """Raise a `DistillError` where no `images` could be made, before the source is read."""
@@ -358,6 +341,22 @@ class Objective(Part, ABC):
     """The axis that says what is minimized. `needs` must be among what the networks offer."""
 
     needs: ClassVar[frozenset[str]] = frozenset()
+    separable: ClassVar[bool] = False
+    """True when `blocks` says how the images fall into pieces that are solved each for itself."""
+    minimizes: ClassVar[bool] = True
+    """False when the initial images are what is distilled."""
+
+    @property
+    def needs_class_statistics(self) -> bool:
+        """True when the teachers have to come with statistics of every class."""
+        return False
+
+    def blocks(self, classes: int, per_class: int) -> list[Block]:
+        """The pieces that can be solved each for itself; [] where all images are solved jointly.
+
+        Every place is in exactly one block. A pure function: it knows of no processes.
+        """
+        return []
 
     @abstractmethod
     def estimate(
@@ -388,6 +387,14 @@ class Objective(Part, ABC):
     def attacks(self) -> tuple[int, int] | None:
         """The class whose images shall be taken for another class, and that one; None for none."""
         return None
+
+    def refusal(self, teachers: int) -> str | None:
+        """Why so many networks of a squeeze stage would not do, for the user; None if they will."""
+        return None
+
+    def facts(self, distilled: Distilled, networks: NetworkSource) -> dict[str, float]:
+        """What is worth knowing of a block that is solved: numbers by name."""
+        return {}
 
     def check(self, shape: Shape, examples: int) -> None:
         """Raise `RecipeError` where a field does not fit the source or the number of examples."""

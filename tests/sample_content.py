@@ -1,10 +1,15 @@
 """A tiny distilled dataset: one 12 x 14 poster, six 8 x 8 crops of it, three classes."""
 
 import dataclasses
-from typing import Any
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
 
+import numpy as np
 import torch
 
+from distill_datasets.parquet_files import BOOLEAN, INTEGER, Config, numbers
+from distill_datasets.published import Shown, ViewLabels
 from distill_datasets.stages.export import Content
 
 CLASS_NAMES = ["no", "1e-5", "caf\u00e9: 'noir' | #1"]
@@ -96,6 +101,50 @@ def pixels_sample(**changes: Any) -> Content:  # noqa: ANN401
         label_cells=[],
         geometry={"canvas": "pixels"},
         **changes,
+    )
+
+
+def bytes_sample(**changes: Any) -> Content:  # noqa: ANN401
+    """The content of separate 8-bit images with hard labels, as separable objectives leave it."""
+    rng = torch.Generator().manual_seed(2)
+    images_NCHW = torch.randint(0, 256, (6, 3, 8, 8), generator=rng, dtype=torch.uint8)
+    return sample(
+        images_NCHW=images_NCHW,
+        exact_NCHW=None,
+        targets_NK=torch.eye(3).repeat_interleave(2, dim=0).byte(),
+        originals=Shown(images_NCHW),
+        label_cells=[],
+        geometry={"canvas": "pixels"},
+        **changes,
+    )
+
+
+def views_of(form: Literal["config", "shards"]) -> ViewLabels:
+    """Labels of four views of three classes."""
+    logits_NK = np.arange(12, dtype=np.float16).reshape(4, 3)
+    features = {"image": INTEGER, "flip": BOOLEAN, "logits": numbers("float16", 3)}
+
+    def read(start: int, stop: int) -> dict[str, Any]:
+        return {
+            "image": list(range(start, stop)),
+            "flip": [bool(row % 2) for row in range(start, stop)],
+            "logits": logits_NK[start:stop],
+        }
+
+    def shards(folder: Path) -> Iterator[Path]:
+        for name in ("first", "second"):
+            path = folder / "labels" / f"epoch-{['first', 'second'].index(name)}.tar"
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(name.encode())
+            yield path
+
+    return ViewLabels(
+        config=Config("relabel", "relabel", features, 4, 10, read) if form == "config" else None,
+        shards=shards if form == "shards" else None,
+        labels=4,
+        bytes=40,
+        constants={"weight_KD": torch.eye(3), "bias_K": torch.zeros(3)},
+        facts={"epochs": 2},
     )
 
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,11 +13,13 @@ from distill_datasets.artifacts import (
     fingerprint,
     is_done,
     mark_done,
+    open_rows,
     read_json,
     read_tensors,
     sha256_of,
     write_atomically,
     write_json,
+    write_rows,
     write_tensors,
     write_text,
 )
@@ -169,3 +172,59 @@ def test_a_stage_is_done_when_it_says_so(tmp_path: Path) -> None:
     assert not is_done(folder)
     mark_done(folder, {"steps": 4})
     assert is_done(folder) and read_json(folder / "DONE.json") == {"steps": 4}
+
+
+def test_rows_come_back_memory_mapped_as_they_were_streamed(tmp_path: Path) -> None:
+    rows_NHW = torch.randint(0, 256, (7, 2, 3), dtype=torch.uint8)
+    path = tmp_path / "rows.npy"
+    write_rows(path, (7, 2, 3), iter(rows_NHW.transpose(1, 2).transpose(1, 2).split(3)))
+    assert torch.equal(open_rows(path), rows_NHW)
+    assert np.array_equal(np.load(path), rows_NHW.numpy())
+    again = tmp_path / "again.npy"
+    write_rows(again, (7, 2, 3), iter(rows_NHW.split(2)))
+    assert path.read_bytes() == again.read_bytes()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.int64, torch.bool])
+def test_rows_keep_their_type(tmp_path: Path, dtype: torch.dtype) -> None:
+    rows = torch.tensor([[0, 1], [1, 1]]).to(dtype)
+    write_rows(tmp_path / "rows.npy", (2, 2), [rows], dtype)
+    got = open_rows(tmp_path / "rows.npy")
+    assert got.dtype == dtype and torch.equal(got, rows)
+
+
+def test_no_rows_at_all_are_an_empty_array(tmp_path: Path) -> None:
+    write_rows(tmp_path / "rows.npy", (0, 3, 4, 4), [])
+    assert open_rows(tmp_path / "rows.npy").shape == (0, 3, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("chunks", "said"),
+    [
+        ([torch.zeros(2, 3, dtype=torch.uint8)], "got 2 rows, expected 4"),
+        ([torch.zeros(5, 3, dtype=torch.uint8)], "got 5 rows, expected 4"),
+        ([torch.zeros(4, 2, dtype=torch.uint8)], "got rows of"),
+        ([torch.zeros(4, 3)], "float32"),
+    ],
+)
+def test_rows_that_do_not_fit_leave_no_file(
+    tmp_path: Path, chunks: list[torch.Tensor], said: str
+) -> None:
+    with pytest.raises(ArtifactError, match=said):
+        write_rows(tmp_path / "rows.npy", (4, 3), chunks)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_damaged_rows_say_what_to_do(tmp_path: Path) -> None:
+    path = tmp_path / "rows.npy"
+    with pytest.raises(ArtifactError, match="no such file"):
+        open_rows(path)
+    write_rows(path, (400, 3), [torch.zeros(400, 3, dtype=torch.uint8)])
+    whole = path.read_bytes()
+    for damaged in (whole[:-1], whole[:20], b"", b"not an array"):
+        path.write_bytes(damaged)
+        with pytest.raises(ArtifactError, match="move it away"):
+            open_rows(path)
+    np.save(path, np.array([{"a": 1}], dtype=object))
+    with pytest.raises(ArtifactError, match="move it away"):
+        open_rows(path)

@@ -47,7 +47,7 @@ OPTIONS = {
         "--dry-run",
         "--quiet",
     },
-    "plan": {"--profile", "--skip-bad-rows"},
+    "plan": {"--profile", "--skip-bad-rows", "--flops-per-second", "--probe"},
     "check": {"--profile", "--skip-bad-rows"},
     "list": set(),
     "publish": {"--private", "--public", "--tag", "--message", "--allow-license"},

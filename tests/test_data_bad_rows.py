@@ -8,7 +8,7 @@ import pytest
 from image_sets import both, dataset, draw, features, gray, png, values
 from PIL import Image
 
-from distill_datasets.data import reading
+from distill_datasets.data import storing
 from distill_datasets.data.source import BadRow, Decoded, Source, peek, read, resolve
 from distill_datasets.errors import DataError
 
@@ -166,7 +166,7 @@ def test_peek_says_why_no_image_could_be_used() -> None:
 
 
 def test_pixels_that_do_not_fit_in_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "available_bytes", lambda: 15)
+    monkeypatch.setattr(storing, "available_bytes", lambda: 15)
     with pytest.raises(
         DataError, match=r"4 images of 1x2x2\) and 0.0 GiB are free; set source.limit"
     ):
@@ -175,7 +175,7 @@ def test_pixels_that_do_not_fit_in_memory_are_refused(monkeypatch: pytest.Monkey
 
 def test_an_iterable_that_runs_dry_is_explained() -> None:
     source = [{"image": gray(row), "label": row % 2} for row in range(4)]
-    rounds = iter([source, source, source[:2]])
+    rounds = iter([source, source, source, source[:2]])
     rows = datasets.IterableDataset.from_generator(
         lambda: iter(next(rounds)), features=features(datasets.ClassLabel(names=["cat", "dog"]))
     )

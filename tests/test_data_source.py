@@ -241,7 +241,8 @@ def test_what_was_read_survives_a_round_trip_through_tensors() -> None:
     splits["train"] = datasets.concatenate_datasets([splits["train"], dataset([-1])])
     decoded = read(source, draw, resolve(source, splits), splits)
     tensors, note = decoded.to_tensors()
-    again = Decoded.from_tensors(tensors, json.loads(json.dumps(note)))
+    images = [decoded.train.images_NCHW, decoded.test.images_NCHW]
+    again = Decoded.from_tensors(tensors, json.loads(json.dumps(note)), *images)
     assert torch.equal(again.train.images_NCHW, decoded.train.images_NCHW)
     assert torch.equal(again.test.labels_N, decoded.test.labels_N)
     assert again.skipped == decoded.skipped

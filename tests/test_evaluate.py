@@ -21,19 +21,18 @@ from sample_content import MEAN, STD, sample
 from tiny import toy_real
 from torch import Tensor, nn
 
+from distill_datasets.artifacts import read_tensors
+from distill_datasets.examples import Examples
 from distill_datasets.inner import Adam
-from distill_datasets.networks.zoo import ConvNet
+from distill_datasets.networks.zoo import ConvNet, initialize
 from distill_datasets.runtime import Runtime, draws
+from distill_datasets.scoring import Score
 from distill_datasets.stages import evaluate
-from distill_datasets.stages.evaluate import (
-    contestants,
-    load_rows,
-    random_real,
-    read_published,
-    run_evaluate,
-)
+from distill_datasets.stages.evaluate import contestants, run_evaluate
 from distill_datasets.stages.export import write_dataset
-from distill_datasets.students import Evaluate, Examples, Score
+from distill_datasets.stages.reading import load_rows, read_published
+from distill_datasets.stages.references import random_real
+from distill_datasets.students import Evaluate
 from distill_datasets.types import Draw, Shape
 
 PIXELS = 168  # of the sample's poster, 12 x 14
@@ -320,6 +319,22 @@ def test_only_the_student_that_is_missing_is_trained(exported: Path) -> None:
     with mock.patch.object(evaluate, "train_student", wraps=evaluate.train_student) as training:
         assert measure(SETTINGS, exported) == first
     assert training.call_count == 1
+
+
+def test_a_killed_student_goes_on_from_its_last_pass(exported: Path) -> None:
+    settings = changed(students=1, exact=False, checkpoint_seconds=0.0)
+    whole = measure(settings, exported, "undisturbed")
+    with (
+        mock.patch.object(evaluate, "score", side_effect=KeyboardInterrupt),
+        pytest.raises(KeyboardInterrupt),
+    ):
+        measure(settings, exported, "killed")
+    (left,) = exported.parent.glob("runs/*/*.safetensors")
+    assert read_tensors(left)[1] == {"steps": 5}
+    with mock.patch("distill_datasets.students.initialize", wraps=initialize) as drawing:
+        found = measure(settings, exported, "killed")
+    assert drawing.call_count == 1 and accuracies(found["default"]) == accuracies(whole["default"])
+    assert not left.exists()
 
 
 @pytest.mark.parametrize("change", [{"steps": 7}, {"network": ConvNet(depth=1, width=5)}])

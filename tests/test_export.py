@@ -9,13 +9,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import Dataset, load_dataset
-from sample_content import CLASS_NAMES, RESULTS, pixels_sample, sample
+from sample_content import CLASS_NAMES, RESULTS, bytes_sample, pixels_sample, sample, views_of
 
 from distill_datasets import __version__, parquet_files
 from distill_datasets.errors import ArtifactError
-from distill_datasets.published import budget
+from distill_datasets.published import CLASSIFIER, Shown, budget, sibling_of
 from distill_datasets.stages import export
 from distill_datasets.stages.export import check_writable, read_manifest, verify, write_dataset
+from distill_datasets.stages.label_shards import check_shards
 
 
 def load(folder: Path, config: str) -> Dataset:
@@ -55,6 +56,7 @@ def test_torch_format_gives_what_a_trainer_needs(written: Path) -> None:
 
 def test_exact_rows_are_the_exported_floats_bit_for_bit(written: Path) -> None:
     content, rows = sample(), load(written, "exact").with_format("torch")[:]
+    assert content.exact_NCHW is not None
     assert torch.equal(rows["pixel_values"].view(-1, 3, 8, 8), content.exact_NCHW)
     assert torch.equal(rows["soft_label"], content.targets_NK)
 
@@ -201,7 +203,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_any_work(tmp_path: Pat
 
 
 def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(path: Path, config: object) -> None:
+    def full(path: Path, *_: object) -> None:
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
@@ -236,3 +238,106 @@ def test_a_foreign_manifest_is_refused(tmp_path: Path) -> None:
     (tmp_path / "distill.json").write_text('{"schema_version": 1, "files": []}')
     with pytest.raises(ArtifactError, match="not the manifest of a dataset of this library"):
         read_manifest(tmp_path)
+
+
+def test_large_configurations_are_several_files_with_the_same_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_dataset(tmp_path / "one", bytes_sample(), None)
+    monkeypatch.setattr(parquet_files, "_ROWS_PER_GROUP", 2)
+    monkeypatch.setattr(parquet_files, "_BYTES_PER_FILE", 500)
+    manifest = write_dataset(tmp_path / "many", bytes_sample(), None)
+    names = [f"data/train-{index:05d}-of-00003.parquet" for index in range(3)]
+    assert sorted(tree(tmp_path / "many").keys() & {*names}) == names
+    assert manifest["configs"]["default"] == {"path": names[0], "files": 3, "rows": 6}
+    assert {file["path"] for file in manifest["files"]} >= {*names}
+    rows, whole = (
+        load(tmp_path / name, "default").with_format("torch")[:] for name in ("many", "one")
+    )
+    assert all(torch.equal(rows[name], whole[name]) for name in ("image", "label", "soft_label"))
+
+
+def test_images_of_8_bits_have_no_exact_configuration(tmp_path: Path) -> None:
+    content = bytes_sample()
+    manifest = write_dataset(tmp_path / "bytes", content, RESULTS)
+    assert list(manifest["configs"]) == ["default", "recipe"]
+    assert manifest["quantization"]["max_abs_error"] == 0
+    rows = load(tmp_path / "bytes", "default").with_format("torch")[:]
+    assert torch.equal(rows["image"], content.images_NCHW)
+    assert rows["soft_label"].tolist() == content.targets_NK.tolist()
+    exact = sample(
+        images_NCHW=content.images_NCHW,
+        exact_NCHW=content.images_NCHW.float(),
+        targets_NK=content.targets_NK.float(),
+        originals=list(content.originals),
+        label_cells=[],
+    )
+    assert budget(content) == budget(exact)
+
+
+def test_shown_bytes_are_displayable_pixels_made_one_at_a_time() -> None:
+    images_NCHW = torch.tensor([0, 51, 255], dtype=torch.uint8).view(3, 1, 1, 1)
+    shown = Shown(images_NCHW)
+    assert [float(image) for image in shown] == pytest.approx([0, 0.2, 1])
+    assert len(shown[1:]) == 2 and float(shown[1:][0]) == pytest.approx(0.2)
+
+
+def test_few_labels_of_views_are_a_configuration(tmp_path: Path) -> None:
+    content = bytes_sample(relabel=views_of("config"))
+    manifest = write_dataset(tmp_path / "views", content, RESULTS)
+    assert list(manifest["configs"]) == ["default", "relabel", "recipe"]
+    rows = load(tmp_path / "views", "relabel").with_format("numpy")[:]
+    assert rows["flip"].tolist() == [False, True, False, True]
+    assert np.array_equal(rows["logits"], np.arange(12, dtype=np.float16).reshape(4, 3))
+    assert manifest["relabel"]["where"] == "relabel" and manifest["relabel"]["labels"] == 4
+    assert manifest["budget"]["bytes_per_view_label"] == 10
+    assert (tmp_path / "views" / CLASSIFIER).is_file() and verify(tmp_path / "views") == []
+
+
+def test_many_labels_of_views_lie_in_a_folder_beside(tmp_path: Path) -> None:
+    content = bytes_sample(relabel=views_of("shards"))
+    exported, finished = tmp_path / "exported", tmp_path / "finished"
+    write_dataset(exported, content, None)
+    manifest = write_dataset(finished, content, RESULTS, exported)
+    assert "relabel" not in manifest["configs"] and manifest["relabel"]["where"] == "*-relabel"
+    assert manifest["budget"]["bytes"]["relabel"] == 40
+    for folder in (exported, finished):
+        assert verify(folder) == [] and verify(sibling_of(folder)) == []
+    assert tree(sibling_of(exported)) == tree(sibling_of(finished))
+    assert tree(sibling_of(finished))["labels/epoch-0.tar"] == b"first"
+
+
+def test_shards_overwrite_nothing(tmp_path: Path) -> None:
+    content = bytes_sample(relabel=views_of("shards"))
+    write_dataset(tmp_path / "mine", content, None)
+    labels = sibling_of(tmp_path / "mine")
+    check_shards(labels, content.recipe_sha256)
+    with pytest.raises(ArtifactError, match="something else is there"):
+        check_shards(labels, "0" * 64)
+    taken = tmp_path / "taken-relabel"
+    taken.mkdir()
+    check_shards(taken, content.recipe_sha256)
+    (taken / "thesis.txt").write_text("mine")
+    with pytest.raises(ArtifactError, match="something else is there"):
+        write_dataset(tmp_path / "taken", content, None)
+    assert not (tmp_path / "taken").exists() and (taken / "thesis.txt").read_text() == "mine"
+
+
+def test_rows_are_copied_from_a_folder_of_the_same_content_unless_it_is_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: Path
+) -> None:
+    made = tmp_path / "made"
+    write_dataset(made, sample(), None)
+    path = made / "exact" / "train-00000-of-00001.parquet"
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    again: list[str] = []
+    write_parquet = parquet_files.write_parquet
+
+    def noted(path: Path, config: parquet_files.Config, start: int, stop: int) -> None:
+        again.append(config.name)
+        write_parquet(path, config, start, stop)
+
+    monkeypatch.setattr(export, "write_parquet", noted)
+    write_dataset(tmp_path / "out", sample(), RESULTS, made)
+    assert sorted(again) == ["exact", "recipe"]
+    assert tree(tmp_path / "out") == tree(written)

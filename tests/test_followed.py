@@ -23,21 +23,23 @@ from tiny import CPU, TOY, toy_real
 from torch import Tensor, nn
 from toy_runs import CONVNET, command, toy_recipe, toy_sections
 
-from distill_datasets.artifacts import read_tensors
+from distill_datasets.artifacts import open_rows, read_tensors
 from distill_datasets.card import PLACEHOLDER, card
 from distill_datasets.card_code import training
+from distill_datasets.contents import chain
 from distill_datasets.errors import ArtifactError, DistillError, RecipeError
 from distill_datasets.inner import Sgd
 from distill_datasets.networks.sources import fresh_weights, skeleton_of
 from distill_datasets.networks.zoo import ConvNet, LeNet, initialize
-from distill_datasets.pipeline import chain
 from distill_datasets.plugins import BUILT_IN, load
 from distill_datasets.published import STARTS, Content, budget, check
 from distill_datasets.runtime import Runtime, draws
+from distill_datasets.scoring import taken_for
 from distill_datasets.stages import evaluate
-from distill_datasets.stages.evaluate import load_rows, read_followed, run_evaluate
+from distill_datasets.stages.evaluate import read_followed, run_evaluate
 from distill_datasets.stages.export import read_manifest, write_dataset
-from distill_datasets.students import Evaluate, rate, taken_for, train_student
+from distill_datasets.stages.reading import load_rows
+from distill_datasets.students import Evaluate, rate, train_student
 from distill_datasets.types import Batch, Shape
 from distill_datasets.yaml_text import to_yaml
 
@@ -100,15 +102,12 @@ def run(folder: Path, recipe: dict[str, Any]) -> Run:
     answer = command("run", folder / "recipe.yaml", "--runs", folder / "runs", "--output", out)
     assert answer.code == 0, answer.err
     row = load_rows(out, "recipe")[0]
-    tensors = next(
-        found
-        for path in (folder / "runs").rglob("*.safetensors")
-        if "test_images" in (found := read_tensors(path)[0])
-    )
+    (decoded,) = (folder / "runs").glob("source-*")
+    labels_N = read_tensors(decoded / "data.safetensors")[0]["test_labels"]
     mean_C, std_C = (torch.tensor(row[name])[:, None, None] for name in ("mean", "std"))
-    images_NCHW = (tensors["test_images"].float() / 255 - mean_C) / std_C
+    images_NCHW = (open_rows(decoded / "test.npy").float() / 255 - mean_C) / std_C
     results = {each["from"]: each for each in json.loads(row["results_json"])}
-    return Run(out, results, Batch(images_NCHW, tensors["test_labels"]))
+    return Run(out, results, Batch(images_NCHW, labels_N))
 
 
 @pytest.fixture(scope="module")

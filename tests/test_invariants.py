@@ -62,8 +62,9 @@ atexit.register((pathlib.Path(__file__).parent / there).touch)
 """
 KILLS = {
     "in a lane of the second outer step": ("distill_datasets.optimize", "LaneDraws", 5),
-    # files before it: two and a mark of the source, the first state and its picture
-    "while the second state is written": ("os", "fsync", 6),
+    # before it: labels, twice room, pixels and a mark, three files of the source, the first state
+    # and its picture
+    "while the second state is written": ("os", "fsync", 13),
     "when one student is done": ("distill_datasets.stages.evaluate", "write_json", 1),
     "while the dataset is written": ("distill_datasets.stages.export", "card", 2),
 }

@@ -115,5 +115,5 @@ def test_a_recipe_says_that_the_networks_are_missing_or_not_used() -> None:
         toy_recipe(needing)
     squeeze = f"squeeze={{epochs: 1, network: {CONVNET}}}"
     toy_recipe(needing, squeeze)
-    with pytest.raises(RecipeError, match="squeeze: nothing in distill uses the networks"):
+    with pytest.raises(RecipeError, match="squeeze: neither distill nor relabel uses the networks"):
         toy_recipe("distill.labels=logits", squeeze)

@@ -24,16 +24,18 @@ from distill_datasets.data.decoded import RealData
 from distill_datasets.data.reading import Split
 from distill_datasets.data.rows import Row, imbalanced, long_tail
 from distill_datasets.data.source import Source, read, resolve
+from distill_datasets.examples import Examples, Stored, Whole
 from distill_datasets.inner import Sgd
 from distill_datasets.networks.zoo import ConvNet
 from distill_datasets.objectives.unrolled import Unrolled
 from distill_datasets.runtime import Runtime, draws, rng_for
+from distill_datasets.scoring import score
 from distill_datasets.selection.averaged import ClassMean
 from distill_datasets.selection.chosen import Herding, KCenter
 from distill_datasets.stages.evaluate import _by_class
 from distill_datasets.stages.references import chosen_real
 from distill_datasets.stages.source import load_source
-from distill_datasets.students import Evaluate, Examples, Stored, Whole, score, train_student
+from distill_datasets.students import Evaluate, train_student
 from distill_datasets.types import Batch
 
 
@@ -175,8 +177,8 @@ class Counting(Examples):
         self.seen.append(batch.targets_BK.sum(dim=0).int().tolist())
         return batch
 
-    def order(self, rng: torch.Generator, batch: int) -> Tensor:
-        return self._whole.order(rng, batch)
+    def order(self, rng: torch.Generator, batch: int, turn: int = 0) -> Tensor:
+        return self._whole.order(rng, batch, turn)
 
     def loss(self, logits_BK: Tensor, targets_BK: Tensor) -> Tensor:
         return self._whole.loss(logits_BK, targets_BK)
@@ -335,8 +337,8 @@ def test_a_long_tailed_run_from_the_command_line(tmp_path: Path) -> None:
 def test_the_plan_counts_the_students_of_every_reference() -> None:
     from distill_datasets.plan import _all_students
 
-    given = toy_recipe("evaluate.references=[herding, class_mean, full]").evaluate
-    assert _all_students(given) == 4 * given.students  # default, exact, herding, class_mean
+    given = toy_recipe("evaluate.references=[herding, class_mean, full]")
+    assert _all_students(given) == 4 * given.evaluate.students  # default, exact, and the two
 
 
 def test_a_loaded_source_draws_and_judges_as_the_recipe_says(tmp_path: Path) -> None:

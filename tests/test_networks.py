@@ -7,6 +7,7 @@ import torch
 from tiny import CPU, NET, TOY
 from torch import nn
 from torch.nn.utils import parameters_to_vector
+from torch.utils.flop_counter import FlopCounterMode
 
 from distill_datasets.errors import RecipeError
 from distill_datasets.networks.sources import Fresh, FreshSource
@@ -33,6 +34,32 @@ def test_blocks_are_convolution_norm_relu_pooling() -> None:
     kinds = [type(layer).__name__ for layer in ConvNet(depth=2, width=4).build(TOY).children()]
     block = ["Conv2d", "GroupNorm", "ReLU", "AvgPool2d"]
     assert kinds == [*block, *block, "Flatten", "Linear"]
+
+
+@pytest.mark.parametrize(("high", "wide"), [(8, 8), (7, 9), (28, 14), (3, 2)])
+def test_pooling_is_torchs_in_both_derivatives(high: int, wide: int) -> None:
+    ours, torchs = ConvNet(depth=1, width=4).build(Shape(1, 4, 4, 3))[3], nn.AvgPool2d(2)
+    images_BCHW, weights, pull = (
+        torch.randn(2, 3, *sides, generator=rng_for(0), dtype=torch.float64, requires_grad=True)
+        for sides in ((high, wide), (high // 2, wide // 2), (high, wide))
+    )
+    found = []
+    for pool in (ours, torchs):
+        pooled = pool(images_BCHW)
+        loss = (weights * pooled.exp()).sum()
+        (grad,) = torch.autograd.grad(loss, images_BCHW, create_graph=True)
+        second = torch.autograd.grad((grad * pull).sum(), images_BCHW)
+        found.append([pooled, grad, *second])
+    for got, expected in zip(*found, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-14)
+
+
+def test_pooling_elsewhere_is_left_to_torch() -> None:
+    # a device without memory stands for an accelerator: there the product is not taken
+    pool = ConvNet(depth=1, width=4).build(Shape(1, 4, 4, 3))[3]
+    with FlopCounterMode(display=False) as counter:
+        assert pool(torch.empty(2, 3, 7, 9, device="meta")).shape == (2, 3, 3, 4)
+    assert counter.get_total_flops() == 0
 
 
 def test_norm_takes_every_channel_of_every_image_by_itself() -> None:
@@ -110,8 +137,8 @@ def test_the_generator_alone_decides_fresh_weights() -> None:
 
 
 def test_a_layer_without_a_rule_is_refused_by_its_name() -> None:
-    with pytest.raises(RecipeError, match="fresh weights of a BatchNorm2d; known: Conv2d, Linear"):
-        initialize(nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)), rng_for(0))
+    with pytest.raises(RecipeError, match="fresh weights of a LayerNorm; known: Conv2d, Linear"):
+        initialize(nn.Sequential(nn.Conv2d(1, 2, 3), nn.LayerNorm(2)), rng_for(0))
 
 
 def test_the_lenet_has_the_weights_of_the_paper() -> None:

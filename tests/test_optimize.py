@@ -15,6 +15,7 @@ from distill_datasets.canvases.pixels import PixelImages, Pixels
 from distill_datasets.canvases.poster import Poster
 from distill_datasets.data.decoded import RealData
 from distill_datasets.errors import DistillError
+from distill_datasets.examples import Examples
 from distill_datasets.inner import Adam, Sgd
 from distill_datasets.labels.table import Learned
 from distill_datasets.networks.sources import Fresh, FreshSource
@@ -22,8 +23,9 @@ from distill_datasets.networks.zoo import ConvNet
 from distill_datasets.objectives.unrolled import Unrolled
 from distill_datasets.optimize import STATE, Distill, Progressing, optimize, schedule
 from distill_datasets.runtime import LaneDraws, Runtime, draws, rng_for
+from distill_datasets.scoring import accuracy
 from distill_datasets.selection.drawn import Noise
-from distill_datasets.students import Evaluate, Examples, accuracy, train_student
+from distill_datasets.students import Evaluate, train_student
 from distill_datasets.types import (
     Batch,
     Distilled,

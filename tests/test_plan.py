@@ -8,10 +8,11 @@ import pytest
 from image_sets import dataset
 from toy_runs import toy_recipe
 
+from distill_datasets.costs import cost
 from distill_datasets.errors import DistillError, RecipeError
 from distill_datasets.networks.zoo import ConvNet
 from distill_datasets.pipeline import run
-from distill_datasets.plan import cost, plan
+from distill_datasets.plan import plan
 from distill_datasets.types import Shape
 
 

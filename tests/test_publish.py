@@ -10,7 +10,7 @@ import yaml
 from hub_client import Client
 from hub_server import HubServer
 from hub_state import User
-from sample_content import RESULTS, sample
+from sample_content import RESULTS, sample, views_of
 
 from distill_datasets.errors import RecipeError
 from distill_datasets.stages.export import verify, write_dataset
@@ -25,7 +25,9 @@ TOKENS = {
 
 def card_errors(text: str) -> list[str]:
     meta = yaml.safe_load(text.split("---\n")[1])
-    missing = [key for key in ("license", "configs", "dataset_info") if key not in meta]
+    # shards have no rows that a viewer shows
+    tables = () if "webdataset" in meta.get("tags", []) else ("configs", "dataset_info")
+    missing = [key for key in ("license", *tables) if key not in meta]
     nameless = [each for each in meta.get("configs", []) if "config_name" not in each]
     return [f"missing {key}" for key in missing] + ["config_name is required" for _ in nameless]
 
@@ -343,3 +345,21 @@ def test_a_server_that_is_not_there_is_explained(folder: Path, tmp_path: Path) -
 def test_a_malformed_tag_is_bad_input(folder: Path) -> None:
     with pytest.raises(RecipeError, match="'a b' cannot be a tag"):
         publish(folder, "ann/tagged", tag="a b")
+
+
+def test_label_shards_are_published_first_into_a_repository_of_their_own(
+    server: HubServer, client: Client, tmp_path: Path
+) -> None:
+    folder = write(tmp_path / "views", relabel=views_of("shards"))
+    answer = client.ask("publish", folder, "ann/views", token="hf_writer")
+    assert "error" not in answer, answer
+    assert answer["url"].endswith("datasets/ann/views") and "ann/views" in server.repos
+    labels = server.repos["ann/views-relabel"].head.files
+    assert labels["labels/epoch-0.tar"].data == b"first" and "distill.json" in labels
+    again = client.ask("publish", folder, "ann/views", token="hf_writer")
+    assert again["unchanged"] is True
+    assert len(server.repos["ann/views-relabel"].commits) == 2
+    (tmp_path / "views-relabel").rename(tmp_path / "elsewhere")
+    answer = client.ask("publish", folder, "ann/without", token="hf_writer")
+    assert answer["error"] == "ArtifactError" and "label shards are expected in" in answer["text"]
+    assert "ann/without" not in server.repos

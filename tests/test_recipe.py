@@ -71,7 +71,7 @@ def test_all_problems_are_listed_at_once_with_path_and_got_and_expected() -> Non
         "distill.lanes=0",
         "distill.canvas.ipc=[]",
         "distill.objective.optimizer.lr=fast",
-        "distill.networks.network.norm=batch",
+        "distill.networks.network.norm=group",
         "evaluate.references=[half]",
         "publish.repo=nobody",
         "sede=1",
@@ -81,13 +81,13 @@ def test_all_problems_are_listed_at_once_with_path_and_got_and_expected() -> Non
         "source.limit: got '5', expected a valid integer",
         "distill.objective.optimizer.lr: got 'fast', expected a valid number",
         "distill.canvas.ipc: got [], expected a valid number",
-        "distill.networks.network.norm: got 'batch', expected 'instance' or 'none'",
+        "distill.networks.network.norm: got 'group', expected 'instance', 'batch' or 'none'",
         "distill.lanes: got 0, expected greater than 0",
         "evaluate.references.0: got 'half', expected 'random_real', 'herding', 'k_center', "
         "'class_mean' or 'full'",
         r"publish.repo: got 'nobody', string should match pattern '^[\w.-]+/[\w.-]+$'",
         "sede: no such key; did you mean 'seed'? valid names: distill, evaluate, name, publish, "
-        "seed, source, squeeze",
+        "relabel, seed, source, squeeze",
     ]
 
 

@@ -12,7 +12,7 @@ from unittest import mock
 
 import pytest
 import torch
-from tiny import NET, toy_real
+from tiny import CPU, NET, toy_real
 from torch import Tensor, nn
 from toy_runs import CONVNET, command, hashes, times, toy_sections
 
@@ -20,16 +20,19 @@ from distill_datasets.artifacts import read_json, read_tensors
 from distill_datasets.augment import Augment
 from distill_datasets.data.provenance import Provenance
 from distill_datasets.errors import ArtifactError, DistillError
+from distill_datasets.examples import Whole
 from distill_datasets.inner import Sgd
 from distill_datasets.networks.sources import FlatNetwork, skeleton_of
 from distill_datasets.networks.zoo import ConvNet
 from distill_datasets.published import STARTS
 from distill_datasets.runtime import Runtime, draws
-from distill_datasets.stages.evaluate import load_rows
+from distill_datasets.scoring import accuracy
+from distill_datasets.squeezing import Squeeze
 from distill_datasets.stages.export import verify
+from distill_datasets.stages.reading import load_rows
 from distill_datasets.stages.source import LoadedSource
 from distill_datasets.stages.squeeze import Members, SqueezedFolder, run_squeeze
-from distill_datasets.students import Squeeze, Whole, accuracy, train_student
+from distill_datasets.students import Evaluate, Training, train_student
 from distill_datasets.yaml_text import to_yaml
 
 REAL = toy_real()
@@ -75,7 +78,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> SqueezedFolder:
 
 @pytest.fixture
 def never_trained() -> Iterator[mock.Mock]:
-    with mock.patch("distill_datasets.stages.squeeze.train_student") as trained:
+    with mock.patch("distill_datasets.stages.squeeze.MemberTraining") as trained:
         trained.side_effect = AssertionError
         yield trained
 
@@ -91,17 +94,14 @@ def test_snapshots_differ_from_epoch_to_epoch_and_between_members(folder: Squeez
 
 
 def test_snapshots_are_what_plain_training_passes_through(folder: SqueezedFolder) -> None:
-    expected = dict[int, Tensor]()
-
-    def look(done: int, module: nn.Module) -> None:
-        expected[done] = nn.utils.parameters_to_vector(module.parameters()).detach().clone()
-
-    module = train_student(
-        settings(), 12, Whole(REAL), REAL.shape, draws(0, "squeeze", 1), torch.device("cpu"), look
-    )
+    given = {name: getattr(settings(), name) for name in Training.model_fields}
+    student = Evaluate(**given, steps=12)
+    draw = draws(0, "squeeze", 1)
     # 120 images in batches of 30: four steps an epoch
     for epoch, row_P in enumerate(rows(folder, 1)):
-        assert torch.allclose(row_P, expected[4 * epoch], atol=1e-6)
+        module = train_student(student, 4 * epoch, Whole(REAL), REAL.shape, draw, CPU)
+        weights_P = nn.utils.parameters_to_vector(module.parameters())
+        assert torch.allclose(row_P, weights_P, atol=1e-6)
     assert folder.accuracies()[1] == pytest.approx(accuracy(module, REAL.test_batches(50)))
 
 
@@ -290,7 +290,7 @@ def test_a_whole_run_squeezes_distills_and_measures(tmp_path: Path, name: str) -
     assert len(learned) == (name != "pretrained") and 0.02 not in learned
     before = times(tmp_path / "runs" / "toy")
     with (
-        mock.patch("distill_datasets.stages.squeeze.train_student", side_effect=AssertionError),
+        mock.patch("distill_datasets.stages.squeeze.MemberTraining", side_effect=AssertionError),
         mock.patch("distill_datasets.stages.distill.optimize", side_effect=AssertionError),
     ):
         answer = command(*run, tmp_path / "followed", *following)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 from tiny import CPU, NET, TOY
-from torch import Tensor
+from torch import Tensor, nn
 from toy_runs import CONVNET, toy_recipe
 
 from distill_datasets.errors import RecipeError
@@ -32,6 +32,9 @@ class Store(Squeezed):
         assert 0 <= member < self.members and 0 <= epoch <= self.epochs
         assert self.keep == "every" or epoch in (0, self.epochs)
         return torch.full((SIZE,), 100.0 * member + epoch)
+
+    def module(self, member: int) -> nn.Module:
+        return NET.build(TOY)
 
 
 def place(weights_P: Tensor | None) -> tuple[int, int]:

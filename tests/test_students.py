@@ -14,10 +14,12 @@ from torch.nn.utils import parameters_to_vector
 
 from distill_datasets.augment import Augment
 from distill_datasets.errors import DistillError
+from distill_datasets.examples import Examples, Stored
 from distill_datasets.inner import Adam, Sgd
 from distill_datasets.networks.zoo import initialize
 from distill_datasets.runtime import draws
-from distill_datasets.students import Evaluate, Examples, Stored, accuracy, steps_of, train_student
+from distill_datasets.scoring import accuracy
+from distill_datasets.students import Evaluate, steps_of, train_student
 from distill_datasets.types import Architecture, Batch, Shape
 
 
@@ -216,3 +218,52 @@ def test_stored_pixels_go_into_the_input_space_of_the_student(
     torch.testing.assert_close(images_BCHW.flatten(), torch.tensor([2.0, -1.0]))
     assert targets_BK.tolist() == [[0.25, 0.75], [1, 0]]
     assert stored.count == 2
+
+
+class Normed(Architecture):
+    """A network that looks at the batch as a whole, or at every image by itself."""
+
+    paper: ClassVar[str] = "none"
+    name: Literal["normed"] = "normed"
+    batch_norm: bool
+
+    def build(self, shape: Shape) -> nn.Module:
+        norm = nn.BatchNorm2d(shape.c) if self.batch_norm else nn.GroupNorm(1, shape.c)
+        return nn.Sequential(Seen(), norm, nn.Flatten(), nn.Linear(shape.c * shape.h * shape.w, 3))
+
+
+class Seen(nn.Module):
+    """Passes images on and remembers how many came at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        self.sizes.append(len(images_BCHW))
+        return images_BCHW
+
+
+@pytest.mark.parametrize(("batch_norm", "sizes"), [(False, [4, 4, 1]), (True, [9])])
+def test_a_batch_is_taken_in_chunks_unless_the_network_looks_at_all_of_it(
+    monkeypatch: pytest.MonkeyPatch, batch_norm: bool, sizes: list[int]
+) -> None:
+    monkeypatch.setattr("distill_datasets.students.CPU_CHUNK", 4)
+    monkeypatch.setattr("distill_datasets.students.initialize", lambda module, rng: None)
+    module = train(settings(network=Normed(batch_norm=batch_norm)), rows(), steps=2)
+    seen = module[0]
+    assert isinstance(seen, Seen) and seen.sizes == 2 * sizes
+
+
+def test_chunks_of_unequal_size_train_the_student_of_whole_batches(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = train(settings(), rows())
+    monkeypatch.setattr("distill_datasets.students.CPU_CHUNK", 4)
+    chunked = train(settings(), rows())
+    torch.testing.assert_close(
+        parameters_to_vector(chunked.parameters()),
+        parameters_to_vector(whole.parameters()),
+        rtol=1e-5,
+        atol=1e-6,
+    )

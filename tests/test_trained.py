@@ -11,9 +11,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from test_optimize import Counting, run, same_bits, settings
-from tiny import CPU, NET, TOY, double_distilled, toy_real, values
+from tiny import CPU, NET, TOY, double_distilled, flops, toy_real, values
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 from toy_runs import CONVNET, command, toy_sections
 
 from distill_datasets.artifacts import read_tensors
@@ -239,12 +238,9 @@ def test_work_is_what_the_counter_of_torch_counts_in_a_cycle(
 ) -> None:
     networks = source(settings)
     sampled = networks.sample(LaneDraws(0, 0, 0))
-    with FlopCounterMode(display=False) as counter:
-        sampled(sampled.weights_P, torch.zeros(1, 1, 8, 8))
-    per_image = counter.get_total_flops()
-    with FlopCounterMode(display=False) as counter:
-        follow(networks, range(3), distilled, real)
-    assert 3 * settings.work(per_image, 9) == pytest.approx(counter.get_total_flops(), rel=0.1)
+    per_image = flops(lambda: sampled(sampled.weights_P, torch.zeros(1, 1, 8, 8)))
+    spent = flops(lambda: follow(networks, range(3), distilled, real))
+    assert 3 * settings.work(per_image, 9) == pytest.approx(spent, rel=0.1)
 
 
 def test_boxes_are_pasted_and_targets_mixed_by_their_area() -> None:

@@ -8,9 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
-from tiny import CPU, NET, Recorder, double_distilled, double_real
+from tiny import CPU, NET, Recorder, double_distilled, double_real, flops
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 from unrolled_problem import FLIP_ROTATE, Clock
 
 from distill_datasets.augment import Augment
@@ -368,12 +367,10 @@ def test_work_is_what_the_counter_of_torch_counts(
         steps=steps, batch=batch, differentiate=differentiate, learn_step_size=False
     )
     sampled = expert.sample(Clock())
-    with FlopCounterMode(display=False) as counter:
-        sampled(sampled.weights_P, torch.zeros(1, 3, 16, 16, dtype=torch.float64))
-    per_image = counter.get_total_flops()
-    with FlopCounterMode(display=False) as counter:
-        objective.estimate(distilled, expert, real, Clock())
-    assert objective.work(per_image, 8, 10) == pytest.approx(counter.get_total_flops(), rel=0.1)
+    image = torch.zeros(1, 3, 16, 16, dtype=torch.float64)
+    per_image = flops(lambda: sampled(sampled.weights_P, image))
+    spent = flops(lambda: objective.estimate(distilled, expert, real, Clock()))
+    assert objective.work(per_image, 8, 10) == pytest.approx(spent, rel=0.1)
 
 
 def test_numbers_that_make_no_sense_are_refused() -> None:

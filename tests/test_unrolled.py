@@ -97,6 +97,31 @@ def most_kept(problem: Problem, differentiate: str, window: int) -> int:
     return alive.most
 
 
+@pytest.mark.parametrize("differentiate", ["graph", "recompute"])
+def test_chunks_of_a_batch_change_nothing_but_rounding(
+    problem: Problem, differentiate: str
+) -> None:
+    # 7 distilled and 24 real images of unequal chunks: 3 + 3 + 1 and 8 times 3
+    whole, chunked = (
+        problem.estimate(unrolled(differentiate=differentiate, chunk=chunk)) for chunk in (100, 3)
+    )
+    assert chunked.loss == pytest.approx(whole.loss, rel=1e-12)
+    for name, expected in whole.grads.items():
+        torch.testing.assert_close(chunked.grads[name], expected, rtol=1e-8, atol=1e-12)
+
+
+def test_recomputing_keeps_the_graph_of_one_chunk(problem: Problem) -> None:
+    kept = {}
+    for chunk in (6, 2):
+        alive = Alive()
+        with torch.autograd.graph.saved_tensors_hooks(alive.pack, lambda kept: kept.tensor):
+            problem.estimate(
+                unrolled(differentiate="recompute", batch=6, real_batch=6, chunk=chunk)
+            )
+        kept[chunk] = alive.most
+    assert kept[2] < 0.5 * kept[6]
+
+
 def test_recomputing_keeps_the_graph_of_one_step_whatever_the_window(problem: Problem) -> None:
     assert most_kept(problem, "recompute", 8) == most_kept(problem, "recompute", 2)
 

@@ -69,6 +69,10 @@ class Pixels(Canvas):
             raise ValueError("expected either ipc or count")
         return self
 
+    def papers(self) -> list[str]:
+        own = super().papers()
+        return own if self.init.effort != "file" else [*own, *self.init.papers()]
+
     @property
     def needs_squeezed(self) -> bool:
         return self.init.needs_squeezed

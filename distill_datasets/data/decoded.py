@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from distill_datasets.data.memory import GIB, available_bytes
 from distill_datasets.data.normalization import Normalization
 from distill_datasets.data.provenance import Provenance
 from distill_datasets.data.reading import BadRow, Split
@@ -24,6 +25,7 @@ logger = logging.getLogger("distill_datasets")
 
 Sampling = Literal["uniform", "balanced"]
 
+RESIDENT_SHARE = 0.5
 _WARNING = threading.Lock()
 """Lanes are threads, and what they ask for is reported once."""
 
@@ -50,13 +52,8 @@ class Decoded:
         return _counts(self.train, len(self.class_names))
 
     def to_tensors(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Named tensors and a JSON note, for one safetensors file."""
-        tensors = {
-            "train_images": self.train.images_NCHW,
-            "train_labels": self.train.labels_N,
-            "test_images": self.test.images_NCHW,
-            "test_labels": self.test.labels_N,
-        }
+        """Everything but the images as named tensors and a JSON note, for one safetensors file."""
+        tensors = {"train_labels": self.train.labels_N, "test_labels": self.test.labels_N}
         note = {
             "class_names": self.class_names,
             "skipped": [list(row) for row in self.skipped],
@@ -65,11 +62,17 @@ class Decoded:
         return tensors, note
 
     @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> "Decoded":
-        """The inverse of `to_tensors`."""
+    def from_tensors(
+        cls,
+        tensors: Mapping[str, Tensor],
+        note: Mapping[str, Any],
+        train_NCHW: Tensor,
+        test_NCHW: Tensor,
+    ) -> "Decoded":
+        """The inverse of `to_tensors`, given the images."""
         return cls(
-            Split(tensors["train_images"], tensors["train_labels"]),
-            Split(tensors["test_images"], tensors["test_labels"]),
+            Split(train_NCHW, tensors["train_labels"]),
+            Split(test_NCHW, tensors["test_labels"]),
             list(note["class_names"]),
             [BadRow(*row) for row in note["skipped"]],
             Provenance.from_json(note["provenance"]),
@@ -78,8 +81,10 @@ class Decoded:
 
 @dataclass(eq=False)
 class RealData:
-    """Real images on a device, and the way into the student's input space.
+    """Real images, and the way into the student's input space on a device.
 
+    Labels lie on the device. Images lie there when they fit (see `resident`), else where they were
+    read to, often a memory-mapped file, and what is asked for is moved.
     `sampling` says how training rows are drawn, `calibrate` whether the loss on them knows how many
     of them every class has.
     """
@@ -101,16 +106,21 @@ class RealData:
         sampling: Sampling = "uniform",
         calibrate: bool = False,
     ) -> "RealData":
-        """What was read, moved to a device."""
+        """What was read, for a device."""
+        splits = [decoded.train, decoded.test]
+        moving = resident(sum(split.images_NCHW.numel() for split in splits), device)
         train, test = (
-            Split(split.images_NCHW.to(device), split.labels_N.to(device))
-            for split in (decoded.train, decoded.test)
+            Split(
+                split.images_NCHW.to(device) if moving else split.images_NCHW,
+                split.labels_N.to(device),
+            )
+            for split in splits
         )
         moved = normalization.to(device)
         return cls(train, test, decoded.class_names, moved, decoded.shape, sampling, calibrate)
 
     def _batch(self, split: Split, index_B: Tensor | slice) -> Batch:
-        images_BCHW = self.normalization.apply(split.images_NCHW[index_B])
+        images_BCHW = self.normalization.apply(_picked(split, index_B))
         targets_BK = functional.one_hot(split.labels_N[index_B], self.shape.k).float()
         return Batch(images_BCHW, targets_BK)
 
@@ -184,7 +194,7 @@ class RealData:
         else:
             self.warn_of_few(size)
             place_B = torch.randint(len(own_N), (size,), generator=rng)
-        return self.normalization.apply(self.train.images_NCHW[own_N[place_B.to(own_N.device)]])
+        return self.normalization.apply(_picked(self.train, own_N[place_B.to(own_N.device)]))
 
     @cached_property
     def _warned_of(self) -> set[int]:
@@ -194,8 +204,8 @@ class RealData:
     @cached_property
     def rows_of_class(self) -> list[Tensor]:
         """The training rows of every class."""
-        labels_N = self.train.labels_N
-        return [(labels_N == label).nonzero().flatten() for label in range(self.shape.k)]
+        order_N = self.train.labels_N.argsort(stable=True)
+        return list(torch.split(order_N, self.counts_K))
 
     def select(self, index_B: Tensor) -> Batch:
         """The training rows `index_B`, normalized."""
@@ -252,15 +262,42 @@ class RealData:
         """The mean training image of each class, in [0, 1]; sums are exact integers."""
         images_NCHW, labels_N = self.train
         sums_KD = torch.zeros(
-            (self.shape.k, images_NCHW[0].numel()), dtype=torch.int64, device=images_NCHW.device
+            (self.shape.k, images_NCHW[0].numel()), dtype=torch.int64, device=labels_N.device
         )
         for images_BCHW, labels_B in zip(
             torch.split(images_NCHW, 1024), torch.split(labels_N, 1024), strict=True
         ):
-            sums_KD.index_add_(0, labels_B, images_BCHW.flatten(1).long())
+            sums_KD.index_add_(0, labels_B, images_BCHW.to(labels_B.device).flatten(1).long())
         counts_K = torch.bincount(labels_N, minlength=self.shape.k)
         means_KD = sums_KD.float() / (255 * counts_K[:, None].float())
         return means_KD.view(self.shape.k, *images_NCHW.shape[1:])
+
+
+def resident(size: int, device: torch.device) -> bool:
+    """Whether so many bytes of images are kept on a device.
+
+    Always on the CPU, where they may stay in the file they were read to. On an accelerator when
+    they take at most `RESIDENT_SHARE` of the memory that is free there now; where a device does not
+    tell, the memory of the machine is taken for its own.
+    """
+    if device.type == "cpu":
+        return True
+    told = getattr(torch.get_device_module(device), "mem_get_info", None)
+    free = available_bytes() if told is None else told(device)[0]
+    kept = size <= RESIDENT_SHARE * free
+    if not kept:
+        logger.info(
+            "source: %.1f GiB of images stay off the device (%.1f GiB free); batches are moved",
+            size / GIB, free / GIB,
+        )  # fmt: skip
+    return kept
+
+
+def _picked(split: Split, index_B: Tensor | slice) -> Tensor:
+    """Rows of a split on the device of its labels."""
+    images_NCHW = split.images_NCHW
+    chosen = index_B if isinstance(index_B, slice) else index_B.to(images_NCHW.device)
+    return images_NCHW[chosen].to(split.labels_N.device)
 
 
 def _counts(split: Split, classes: int) -> list[int]:

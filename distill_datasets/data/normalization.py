@@ -58,20 +58,26 @@ def _unit(images_BCHW: Tensor) -> Tensor:
     return unit_BD
 
 
-def _fit_mean_std(images_NCHW: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each channel; a constant channel gets the deviation 1.
-
-    Counted as a histogram of the 256 pixel values, so the sums are exact integers and the result
-    depends on nothing but the pixels.
-    """
+def count_values(images_NCHW: Tensor) -> Tensor:
+    """How often each of the 256 values occurs in each channel, (C, 256); exact integers."""
     channels = images_NCHW.shape[1]
     counts_CV = torch.zeros((channels, 256), dtype=torch.int64)
-    for chunk_BCHW in _chunks(images_NCHW.cpu()):
+    if not len(images_NCHW):
+        return counts_CV
+    for chunk_BCHW in _chunks(images_NCHW):
         for channel in range(channels):
-            values = chunk_BCHW[:, channel].flatten()
+            values = chunk_BCHW[:, channel].flatten().cpu()
             counts_CV[channel] += torch.bincount(values, minlength=256)
+    return counts_CV
+
+
+def _mean_std(counts_CV: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel; a constant channel gets the deviation 1.
+
+    The sums are exact integers, so the result depends on nothing but the pixels.
+    """
     value_V = torch.arange(256)
-    count = images_NCHW.numel() // channels
+    count = int(counts_CV[0].sum())
     sums_C = (counts_CV * value_V).sum(dim=1)
     squares_C = (counts_CV * value_V.square()).sum(dim=1)
     means, deviations = [], []
@@ -150,8 +156,7 @@ class Normalization:
         """
         images_NCHW = train.images_NCHW
         if kind == "mean_std":
-            mean_C, std_C = _fit_mean_std(images_NCHW)
-            return cls(mean_C, std_C, fitted_images=len(images_NCHW))
+            return cls.of_counts(count_values(images_NCHW), len(images_NCHW))
         _check_memory(images_NCHW.shape)
         whitening_DD, mean_square_D = _fit_zca(images_NCHW, regularization)
         mean_square_C = mean_square_D.view(images_NCHW.shape[1:]).mean(dim=(1, 2))
@@ -159,6 +164,11 @@ class Normalization:
         return cls(
             torch.full_like(std_C, 0.5), std_C, whitening_DD, regularization, len(images_NCHW)
         )
+
+    @classmethod
+    def of_counts(cls, counts_CV: Tensor, images: int) -> "Normalization":
+        """`mean_std`, of how often every value occurs in `images` training images."""
+        return cls(*_mean_std(counts_CV), fitted_images=images)
 
     @property
     def kind(self) -> Kind:

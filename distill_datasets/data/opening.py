@@ -7,6 +7,7 @@ a class, WebDataset tars, or what `save_to_disk` wrote. Nothing is decoded here.
 import difflib
 import hashlib
 import re
+import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -161,7 +162,7 @@ def _explained(
         ) from error
     except datasets.exceptions.DatasetNotFoundError:
         raise
-    except (datasets.exceptions.DatasetsError, ValueError, KeyError) as error:
+    except (datasets.exceptions.DatasetsError, ValueError, KeyError, tarfile.TarError) as error:
         why = _wrong_config(where, config, revision)
         cause = error.__cause__ or error
         raise DataError(
@@ -210,6 +211,20 @@ def _saved_to_disk(path: Path) -> bool:
     )
 
 
+def _only_tars(path: Path) -> bool:
+    """True for a tar and for a folder whose data files all are."""
+    kinds = {file.suffix for file in local_files(path)} - {".md", ".txt", ".json", ""}
+    return kinds == {".tar"}
+
+
+def labels_folder(dataset: str) -> Path | None:
+    """Where the labels of local tars are kept once they were read; None for all other sources."""
+    path = locate(dataset)
+    if path is None or not _only_tars(path):
+        return None
+    return Path(_private_cache(path)) / "labels"
+
+
 def _open_local(path: Path, config: str | None, streaming: bool) -> Any:  # noqa: ANN401
     import datasets
     import pyarrow.parquet as pq
@@ -221,6 +236,8 @@ def _open_local(path: Path, config: str | None, streaming: bool) -> Any:  # noqa
             raise DataError("source.config: what save_to_disk wrote has no configs; leave it out")
         return datasets.load_from_disk(str(path))
     cache = _private_cache(path)
+    # shards of a WebDataset are read where they lie: nothing is copied, and processes share them
+    streaming = streaming or _only_tars(path)
     if path.is_file():
         if path.suffix not in FILE_KINDS:
             raise DataError(

@@ -6,6 +6,7 @@ memory to its fingerprint. Nothing is decoded and no image is downloaded here.
 
 import hashlib
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -86,13 +87,16 @@ def of_path(path: Path, config: str | None, name: str | None = None) -> Provenan
         name: what to call it; None is its base name.
     """
     root = path.parent if path.is_file() else path
-    files = []
-    for file in local_files(path):
+
+    def hashed(file: Path) -> SourceFile:
         with file.open("rb") as opened:
             digest = hashlib.file_digest(opened, "sha256").hexdigest()
-        files.append(SourceFile(file.relative_to(root).as_posix(), digest, file.stat().st_size))
+        return SourceFile(file.relative_to(root).as_posix(), digest, file.stat().st_size)
+
+    with ThreadPoolExecutor() as pool:
+        files = tuple(pool.map(hashed, local_files(path)))
     return Provenance(
-        name or path.resolve().name, config, files=tuple(files), license=hub.license_in_card(root)
+        name or path.resolve().name, config, files=files, license=hub.license_in_card(root)
     )
 
 

@@ -1,14 +1,22 @@
 """Rows become uint8 tensors, one row at a time; a broken row gives its number and a reason.
 
-Only the tensors being filled are held in memory. Images arrive encoded and are decoded here rather
-than by `datasets`, where one broken row ends the whole load.
+Images arrive encoded and are decoded here rather than by `datasets`, where one broken row ends the
+whole load. The rows of a split fall into units, each of them decoded once, by any process: ranges
+of rows of a table, whole shards (tars) of a stream.
 
-Shape suffixes: N rows kept, C channels, H W pixels.
+Shape suffixes: B N rows, C channels, H W pixels.
 """
 
+import bisect
+import itertools
+import json
+import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
@@ -16,11 +24,13 @@ import torch
 from torch import Tensor
 
 from distill_datasets.data import columns, images
-from distill_datasets.data.memory import GIB, available_bytes
 from distill_datasets.data.rows import Row
 from distill_datasets.errors import DataError
 
 BATCH_ROWS = 256
+BATCH_BYTES = 2**24
+CELLS_AT_ONCE = 64
+UNIT_ROWS = 4 * BATCH_ROWS
 
 Channels = Literal[1, 3]
 
@@ -40,32 +50,81 @@ class BadRow(NamedTuple):
     reason: str
 
 
-class Table:
-    """One split, in memory, on disk or streamed, read column by column."""
+class Unit(NamedTuple):
+    """Rows that are decoded together: the places `start` to `stop` in a list of usable rows.
 
-    def __init__(self, split: str, rows: Any) -> None:  # noqa: ANN401
+    `piece` is the shard that holds them and `first` the number of its first row; both are 0 where
+    rows are reached by their number.
+    """
+
+    piece: int
+    first: int
+    start: int
+    stop: int
+
+
+class Table:
+    """One split, in memory, on disk or streamed, read column by column.
+
+    `pieces` counts the shards of a stream, which are read one by one; a table that is reached by
+    row number is one piece. `guard` explains what reading a stream raises. In the folder `kept` the
+    labels of a stream are kept, since all of it has to be gone through for them.
+    """
+
+    def __init__(
+        self,
+        split: str,
+        rows: Any,  # noqa: ANN401
+        guard: Callable[[], AbstractContextManager[None]] = nullcontext,
+        kept: Path | None = None,
+    ) -> None:
         import datasets
 
         self.split = split
         self.features = columns.declared(split, rows.features)
         self._rows = rows.with_format(None)
         self._indexed = isinstance(rows, datasets.Dataset)
+        self._guard = guard
+        self._kept = kept
+        self.pieces: int = 1 if self._indexed else rows.num_shards
 
-    def labels(self, column: str) -> list[columns.Value]:
-        """Every value of a label column, in order, without touching the images."""
+    def labels(self, column: str, piece: int = 0) -> list[columns.Value]:
+        """Every value of a label column in one piece, in order, without touching the images."""
+        path = None
+        if self._kept is not None and not self._indexed:
+            path = self._kept / f"{self.split}-{column}-{piece:05d}-of-{self.pieces:05d}.json"
+        if path is not None and path.exists():
+            return cast(list[columns.Value], json.loads(path.read_text(encoding="utf-8")))
+        values = self._read_labels(column, piece)
+        if path is not None:
+            # a folder that cannot be written to costs another pass, no more
+            with suppress(OSError):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                half = path.with_suffix(f".{os.getpid()}")
+                half.write_text(json.dumps(values), encoding="utf-8")
+                half.replace(path)
+        return values
+
+    def _read_labels(self, column: str, piece: int) -> list[columns.Value]:
         root, *inner = columns.column_path(self.features, column)
         narrow = self._rows.select_columns([root])
         if self._indexed:
             batches = narrow.with_format("arrow").iter(batch_size=100 * BATCH_ROWS)
             values = [value for batch in batches for value in batch.column(root).to_pylist()]
         else:
-            values = [row[root] for row in narrow]
+            with self._guard():
+                values = [row[root] for row in self._piece(narrow, piece)]
         for key in inner:
             values = [None if value is None else value.get(key) for value in values]
         return values
 
-    def encoded(self, column: str, numbers: Sequence[int] | None) -> Iterator[tuple[int, Any]]:
-        """The undecoded images of some rows (ascending; None is all rows), each with its number."""
+    def encoded(
+        self, column: str, numbers: Sequence[int] | None, piece: int | None = None, first: int = 0
+    ) -> Iterator[tuple[int, Any]]:
+        """The undecoded images of some rows (ascending; None is all rows), each with its number.
+
+        `piece` limits a stream to one shard, whose first row has the number `first`.
+        """
         import datasets
 
         undecoded = self._rows.select_columns([column]).cast_column(
@@ -79,14 +138,37 @@ class Table:
             return
         wanted = None if numbers is None else iter(numbers)
         following = None if wanted is None else next(wanted, None)
-        for number, row in enumerate(undecoded):
-            if wanted is None:
-                yield number, row[column]
-            elif number == following:
-                yield number, row[column]
-                following = next(wanted, None)
-                if following is None:
-                    return
+        with self._guard():
+            for number, row in enumerate(self._piece(undecoded, piece), start=first):
+                if wanted is None:
+                    yield number, row[column]
+                elif number == following:
+                    yield number, row[column]
+                    following = next(wanted, None)
+                    if following is None:
+                        return
+
+    def units(self, rows: Sequence[Row], lengths: Sequence[int]) -> list[Unit]:
+        """How the usable `rows` (ascending) fall into units; `lengths` counts those of each piece.
+
+        The units depend on the source alone, not on how many processes there are.
+        """
+        if self._indexed:
+            starts = range(0, len(rows), UNIT_ROWS)
+            return [Unit(0, 0, start, min(start + UNIT_ROWS, len(rows))) for start in starts]
+        ends = list(accumulate(lengths))
+        places = [bisect.bisect_left(rows, end, key=lambda row: row.number) for end in ends]
+        cut = zip(ends, lengths, [0, *places], places, strict=False)
+        units = [
+            Unit(piece, end - length, start, stop)
+            for piece, (end, length, start, stop) in enumerate(cut)
+        ]
+        return [unit for unit in units if unit.start < unit.stop]
+
+    def _piece(self, rows: Any, piece: int | None) -> Any:  # noqa: ANN401
+        if piece is None or self.pieces == 1:
+            return rows
+        return rows.shard(num_shards=self.pieces, index=piece)
 
 
 def _bytes_of(cell: Any) -> bytes:  # noqa: ANN401
@@ -157,66 +239,101 @@ def _channel_words(count: int) -> str:
     return "1 channel (gray)" if count == 1 else "3 channels (color)"
 
 
-def _allocate(count: int, pixels_CHW: Tensor, split: str) -> Tensor:
-    needed, free = count * pixels_CHW.numel(), available_bytes()
-    if needed > free:
-        raise DataError(
-            f"the {split} split needs {needed / GIB:.1f} GiB as pixels ({count} images of "
-            f"{'x'.join(str(side) for side in pixels_CHW.shape)}) and {free / GIB:.1f} GiB are "
-            "free; set source.limit, source.classes or a lower source.resolution"
-        )
-    return torch.empty((count, *pixels_CHW.shape), dtype=torch.uint8)
+def first_image(
+    tables: Sequence[tuple[Table, Sequence[Row]]], column: str, agreement: Agreement
+) -> Tensor | None:
+    """The first image that can be used of some rows; it decides what all must have in common.
+
+    Args:
+        tables: splits with the rows of each whose labels are usable.
+        column: the image column.
+        agreement: filled in.
+
+    Returns:
+        Its pixels, or None where no image can be used.
+    """
+    for table, rows in tables:
+        for number, cell in table.encoded(column, [row.number for row in rows]):
+            try:
+                return agreement.pixels(f"{table.split} row {number}", cell)
+            except images.UnusableImage:
+                continue
+    return None
+
+
+def _threads() -> int:
+    """Cores of this process: its share of the machine's, where several processes were started."""
+    cores = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def decode(
     table: Table,
     column: str,
     rows: Sequence[Row],
+    unit: Unit,
     agreement: Agreement,
-    advance: Callable[[int], None] | None = None,
-) -> tuple[Split, list[BadRow]]:
-    """Decode some rows of one split.
+    put: Callable[[int, Tensor], None],
+) -> list[tuple[int, str]]:
+    """Decode the rows of one unit.
 
     Args:
         table: the split.
         column: its image column.
-        rows: which rows, ascending; those whose label is a reason are reported, not decoded.
-        agreement: what the images must have in common, across splits.
-        advance: called with the number of rows handled so far.
+        rows: the usable rows of the split, ascending.
+        unit: which of them.
+        agreement: what all images have in common; decided before.
+        put: takes (B, C, H, W) consecutive images and the place of the first, at most `BATCH_ROWS`
+            or about `BATCH_BYTES` at a time. An image that cannot be used leaves zeros.
 
     Returns:
-        The rows that could be used, in order, and the others.
+        The places of images that cannot be used, and why.
 
     Raises:
-        DataError: two images have different sizes or channel counts, or memory does not suffice.
+        DataError: an image has another size or channel count, or the source gives fewer rows now.
     """
-    good = [row for row in rows if isinstance(row.label, int)]
-    bad = [BadRow(table.split, row.number, row.label) for row in rows if isinstance(row.label, str)]
-    images_NCHW: Tensor | None = None
-    labels: list[int] = []
-    with warnings.catch_warnings():
+    bad: list[tuple[int, str]] = []
+    numbers = [row.number for row in rows[unit.start : unit.stop]]
+    batch: list[Tensor | None] = []
+    place, waiting = unit.start, 0
+
+    def flush() -> None:
+        usable = next((pixels for pixels in batch if pixels is not None), None)
+        if usable is not None:
+            blank = torch.zeros_like(usable)
+            pixels_BCHW = torch.stack([blank if each is None else each for each in batch])
+            put(place - len(batch), pixels_BCHW)
+        batch.clear()
+
+    def usable(found: tuple[int, Any]) -> Tensor | str:
+        number, cell = found
+        try:
+            return agreement.pixels(f"{table.split} row {number}", cell)
+        except images.UnusableImage as error:
+            return str(error)
+
+    cells = table.encoded(column, numbers, unit.piece, unit.first)
+    with warnings.catch_warnings(), ThreadPoolExecutor(_threads()) as pool:
         warnings.filterwarnings("ignore", module=r"PIL\.")
-        cells = table.encoded(column, [row.number for row in good])
-        done = 0
-        for (number, cell), row in zip(cells, good, strict=False):
-            try:
-                pixels_CHW = agreement.pixels(f"{table.split} row {number}", cell)
-            except images.UnusableImage as error:
-                bad.append(BadRow(table.split, number, str(error)))
-            else:
-                if images_NCHW is None:
-                    images_NCHW = _allocate(len(good), pixels_CHW, table.split)
-                images_NCHW[len(labels)] = pixels_CHW
-                labels.append(cast(int, row.label))
-            done += 1
-            if advance is not None and (done % BATCH_ROWS == 0 or done == len(good)):
-                advance(len(bad) + len(labels))
-    if done < len(good):
+        while some := list(itertools.islice(cells, CELLS_AT_ONCE)):
+            for found in pool.map(usable, some):
+                if isinstance(found, str):
+                    batch.append(None)
+                    bad.append((place, found))
+                else:
+                    batch.append(found)
+                    waiting += found.numel()
+                place += 1
+                if len(batch) == BATCH_ROWS or waiting >= BATCH_BYTES:
+                    flush()
+                    waiting = 0
+        flush()
+    if place < unit.stop:
         raise DataError(
-            f"the {table.split} split gave {done} of {len(good)} rows when it was read again; an "
-            "iterable has to yield the same rows each time, for example from a generator function"
+            f"the {table.split} split gave {place - unit.start} of {len(numbers)} rows when it was "
+            "read again; an iterable has to yield the same rows each time, for example from a "
+            "generator function"
         )
-    if images_NCHW is None:
-        images_NCHW = torch.empty((0, 0, 0, 0), dtype=torch.uint8)
-    kept = Split(images_NCHW[: len(labels)], torch.tensor(labels, dtype=torch.int64))
-    return kept, sorted(bad)
+    return bad

@@ -1,14 +1,17 @@
-"""The recipe's `source` section: any image classification dataset becomes two splits in memory.
+"""The recipe's `source` section: any image classification dataset becomes two splits of pixels.
 
-`resolve` says what will be read, `peek` how large one example is, `read` reads. Test rows are never
-among the training rows: they are another split, or cut off before anything else is drawn.
+`resolve` says what will be read, `peek` how large one example is, `read` reads into a `Store`. Test
+rows are never among the training rows: they are another split, or cut off before anything else is
+drawn.
 """
 
 import itertools
 import logging
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import torch
@@ -18,8 +21,17 @@ from distill_datasets.data import columns, opening, rows
 from distill_datasets.data.decoded import Decoded, RealData, Sampling
 from distill_datasets.data.images import UnusableImage
 from distill_datasets.data.normalization import Kind, Normalization
+from distill_datasets.data.parts import Part
 from distill_datasets.data.provenance import Provenance, of_hub, of_memory, of_path
-from distill_datasets.data.reading import Agreement, BadRow, Channels, Split, Table, decode
+from distill_datasets.data.reading import (
+    Agreement,
+    BadRow,
+    Channels,
+    Split,
+    Table,
+    first_image,
+)
+from distill_datasets.data.storing import InMemory, Store
 from distill_datasets.errors import DataError
 from distill_datasets.types import Draw, Section, Shape
 
@@ -43,7 +55,19 @@ LISTED_ROWS = 20
 CHANNELS: dict[str, Channels | None] = {"auto": None, "gray": 1, "rgb": 3}
 EMBEDDED_CARDS = {"embedded:uci-digits": "https://doi.org/10.24432/C50P49"}
 
+Guard = Callable[[], AbstractContextManager[None]]
 Name = Annotated[str, StringConstraints(min_length=1)]
+
+
+class Expected(Section):
+    """What a dataset that is not at hand looks like."""
+
+    classes: int = Field(ge=2, description="number of classes that are distilled")
+    rows: int = Field(gt=0, description="training images")
+    channels: Channels = 3
+    side: int | None = Field(
+        default=None, gt=0, description="height and width in pixels; null: source.resolution"
+    )
 
 
 class Source(Section):
@@ -94,6 +118,24 @@ class Source(Section):
         default=0.1, ge=0, description="share of the mean eigenvalue added to each eigenvalue"
     )
     skip_bad_rows: bool = Field(default=False, description="leave unusable rows out, and log them")
+
+    expected: Expected | None = Field(
+        default=None, description="shape for `plan`, which then does not look at the dataset"
+    )
+
+    @model_validator(mode="after")
+    def _expected_size_is_known(self) -> Self:
+        if self.expected is not None and self.expected.side is None and self.resolution is None:
+            raise ValueError("expected.side: missing, and resolution does not tell it either")
+        return self
+
+    def expected_shape(self) -> Shape:
+        """The shape that `expected` describes, as `peek` would tell it."""
+        assert self.expected is not None
+        side = self.resolution or self.expected.side
+        assert side is not None, "the recipe was checked"
+        channels = CHANNELS[self.channels] or self.expected.channels
+        return Shape(channels, side, side, self.expected.classes)
 
     @model_validator(mode="after")
     def _one_correction(self) -> Self:
@@ -157,14 +199,19 @@ class _Layout:
         return Agreement(source.resolution, CHANNELS[source.channels], mode)
 
 
-def _layout(source: Source, splits: opening.Splits) -> _Layout:
+def _layout(
+    source: Source,
+    splits: opening.Splits,
+    guard: Guard = nullcontext,
+    kept: Path | None = None,
+) -> _Layout:
     train_name, test_name = columns.choose_splits(splits, source.train_split, source.test_split)
-    train = Table(train_name, splits[train_name])
+    train = Table(train_name, splits[train_name], guard, kept)
     image = columns.image_column(train.features, source.image_column)
     label = columns.label_column(train.features, source.label_column)
     if test_name is None:
         return _Layout(train, None, image, label)
-    test = Table(test_name, splits[test_name])
+    test = Table(test_name, splits[test_name], guard, kept)
     ours, theirs = (columns.flat(table.features) for table in (train, test))
     for column in (image, label):
         if theirs.get(column) != ours[column]:
@@ -185,7 +232,8 @@ def _opened(
     if dataset is not None:
         return _layout(source, opening.as_splits(dataset))
     splits = opening.open_splits(source.dataset, source.config, revision, streaming=streaming)
-    return _layout(source, splits)
+    guard = partial(opening.explained, source.dataset, source.config, revision)
+    return _layout(source, splits, guard, opening.labels_folder(source.dataset))
 
 
 def peek(source: Source, dataset: Any = None) -> tuple[Shape, list[str]]:  # noqa: ANN401
@@ -205,14 +253,13 @@ def peek(source: Source, dataset: Any = None) -> tuple[Shape, list[str]]:  # noq
     values = None
     if not columns.names_classes(layout.label_feature):
         layout = _opened(source, dataset, revision, streaming=False)
-        values = layout.train.labels(layout.label)
+        values = [
+            value
+            for piece in range(layout.train.pieces)
+            for value in layout.train.labels(layout.label, piece)
+        ]
     names = columns.class_table(layout.label_feature, values, source.classes).names
-    with (
-        nullcontext()
-        if dataset is not None
-        else opening.explained(source.dataset, source.config, revision)
-    ):
-        cells = list(itertools.islice(layout.train.encoded(layout.image, None), PEEK_ROWS))
+    cells = list(itertools.islice(layout.train.encoded(layout.image, None), PEEK_ROWS))
     agreement, reasons = layout.agreement(source), []
     shape: Shape | None = None
     for number, cell in cells:
@@ -268,12 +315,49 @@ def _check_classes(train: Split, test: Split, names: list[str]) -> None:
         )
 
 
+def _labels(table: Table, column: str, role: str, store: Store) -> list[list[columns.Value]]:
+    """The labels of every piece of a split."""
+    return store.each(f"labels-{role}", table.pieces, lambda piece: table.labels(column, piece))
+
+
+def _chosen(
+    source: Source, layout: _Layout, draw: Draw, store: Store
+) -> tuple[Part, Part, list[str], dict[str, int]]:
+    """Training and test rows, the names of the classes, and how many rows every split has."""
+    values = _labels(layout.train, layout.label, "train", store)
+    lengths = [len(piece) for piece in values]
+    counts = {layout.train.split: sum(lengths)}
+    train_values = list(itertools.chain.from_iterable(values))
+    classes = columns.class_table(layout.label_feature, train_values, source.classes)
+    train_rows = rows.labeled(train_values, classes)
+    if layout.test is None:
+        test_table, test_lengths = layout.train, lengths
+        train_rows, test_rows = rows.cut(train_rows, source.test_share, len(classes.names), draw)
+    else:
+        test_table = layout.test
+        values = _labels(test_table, layout.label, "test", store)
+        test_lengths = [len(piece) for piece in values]
+        counts[test_table.split] = sum(test_lengths)
+        test_rows = rows.labeled(itertools.chain.from_iterable(values), classes)
+    train_rows = rows.limited(train_rows, source.limit, draw("source", "limit", "train"))
+    test_rows = rows.limited(test_rows, source.limit, draw("source", "limit", "test"))
+    if source.imbalance is not None:
+        train_rows = rows.imbalanced(train_rows, source.imbalance, len(classes.names), draw)
+    return (
+        Part("train", layout.train, train_rows, lengths),
+        Part("test", test_table, test_rows, test_lengths),
+        classes.names,
+        counts,
+    )
+
+
 def read(
     source: Source,
     draw: Draw,
     provenance: Provenance,
     dataset: Any = None,  # noqa: ANN401
     advance: Callable[[int, int], None] | None = None,
+    store: Store | None = None,
 ) -> Decoded:
     """Read and decode both splits.
 
@@ -283,39 +367,29 @@ def read(
         provenance: what `resolve` returned; its commit is the one that is read.
         dataset: see `resolve`.
         advance: called with the number of rows handled so far and their total.
+        store: where pixels are put and who decodes which rows; by default memory, and this process.
 
     Raises:
         DataError: the dataset, a split, a column or a class does not exist; images disagree in size
             or channels; rows are unusable and may not be skipped; a class has no training image.
     """
+    store = store or InMemory()
     layout = _opened(source, dataset, provenance.revision, streaming=False)
-    train_values = layout.train.labels(layout.label)
-    classes = columns.class_table(layout.label_feature, train_values, source.classes)
-    counts = {layout.train.split: len(train_values)}
-    train_rows = rows.labeled(train_values, classes)
-    if layout.test is None:
-        test_table = layout.train
-        train_rows, test_rows = rows.cut(train_rows, source.test_share, len(classes.names), draw)
-    else:
-        test_table = layout.test
-        test_values = layout.test.labels(layout.label)
-        counts[layout.test.split] = len(test_values)
-        test_rows = rows.labeled(test_values, classes)
-    train_rows = rows.limited(train_rows, source.limit, draw("source", "limit", "train"))
-    test_rows = rows.limited(test_rows, source.limit, draw("source", "limit", "test"))
-    if source.imbalance is not None:
-        train_rows = rows.imbalanced(train_rows, source.imbalance, len(classes.names), draw)
-    agreement, total = layout.agreement(source), len(train_rows) + len(test_rows)
-    done_before = 0
+    train_part, test_part, names, counts = _chosen(source, layout, draw, store)
+    agreement, total = layout.agreement(source), len(train_part.chosen) + len(test_part.chosen)
+    parts = [train_part, test_part]
+    first = first_image([(part.table, part.usable) for part in parts], layout.image, agreement)
+    shape = (0, 0, 0) if first is None else tuple(first.shape)
 
-    def report(done: int) -> None:
+    def report(before: int, done: int) -> None:
         if advance is not None:
-            advance(done_before + done, total)
+            advance(before + done, total)
 
-    train, bad = decode(layout.train, layout.image, train_rows, agreement, report)
-    done_before = len(train_rows)
-    test, bad_test = decode(test_table, layout.image, test_rows, agreement, report)
+    train, bad = train_part.stored(layout.image, agreement, shape, store, partial(report, 0))
+    test, bad_test = test_part.stored(
+        layout.image, agreement, shape, store, partial(report, len(train_part.chosen))
+    )
     bad = sorted({*bad, *bad_test}, key=lambda row: (row.split != layout.train.split, row))
     _report(bad, source.skip_bad_rows)
-    _check_classes(train, test, classes.names)
-    return Decoded(train, test, classes.names, bad, replace(provenance, splits=counts))
+    _check_classes(train, test, names)
+    return Decoded(train, test, names, bad, replace(provenance, splits=counts))

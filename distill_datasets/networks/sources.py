@@ -11,6 +11,7 @@ from pydantic import Field, SerializeAsAny
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from distill_datasets.errors import RecipeError
 from distill_datasets.networks.zoo import ConvNet, initialize
 from distill_datasets.plugins import part
 from distill_datasets.types import (
@@ -78,9 +79,21 @@ class FlatNetwork:
 
 
 def skeleton_of(architecture: Architecture, shape: Shape) -> nn.Module:
-    """The module without memory for its weights, for `FlatNetwork`."""
+    """The module without memory for its weights, for `FlatNetwork`.
+
+    Raises:
+        RecipeError: the network keeps more than weights, which no vector of weights tells.
+    """
     with torch.device("meta"):
-        return architecture.build(shape)
+        module = architecture.build(shape)
+    if any(True for _ in module.buffers()):
+        raise RecipeError(
+            f"the network {architecture.name!r} keeps running statistics (BatchNorm) beside its "
+            "weights and cannot be drawn as one vector of weights; take it in squeeze.network with "
+            "distill.networks: teachers, or in evaluate.network, and here a network without them, "
+            "for example {name: convnet, norm: instance}"
+        )
+    return module
 
 
 def fresh_weights(skeleton: nn.Module, rng: torch.Generator, device: torch.device) -> Tensor:

@@ -194,8 +194,11 @@ class Distribution(Objective):
         description="of the network's mean loss on each class's distilled examples (IDM, NCFM); "
         "only trained networks have something to say",
     )
-    chunk: int = Field(
-        default=16, gt=0, description="real images embedded at once; 16 stay in a CPU's cache"
+    chunk: int | None = Field(
+        default=None,
+        gt=0,
+        description="real images embedded at once; null: 16 on a CPU, whose cache they stay in, "
+        "and all of a class elsewhere",
     )
     distilled_chunk: int = Field(
         default=128,
@@ -305,7 +308,8 @@ class Distribution(Objective):
         images_BCHW = real.class_images(view.draw("real", label), label, count)
         images_BCHW = self.augment(images_BCHW, view.draw(*group.words), shared=True)
         summed: list[Tensor] = []
-        for images in torch.split(images_BCHW, self.chunk):
+        on_cpu = images_BCHW.device.type == "cpu"
+        for images in torch.split(images_BCHW, self.chunk or (16 if on_cpu else count)):
             with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16_real):
                 layers = view.network.layers(view.network.weights_P, images)
             more = [table_BD.sum(dim=0) for table_BD in view.features(layers, images.dtype)]

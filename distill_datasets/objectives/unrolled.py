@@ -3,11 +3,14 @@
 A fresh network is trained on the distilled set; the loss of the trained network on real images is
 differentiated with respect to the distilled set, through the last `window` steps. Two ways of
 differentiating give the same gradient: keeping the whole graph, or recomputing each step on the way
-back, where one Hessian-vector product per step keeps memory flat in the window.
+back, where one Hessian-vector product per step keeps memory flat in the window. Both go through a
+batch in chunks: on a CPU a chunk stays in the cache, and no block is large enough for the allocator
+to give it back and fault it in again.
 
 Shape suffixes: B examples of a step, K classes, P all weights of a network.
 """
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple, Self
 
 import torch
@@ -120,8 +123,11 @@ class Unrolled(Objective):
         description="keep the graph of the window (memory grows with it), or recompute each step "
         "on the way back (memory flat, about a third more work)",
     )
-    chunk: int = Field(
-        default=512, gt=0, description="real images differentiated at once; bounds memory"
+    chunk: int | None = Field(
+        default=None,
+        gt=0,
+        description="images differentiated at once, distilled or real; bounds memory. null: 32 on "
+        "a CPU, whose cache they stay in, and 512 elsewhere",
     )
 
     @model_validator(mode="after")
@@ -213,7 +219,7 @@ class Unrolled(Objective):
         if self.placement == "random":
             warm_up = int(torch.randint(warm_up + 1, (), generator=draw("placement")))
         for _ in range(warm_up):
-            point = self._plain_step(distilled, network, point, draw)
+            point, _ = self._plain_step(distilled, network, point, draw)
         if self.differentiate == "graph":
             return self._through_graph(distilled, network, point, real, draw)
         return self._through_recomputation(distilled, network, point, real, draw)
@@ -232,24 +238,60 @@ class Unrolled(Objective):
     def _through_recomputation(
         self, distilled: Distilled, network: Sampled, start: Point, real: "RealData", draw: Draw
     ) -> Estimate:
-        points = [start]
+        point, trail = start, list[tuple[Point, Tensor]]()
         for _ in range(self.window):
-            points.append(self._plain_step(distilled, network, points[-1], draw))
-        last = points.pop()
-        loss, adjoint_P = self._judge(network, last.weights_P, real, draw)
-        adjoint = (adjoint_P, *(torch.zeros_like(slot) for slot in last.state))
+            after, slope_P = self._plain_step(distilled, network, point, draw)
+            trail.append((point, slope_P))
+            point = after
+        loss, adjoint_P = self._judge(network, point.weights_P, real, draw)
+        adjoint = (adjoint_P, *(torch.zeros_like(slot) for slot in point.state))
         names, parameters = zip(*distilled.named_parameters(), strict=True)
         grads = [torch.zeros_like(parameter) for parameter in parameters]
-        while points:
-            before = points.pop().leaf()
-            after = self._tracked_step(distilled, network, before, draw)
-            pulled = torch.autograd.grad(
-                after.tensors(), (*before.tensors(), *parameters), adjoint, materialize_grads=True
-            )
-            adjoint = pulled[: len(adjoint)]
-            for grad, step_grad in zip(grads, pulled[len(adjoint) :], strict=True):
-                grad += step_grad
-        return Estimate(loss, dict(zip(names, grads, strict=True)), {"inner_steps": last.step})
+        while trail:
+            adjoint, shares = self._step_back(distilled, network, *trail.pop(), adjoint, draw)
+            for grad, share in zip(grads, shares, strict=True):
+                grad += share
+        return Estimate(loss, dict(zip(names, grads, strict=True)), {"inner_steps": point.step})
+
+    def _step_back(
+        self,
+        distilled: Distilled,
+        network: Sampled,
+        start: Point,
+        slope_P: Tensor,
+        adjoint: tuple[Tensor, ...],
+        draw: Draw,
+    ) -> tuple[tuple[Tensor, ...], list[Tensor]]:
+        """Pull the adjoint of a step's end back to its start and to the distilled set.
+
+        First through the rule, a function of the point and of the gradient; then through the
+        gradient, whose Hessian-vector product is a sum over chunks of the examples.
+        """
+        parameters = list(distilled.parameters())
+        start, slope_P = start.leaf(), slope_P.detach().requires_grad_()
+        inputs = [*start.tensors(), slope_P, *parameters]
+        ends = self._moved(distilled, start, slope_P).tensors()
+        pulled = torch.autograd.grad(ends, inputs, adjoint, materialize_grads=True)
+        (through_P, *through), pull_P = pulled[: len(adjoint)], pulled[len(adjoint)]
+        shares = list(pulled[len(adjoint) + 1 :])
+        shown = self._examples(distilled, start.step, draw)
+        back = list[tuple[Tensor, ...]]()
+        leaves = Batch(*(tensor.detach().requires_grad_() for tensor in shown))
+        for chunk in self._chunks(leaves):
+            part_P = self._part_of_slope(network, start.weights_P, chunk, len(shown[0]), True)
+            curved_P, *of_chunk = torch.autograd.grad(part_P, [start.weights_P, *chunk], pull_P)
+            through_P = through_P + curved_P
+            back.append(tuple(of_chunk))
+        trained = [place for place, tensor in enumerate(shown) if tensor.requires_grad]
+        columns = [torch.cat(column) for column in zip(*back, strict=True)]
+        of_examples = torch.autograd.grad(
+            [shown[place] for place in trained],
+            parameters,
+            [columns[place] for place in trained],
+            materialize_grads=True,
+        )
+        shares = [own + other for own, other in zip(shares, of_examples, strict=True)]
+        return (through_P, *through), shares
 
     def _examples(self, distilled: Distilled, step: int, draw: Draw) -> Batch:
         """Augmented examples of inner step `step`; the same draw whenever they are asked for."""
@@ -264,29 +306,52 @@ class Unrolled(Objective):
         images_BCHW, targets_BK = distilled(index_B.to(distilled.mean_C.device))
         return Batch(self.augment(images_BCHW, rng), targets_BK)
 
+    def _chunks(self, batch: Batch) -> Iterator[Batch]:
+        """The batch in pieces that are differentiated one after another."""
+        on_cpu = batch.images_BCHW.device.type == "cpu"
+        size = self.chunk or (32 if on_cpu else 512)
+        for images, targets in zip(*(torch.split(tensor, size) for tensor in batch), strict=True):
+            yield Batch(images, targets)
+
+    def _part_of_slope(
+        self, network: Sampled, weights_P: Tensor, chunk: Batch, examples: int, tracked: bool
+    ) -> Tensor:
+        """What a chunk adds to the gradient of the mean loss of so many examples."""
+        loss = F.cross_entropy(network(weights_P, chunk.images_BCHW), chunk.targets_BK)
+        share = loss * (len(chunk.images_BCHW) / examples)
+        (part_P,) = torch.autograd.grad(share, weights_P, create_graph=tracked)
+        return part_P
+
+    def _slope(self, network: Sampled, weights_P: Tensor, batch: Batch, tracked: bool) -> Tensor:
+        """The gradient (P,) of the mean loss of a batch."""
+        parts = [
+            self._part_of_slope(network, weights_P, chunk, len(batch.images_BCHW), tracked)
+            for chunk in self._chunks(batch)
+        ]
+        return parts[0] if len(parts) == 1 else torch.stack(parts).sum(dim=0)
+
     def _plain_step(
         self, distilled: Distilled, network: Sampled, point: Point, draw: Draw
-    ) -> Point:
-        """A step of training that leaves no graph."""
+    ) -> tuple[Point, Tensor]:
+        """A step of training that leaves no graph, and the gradient that it followed."""
         with torch.no_grad():
-            images_BCHW, targets_BK = self._examples(distilled, point.step, draw)
-        weights_P = point.weights_P.detach().requires_grad_()
-        loss = F.cross_entropy(network(weights_P, images_BCHW), targets_BK)
-        (grad_P,) = torch.autograd.grad(loss, weights_P)
+            batch = self._examples(distilled, point.step, draw)
+        slope_P = self._slope(network, point.weights_P.detach().requires_grad_(), batch, False)
         with torch.no_grad():
-            rule = self._rule(distilled, point.step)
-            after = rule.step(weights_P, point.state, grad_P, point.step + 1)
-        return Point(after[0], after[1], point.step + 1)
+            return self._moved(distilled, point, slope_P), slope_P
 
     def _tracked_step(
         self, distilled: Distilled, network: Sampled, point: Point, draw: Draw
     ) -> Point:
         """A step of training as a differentiable function of the point and the distilled set."""
-        images_BCHW, targets_BK = self._examples(distilled, point.step, draw)
-        loss = F.cross_entropy(network(point.weights_P, images_BCHW), targets_BK)
-        (grad_P,) = torch.autograd.grad(loss, point.weights_P, create_graph=True)
+        batch = self._examples(distilled, point.step, draw)
+        slope_P = self._slope(network, point.weights_P, batch, True)
+        return self._moved(distilled, point, slope_P)
+
+    def _moved(self, distilled: Distilled, point: Point, slope_P: Tensor) -> Point:
+        """The point after a step of the inner optimizer."""
         rule = self._rule(distilled, point.step)
-        after = rule.step(point.weights_P, point.state, grad_P, point.step + 1)
+        after = rule.step(point.weights_P, point.state, slope_P, point.step + 1)
         return Point(after[0], after[1], point.step + 1)
 
     def _rule(self, distilled: Distilled, step: int) -> Optimizer:
@@ -306,9 +371,7 @@ class Unrolled(Objective):
         images_BCHW = self.augment(images_BCHW, rng)
         leaf_P = weights_P.detach().requires_grad_()
         loss, adjoint_P = 0.0, torch.zeros_like(leaf_P)
-        for images, targets in zip(
-            torch.split(images_BCHW, self.chunk), torch.split(targets_BK, self.chunk), strict=True
-        ):
+        for images, targets in self._chunks(Batch(images_BCHW, targets_BK)):
             summed = real.cross_entropy(network(leaf_P, images), targets, reduction="sum")
             share = summed / len(images_BCHW)
             adjoint_P += torch.autograd.grad(share, leaf_P)[0]

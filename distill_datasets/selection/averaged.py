@@ -30,21 +30,30 @@ class ClassMean(Selection):
     def images(
         self, real: "RealData", per_class: int, rng: torch.Generator, teacher: Teacher | None = None
     ) -> Tensor:
+        labels = range(real.shape.k)
+        return torch.cat([self.of_class(real, label, per_class, rng) for label in labels])
+
+    def of_class(
+        self,
+        real: "RealData",
+        label: int,
+        per_class: int,
+        rng: torch.Generator,
+        teacher: Teacher | None = None,
+    ) -> Tensor:
         real.warn_of_few(per_class)
-        means = []
-        for own_N in real.rows_of_class:
-            pixels_ND = real.select(own_N).images_BCHW.flatten(1).cpu()
-            clusters = min(per_class, len(own_N))
-            cluster_N = k_means(pixels_ND, clusters, rng)
-            shown_NCHW = real.displayable(own_N)
-            means_JCHW = torch.stack(
-                [
-                    shown_NCHW[cluster_N == cluster].mean(dim=0, dtype=torch.float64)
-                    for cluster in range(clusters)
-                ]
-            )
-            means.append(means_JCHW[repeated(range(clusters), per_class)])
-        return torch.cat(means).float()
+        own_N = real.rows_of_class[label]
+        pixels_ND = real.select(own_N).images_BCHW.flatten(1).cpu()
+        clusters = min(per_class, len(own_N))
+        cluster_N = k_means(pixels_ND, clusters, rng)
+        shown_NCHW = real.displayable(own_N)
+        means_JCHW = torch.stack(
+            [
+                shown_NCHW[cluster_N == cluster].mean(dim=0, dtype=torch.float64)
+                for cluster in range(clusters)
+            ]
+        )
+        return means_JCHW[repeated(range(clusters), per_class)].float()
 
 
 def k_means(pixels_ND: Tensor, clusters: int, rng: torch.Generator) -> Tensor:

@@ -91,20 +91,26 @@ def present(teacher: Teacher | None, selection: Selection) -> Teacher:
     return teacher
 
 
-def of_every_class(
-    real: "RealData", per_class: int, choose: Callable[[Tensor, int], list[int]]
+def chosen_of(
+    real: "RealData", label: int, per_class: int, choose: Callable[[Tensor, int], list[int]]
 ) -> Tensor:
-    """What `choose` picks among the normalized pixels (N, D) of each class, as displayable images.
+    """What `choose` picks among the normalized pixels (N, D) of a class, as displayable images.
 
     It is asked for no more images than there are; a class with fewer than `per_class` repeats them.
     """
     real.warn_of_few(per_class)
-    rows = []
-    for own_N in real.rows_of_class:
-        pixels_ND = real.select(own_N).images_BCHW.flatten(1).cpu()
-        places = choose(pixels_ND, min(per_class, len(own_N)))
-        rows.append(own_N.cpu()[repeated(places, per_class)])
-    return real.displayable(torch.cat(rows))
+    own_N = real.rows_of_class[label]
+    pixels_ND = real.select(own_N).images_BCHW.flatten(1).cpu()
+    places = choose(pixels_ND, min(per_class, len(own_N)))
+    return real.displayable(own_N.cpu()[repeated(places, per_class)])
+
+
+def of_every_class(
+    real: "RealData", per_class: int, choose: Callable[[Tensor, int], list[int]]
+) -> Tensor:
+    """`chosen_of` for all classes, in order."""
+    labels = range(real.shape.k)
+    return torch.cat([chosen_of(real, label, per_class, choose) for label in labels])
 
 
 class Herding(Selection):
@@ -118,6 +124,16 @@ class Herding(Selection):
     ) -> Tensor:
         return of_every_class(real, per_class, herded)
 
+    def of_class(
+        self,
+        real: "RealData",
+        label: int,
+        per_class: int,
+        rng: torch.Generator,
+        teacher: Teacher | None = None,
+    ) -> Tensor:
+        return chosen_of(real, label, per_class, herded)
+
 
 class KCenter(Selection):
     """Training images of every class, the most central one and then each time the farthest."""
@@ -129,6 +145,16 @@ class KCenter(Selection):
         self, real: "RealData", per_class: int, rng: torch.Generator, teacher: Teacher | None = None
     ) -> Tensor:
         return of_every_class(real, per_class, spread_out)
+
+    def of_class(
+        self,
+        real: "RealData",
+        label: int,
+        per_class: int,
+        rng: torch.Generator,
+        teacher: Teacher | None = None,
+    ) -> Tensor:
+        return chosen_of(real, label, per_class, spread_out)
 
 
 class Correct(Selection):
@@ -150,9 +176,30 @@ class Correct(Selection):
             DataError: of some class, no training image is classified correctly.
         """
         asked = present(teacher, self)
+        labels = range(real.shape.k)
+        return self._repeated(real, labels, per_class, rng, asked)
+
+    def of_class(
+        self,
+        real: "RealData",
+        label: int,
+        per_class: int,
+        rng: torch.Generator,
+        teacher: Teacher | None = None,
+    ) -> Tensor:
+        return self._repeated(real, [label], per_class, rng, present(teacher, self))
+
+    def _repeated(
+        self,
+        real: "RealData",
+        labels: Sequence[int],
+        per_class: int,
+        rng: torch.Generator,
+        teacher: Teacher,
+    ) -> Tensor:
         rows, few = [], []
-        for label, own_N in enumerate(real.rows_of_class):
-            right = self._correct(real, label, per_class, rng, asked)
+        for label in labels:
+            right = self._correct(real, label, per_class, rng, teacher)
             if not right:
                 raise DataError(
                     f"init: 'correct' found no training image of the class "
@@ -161,7 +208,7 @@ class Correct(Selection):
                 )
             if len(right) < per_class:
                 few.append(f"{real.class_names[label]} ({len(right)})")
-            rows.append(own_N.cpu()[repeated(right, per_class)])
+            rows.append(real.rows_of_class[label].cpu()[repeated(right, per_class)])
         if few:
             logger.warning(
                 "%d correctly classified images of every class were asked for; these have fewer "

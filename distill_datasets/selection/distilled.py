@@ -34,6 +34,7 @@ class Published(Selection):
     """
 
     paper: ClassVar[str] = "Dataset Distillation, arXiv:1811.10959, initialization"
+    outside: ClassVar[bool] = True
     name: Literal["published"] = "published"
     dataset: Name = Field(description="folder that a run wrote, or Hub id")
     revision: Name | None = Field(default=None, description="Hub branch, tag or commit")

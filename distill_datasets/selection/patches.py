@@ -76,17 +76,26 @@ class Rded(Selection):
         Raises:
             RecipeError: see `check`.
         """
+        labels = range(real.shape.k)
+        return torch.cat([self.of_class(real, label, per_class, rng, teacher) for label in labels])
+
+    def of_class(
+        self,
+        real: "RealData",
+        label: int,
+        per_class: int,
+        rng: torch.Generator,
+        teacher: Teacher | None = None,
+    ) -> Tensor:
         self.check(real.shape)
         asked, shape = present(teacher, self), real.shape
         tiles = self.factor**2 * per_class
         real.warn_of_few(tiles)
-        mosaics = []
-        for label, own_N in enumerate(real.rows_of_class):
-            drawn_N = torch.randperm(len(own_N), generator=rng)[: max(self.candidates, tiles)]
-            crops_NChw = self._best_crops(real, label, own_N.cpu()[drawn_N], rng, asked)
-            ranked_NChw = crops_NChw[repeated(range(len(crops_NChw)), tiles)]
-            mosaics.append(self._mosaics(ranked_NChw, per_class, (shape.h, shape.w)))
-        return torch.cat(mosaics)
+        own_N = real.rows_of_class[label]
+        drawn_N = torch.randperm(len(own_N), generator=rng)[: max(self.candidates, tiles)]
+        crops_NChw = self._best_crops(real, label, own_N.cpu()[drawn_N], rng, asked)
+        ranked_NChw = crops_NChw[repeated(range(len(crops_NChw)), tiles)]
+        return self._mosaics(ranked_NChw, per_class, (shape.h, shape.w))
 
     def _best_crops(
         self, real: "RealData", label: int, rows_N: Tensor, rng: torch.Generator, teacher: Teacher

@@ -1,7 +1,7 @@
-"""The stage that measures: fresh students trained only on what `load_dataset` returns.
+"""The stage that measures: fresh students trained only on what was exported.
 
 Every student is a unit of its own: a file appears when it is done, and a run that was killed skips
-the students that it finds.
+the students that it finds. A long one leaves a checkpoint between passes and goes on from there.
 
 Shape suffixes: N examples, K classes, C channels, H W pixels.
 """
@@ -9,56 +9,37 @@ Shape suffixes: N examples, K classes, C channels, H W pixels.
 import itertools
 import json
 import statistics
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from distill_datasets.artifacts import fingerprint, read_json, read_tensors, write_json
-from distill_datasets.data.opening import library_bars
 from distill_datasets.data.source import RealData
+from distill_datasets.examples import Examples, Whole
 from distill_datasets.progress import progress_bar
 from distill_datasets.published import STARTS
+from distill_datasets.relabeling import Relabel
 from distill_datasets.runtime import Runtime, draws
-from distill_datasets.stages.references import CHOSEN, chosen_real, random_real
-from distill_datasets.students import (
-    Evaluate,
-    Examples,
-    Stored,
-    Whole,
-    score,
-    steps_of,
-    taken_for,
-    train_student,
-)
-from distill_datasets.types import Draw, Shape
+from distill_datasets.scoring import score, taken_for
+from distill_datasets.stages.export import read_manifest
+from distill_datasets.stages.reading import load_rows, read_published
+from distill_datasets.stages.references import CHOSEN, Contestant, chosen_real, random_real
+from distill_datasets.stages.relabeled import described, relabeled_contestants
+from distill_datasets.stages.squeeze import SqueezedFolder
+from distill_datasets.students import Evaluate, steps_of, train_student
+from distill_datasets.training_state import Checkpoint
+from distill_datasets.types import Draw
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    pass
 
 VERSION = 2
 TEST_BATCH = 500
 LONG_TAIL = 2
 """From this ratio of the largest to the smallest class on, thirds of the classes are reported."""
-
-
-@dataclass(frozen=True)
-class Contestant:
-    """Something that students are trained on."""
-
-    source: str
-    students: int
-    steps: int
-    examples: Callable[[Draw], Examples]
-    images: int
-    pixels: int
-    follows: bool = False
-    """Whether its students take the published step sizes and order, where the recipe says so."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +67,8 @@ def run_evaluate(
     runtime: Runtime,
     quiet: bool,
     attack: tuple[int, int] | None = None,
+    relabel: Relabel | None = None,
+    squeezed: SqueezedFolder | None = None,
 ) -> list[dict[str, Any]]:
     """Train the students and return one result row per contestant.
 
@@ -100,14 +83,21 @@ def run_evaluate(
         runtime: students are dealt to its processes and threads.
         quiet: no progress bar.
         attack: the class that was attacked and the one it shall be taken for.
+        relabel: how views of the images were labeled, where they were.
+        squeezed: the teachers that labeled them.
 
     Returns:
         Rows as in `results.json`: accuracies in [0, 1], after the last step, never the best.
     """
-    section = settings.model_dump(mode="json")
+    section = settings.model_dump(mode="json", exclude={"checkpoint_seconds"})
     deciding = [VERSION, "evaluate", section, identity, seed, *(attack or ())]
+    if relabel is None:
+        field = contestants(settings, exported, real, pixels, seed)
+    else:
+        assert squeezed is not None, "a recipe with relabel has teachers"
+        deciding += [relabel.model_dump(mode="json"), squeezed.fingerprint]
+        field = relabeled_contestants(settings, relabel, squeezed, exported, real, pixels, seed)
     folder = runs / f"evaluate-{fingerprint(deciding)}"
-    field = contestants(settings, exported, real, pixels, seed)
     followed = read_followed(settings, exported)
     # longest first, so that no process is left with a long student at the end
     units = [
@@ -120,19 +110,23 @@ def run_evaluate(
         contestant, student = units[unit]
         path = _unit_path(folder, contestant, student)
         if not path.exists():
-            draw = draws(seed, "evaluate", contestant.source, student)
-            examples = contestant.examples(draw)
-            module = train_student(
-                settings,
-                contestant.steps,
-                examples,
-                real.shape,
-                draw,
-                runtime.device,
-                step_sizes=followed.step_sizes if contestant.follows else [],
-                order=followed.order if contestant.follows else [],
-                start_P=followed.start_of(student),
-            )
+            checkpoint = Checkpoint(path.with_suffix(".safetensors"), settings.checkpoint_seconds)
+            if contestant.trained is not None:
+                module = contestant.trained(student)
+            else:
+                draw = draws(seed, "evaluate", contestant.pair or contestant.source, student)
+                module = train_student(
+                    settings,
+                    contestant.steps,
+                    contestant.examples(draw),
+                    real.shape,
+                    draw,
+                    runtime.device,
+                    step_sizes=followed.step_sizes if contestant.follows else [],
+                    order=followed.order if contestant.follows else [],
+                    start_P=followed.start_of(student),
+                    checkpoint=checkpoint,
+                )
             scored = score(module, real.test_batches(TEST_BATCH))
             found: dict[str, Any] = {"seed": student, **scored._asdict()}
             if attack is not None:
@@ -140,6 +134,7 @@ def run_evaluate(
                     module, real.test_batches(TEST_BATCH), *attack
                 )
             write_json(path, found)
+            checkpoint.remove()
         bar.advance(1)
 
     mine = runtime.mine(len(units))
@@ -169,7 +164,7 @@ def contestants(
             "default", settings.students, steps, lambda draw: published, count, pixels, follows=True
         )
     ]
-    if settings.exact:
+    if settings.exact and "exact" in read_manifest(exported)["configs"]:
         exact = read_published(exported, "exact", shape).to(device)
         found.append(
             Contestant(
@@ -213,35 +208,6 @@ def contestants(
     return found
 
 
-def load_rows(folder: Path, config: str) -> "Dataset":
-    """One config of a published folder, as `load_dataset` returns it, held in memory.
-
-    The cache is a private folder that is gone afterwards: `datasets` shares one entry between
-    local folders of one name, and would return the rows of the first.
-    """
-    from datasets import load_dataset
-
-    with tempfile.TemporaryDirectory() as cache, library_bars(shown=False):
-        return load_dataset(
-            str(folder), config, split="train", cache_dir=cache, keep_in_memory=True
-        )
-
-
-def read_published(exported: Path, config: str, shape: Shape) -> Stored:
-    """The training examples of one config, from plain `load_dataset`."""
-    columns = load_rows(exported, config).with_format("numpy")[:]
-    recipe = load_rows(exported, "recipe")[0]
-    targets_NK = torch.tensor(np.stack(columns["soft_label"]), dtype=torch.float32)
-    if config == "exact":
-        values = torch.tensor(np.stack(columns["pixel_values"]), dtype=torch.float32)
-        images = values.view(-1, shape.c, shape.h, shape.w)
-        return Stored(images, targets_NK, torch.zeros(shape.c), torch.ones(shape.c), unit=1.0)
-    images = torch.tensor(np.stack(columns["image"]), dtype=torch.uint8)
-    images = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
-    mean_C, std_C = torch.tensor(recipe["mean"]), torch.tensor(recipe["std"])
-    return Stored(images, targets_NK, mean_C, std_C, unit=255.0)
-
-
 def read_followed(settings: Evaluate, exported: Path) -> Followed:
     """What the students of these settings follow, from the published folder alone."""
     row = load_rows(exported, "recipe")[0]
@@ -266,12 +232,10 @@ def _result(
         read_json(_unit_path(folder, contestant, student)) for student in range(contestant.students)
     ]
     values = [run["accuracy"] for run in runs]
-    network = settings.network.model_dump(mode="json")
-    name = network.pop("name")
     return {
         "protocol": "last-step",
         "from": contestant.source,
-        "network": f"{name}({', '.join(f'{key}={value}' for key, value in network.items())})",
+        "network": contestant.network or described(settings.network),
         "accuracy": _spread(values),
         "runs": runs,
         "students": contestant.students,

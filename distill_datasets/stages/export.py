@@ -25,7 +25,18 @@ from distill_datasets.card import card
 from distill_datasets.errors import ArtifactError
 from distill_datasets.parquet_files import Config, write_parquet
 from distill_datasets.pictures import overview
-from distill_datasets.published import STARTS, Content, budget, check, configs, rounding_error
+from distill_datasets.published import (
+    CLASSIFIER,
+    SIBLING,
+    STARTS,
+    Content,
+    budget,
+    check,
+    configs,
+    rounding_error,
+    sibling_of,
+)
+from distill_datasets.stages.label_shards import write_shards
 from distill_datasets.yaml_text import from_yaml, to_yaml
 
 __all__ = [
@@ -46,15 +57,19 @@ _CONSTANTS = "constants/zca.safetensors"
 
 
 def write_dataset(
-    folder: Path, content: Content, results: list[dict[str, Any]] | None
+    folder: Path,
+    content: Content,
+    results: list[dict[str, Any]] | None,
+    made: Path | None = None,
 ) -> dict[str, Any]:
-    """Write the whole published folder.
+    """Write the whole published folder, and beside it the folder of large label shards.
 
     Args:
         folder: new or empty.
         content: what was distilled.
         results: one row per evaluation, or None when there is none yet. The configurations
             `default`, `poster` and `exact` are the same bytes in both cases.
+        made: a folder of the same content, whose rows are copied rather than made again.
 
     Returns:
         The manifest, as in `distill.json`.
@@ -65,11 +80,14 @@ def write_dataset(
     folder = folder.absolute()
     check(content)
     check_writable(folder)
+    if content.relabel is not None and content.relabel.shards is not None:
+        shards = content.relabel.shards
+        write_shards(sibling_of(folder), content, shards, made and sibling_of(made))
     try:
         temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.tmp-"))
         temporary.chmod(0o755)
         try:
-            manifest = _write(temporary, content, results)
+            manifest = _write(temporary, content, results, made)
             temporary.replace(folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -158,24 +176,40 @@ def verify(folder: Path) -> list[str]:
     return problems
 
 
-def _write(folder: Path, content: Content, results: list[dict[str, Any]] | None) -> dict[str, Any]:
+def _write(
+    folder: Path, content: Content, results: list[dict[str, Any]] | None, made: Path | None
+) -> dict[str, Any]:
     student_yaml = to_yaml(content.student)
     parts = configs(content, student_yaml, results)
+    known = {} if made is None else {file["path"]: file for file in read_manifest(made)["files"]}
     for config in parts:
-        _write_config(folder / config.path, config)
+        for path, (start, stop) in zip(config.paths, config.ranges, strict=True):
+            same = config.name != "recipe" and path in known
+            if made is not None and same and sha256_of(made / path) == known[path]["sha256"]:
+                (folder / path).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(made / path, folder / path)
+            else:
+                _write_rows(folder / path, config, start, stop)
     if content.constants:
         write_tensors(folder / _CONSTANTS, content.constants)
     if content.starts_SP is not None:
         write_tensors(folder / STARTS, {"weights_SP": content.starts_SP})
+    if content.relabel is not None and content.relabel.constants:
+        write_tensors(folder / CLASSIFIER, content.relabel.constants)
     write_text(folder / "recipe.yaml", content.recipe_yaml)
     write_text(folder / "student.yaml", student_yaml)
     if results is not None:
         write_json(folder / "results.json", results)
     picture = overview(content.originals)
     write_atomically(folder / "poster.png", lambda temporary: _write_bytes(temporary, picture))
-    sizes = {config.name: (folder / config.path).stat().st_size for config in parts}
+    sizes = {
+        config.name: sum((folder / path).stat().st_size for path in config.paths)
+        for config in parts
+    }
+    if content.relabel is not None and content.relabel.shards is not None:
+        sizes["relabel"] = content.relabel.bytes
     constants = sum(path.stat().st_size for path in folder.glob("constants/*"))
-    needed = sizes["default"] + constants
+    needed = sizes["default"] + constants + sizes.get("relabel", 0)
     spent = {
         **budget(content),
         "bytes": {**sizes, "constants": constants, "needed": needed},
@@ -223,7 +257,15 @@ def _manifest(
         "step_sizes": content.step_sizes,
         "attack": content.attack,
         "results": results,
-        "configs": {config.name: {"path": config.path, "rows": config.rows} for config in parts},
+        "relabel": _relabel(content),
+        "configs": {
+            config.name: {
+                "path": config.paths[0],
+                "files": len(config.paths),
+                "rows": config.rows,
+            }
+            for config in parts
+        },
         "files": [
             {
                 "path": name,
@@ -235,12 +277,27 @@ def _manifest(
     }
 
 
+def _relabel(content: Content) -> dict[str, Any] | None:
+    """Where the labels of views lie: a configuration, or the folder whose name ends like that."""
+    said = content.relabel
+    if said is None:
+        return None
+    return {
+        "where": "relabel" if said.config is not None else f"*{SIBLING}",
+        "labels": said.labels,
+        "bytes": said.bytes,
+        "bytes_per_label": round(said.bytes / said.labels, 2),
+        "classifier": CLASSIFIER if said.constants else None,
+        "facts": said.facts,
+    }
+
+
 def _file(folder: Path, name: str) -> dict[str, Any]:
     return {"file": name, "bytes": (folder / name).stat().st_size}
 
 
-def _write_config(path: Path, config: Config) -> None:
-    write_atomically(path, lambda temporary: write_parquet(temporary, config))
+def _write_rows(path: Path, config: Config, start: int, stop: int) -> None:
+    write_atomically(path, lambda temporary: write_parquet(temporary, config, start, stop))
 
 
 def _write_bytes(path: Path, content: bytes) -> None:

@@ -8,19 +8,20 @@ folder again is no commit, and a commit whose answer was lost is found instead o
 import contextlib
 import hashlib
 import io
-import json
 import logging
 import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from distill_datasets.card import PLACEHOLDER
 from distill_datasets.errors import ArtifactError, PublishError, RecipeError
 from distill_datasets.licenses import why_restricted
+from distill_datasets.published import SIBLING, sibling_of
 from distill_datasets.refusals import in_plain_words
+from distill_datasets.stages import hub_errors
 from distill_datasets.stages.export import MANIFEST, manifest_text, read_manifest, verify
 
 if TYPE_CHECKING:
@@ -79,6 +80,9 @@ def publish(
 ) -> Published:
     """Put the dataset of `folder` on the Hub, in one commit.
 
+    Label shards that lie beside it go first, in one commit to a repository of their own, whose name
+    ends with `-relabel`.
+
     Args:
         folder: what `write_dataset` wrote, with results.
         repo_id: `namespace/name`; made when it does not exist. What this library did not write
@@ -104,13 +108,44 @@ def publish(
     if tag is not None and not _TAG.fullmatch(tag):
         raise RecipeError(f"{tag!r} cannot be a tag; use letters, digits, '.', '-', '_' and '+'")
     files = _files(folder, repo_id)
-    tag = tag or f"v{files[MANIFEST].sha256[:12]}"
     reason = None if allow_license else why_restricted(read_manifest(folder)["source"])
     if reason and private is False:
         raise ArtifactError(
             f"{folder}: {reason}, so what is distilled from it is not published openly; "
             "publish with --private, or with --allow-license if you may share it"
         )
+    shards = _shards(folder)
+    if shards is not None:
+        labels = _files(shards, f"{repo_id}{SIBLING}")
+        _put(labels, f"{repo_id}{SIBLING}", token, private, None, message, reason)
+    return _put(files, repo_id, token, private, tag, message, reason)
+
+
+def _shards(folder: Path) -> Path | None:
+    """The folder of the label shards that belong to `folder`; None when it has none."""
+    relabel = read_manifest(folder).get("relabel")
+    if relabel is None or relabel["where"] == "relabel":
+        return None
+    shards = sibling_of(folder)
+    if not (shards / MANIFEST).exists():
+        raise ArtifactError(
+            f"{folder}: its label shards are expected in {shards}, where they are not; move them "
+            "there, or run the recipe again"
+        )
+    return shards
+
+
+def _put(
+    files: dict[str, _File],
+    repo_id: str,
+    token: str | None,
+    private: bool | None,
+    tag: str | None,
+    message: str | None,
+    reason: str | None,
+) -> Published:
+    """Make the repository hold `files`; `reason` is why the source's license keeps it private."""
+    tag = tag or f"v{files[MANIFEST].sha256[:12]}"
     hub = _hub(repo_id, token)
     hub.create(True if reason and private is None else private)
     head = hub.head()
@@ -135,7 +170,7 @@ def publish(
 def _files(folder: Path, repo_id: str) -> dict[str, _File]:
     """Everything to publish, by path; the card and the manifest as they will be in `repo_id`."""
     manifest = read_manifest(folder)
-    if not manifest.get("results"):
+    if not manifest.get("results") and "labels_of" not in manifest:
         raise ArtifactError(
             f"{folder}: not evaluated, and only evaluated datasets are published; "
             "run `distill-datasets run` with its recipe again, which evaluates it"
@@ -259,7 +294,7 @@ class _Hub:
                     repo_type="dataset",
                     parent_commit=head.commit,
                 ).oid
-            except _failures() as error:
+            except hub_errors.failures() as error:
                 self._wait_or_raise(error, wait, _BUSY | _CONFLICT)
                 continue
             found = self.head(commit).files
@@ -298,82 +333,25 @@ class _Hub:
         for wait in (*_WAITS_SECONDS, None):
             try:
                 return call()
-            except _failures() as error:
+            except hub_errors.failures() as error:
                 self._wait_or_raise(error, wait, _BUSY)
         raise AssertionError("the last attempt returns or raises")
 
     def _wait_or_raise(self, error: Exception, wait: float | None, redo: frozenset[int]) -> None:
         """Sleep when a redo may help and one is left, raise otherwise."""
-        cause = _cause(error)
-        status = _status(cause)
-        passing = status in redo if status is not None else _is_transport(cause)
+        cause = hub_errors.cause(error)
+        status = hub_errors.status(cause)
+        passing = status in redo if status is not None else hub_errors.is_transport(cause)
         if wait is None or not passing:
             self._explain(cause, status)
         _logger.info("the Hub answered %s; trying again in %g s", status or "nothing", wait)
-        time.sleep(max(wait, _asked_seconds(cause)))
+        time.sleep(max(wait, hub_errors.asked_seconds(cause)))
 
     def _explain(self, error: BaseException, status: int | None) -> NoReturn:
         account = {}
         if status == 403:
-            with contextlib.suppress(*_failures()):
+            with contextlib.suppress(*hub_errors.failures()):
                 account = self.api.whoami()
-        said = _said(error).replace(self._token, "***")
+        said = hub_errors.said(error).replace(self._token, "***")
         text = in_plain_words(self._repo_id, status, said, self.api.endpoint, account)
         raise PublishError(text) from error
-
-
-def _failures() -> tuple[type[Exception], ...]:
-    """What the client raises: refusals, lost connections, and the wrappers it puts around both."""
-    return (*_http_errors(), ConnectionError, RuntimeError, ValueError)
-
-
-def _http_errors() -> tuple[type[Exception], ...]:
-    """`HfHubHTTPError`, and the ancestor of all errors of the HTTP library that it stands on.
-
-    That library differs between versions of `huggingface_hub`, so it is not imported by name.
-    """
-    from huggingface_hub.errors import HfHubHTTPError
-
-    ancestors = [base for base in HfHubHTTPError.__mro__ if base.__module__ != "builtins"]
-    return HfHubHTTPError, ancestors[-1]
-
-
-def _cause(error: BaseException) -> BaseException:
-    """The refusal inside the `RuntimeError` that the client makes of a failed upload."""
-    while isinstance(error, RuntimeError) and error.__cause__ is not None:
-        error = error.__cause__
-    return error
-
-
-def _status(error: BaseException) -> int | None:
-    from huggingface_hub.errors import HfHubHTTPError
-
-    return int(error.response.status_code) if isinstance(error, HfHubHTTPError) else None
-
-
-def _is_transport(error: BaseException) -> bool:
-    """A broken connection, or an answer cut short or from a gateway."""
-    from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
-
-    if isinstance(error, OfflineModeIsEnabled) or "xet-write-token" in str(error):
-        return False
-    kinds = (*_http_errors(), ConnectionError, LocalEntryNotFoundError, json.JSONDecodeError)
-    return isinstance(error, kinds)
-
-
-def _asked_seconds(error: BaseException) -> float:
-    """How long the Hub asks to wait, at most a minute."""
-    from huggingface_hub.errors import HfHubHTTPError
-
-    if not isinstance(error, HfHubHTTPError):
-        return 0.0
-    text = error.response.headers.get("Retry-After", "")
-    return min(60.0, float(text)) if text.isdecimal() else 0.0
-
-
-def _said(error: BaseException) -> str:
-    """What the server said, or the error's own words, in one line."""
-    from huggingface_hub.errors import HfHubHTTPError
-
-    server: Any = error.server_message if isinstance(error, HfHubHTTPError) else None
-    return " ".join(str(server or error or type(error).__name__).split())[:500]

@@ -1,4 +1,6 @@
-"""What distilled images are compared with: as many real ones, drawn, chosen or averaged.
+"""What students are trained on: a contestant; and what distilled images are compared with.
+
+Those are as many real images: drawn, chosen or averaged.
 
 Shape suffixes: N images, B a batch, K classes, C channels, H W pixels.
 """
@@ -6,40 +8,68 @@ Shape suffixes: N images, B a batch, K classes, C channels, H W pixels.
 import functools
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from distill_datasets.data.source import RealData
+from distill_datasets.examples import Examples, Stored
 from distill_datasets.runtime import draws
 from distill_datasets.selection.averaged import ClassMean
 from distill_datasets.selection.chosen import Herding, KCenter
-from distill_datasets.students import Examples, Stored
 from distill_datasets.types import Draw, Selection
 
 CHOSEN: list[Selection] = [Herding(), KCenter(), ClassMean()]
 
 
-def random_real(real: RealData, images: int, draw: Draw) -> Examples:
-    """Random real images with hard labels, as evenly over the classes as the number allows."""
+@dataclass(frozen=True)
+class Contestant:
+    """Something that students are trained on.
+
+    `trained` gives networks that are measured as they are, which `network` names. `pair` is another
+    contestant whose students draw the same: each student's first weights, and random images.
+    """
+
+    source: str
+    students: int
+    steps: int
+    examples: Callable[[Draw], Examples]
+    images: int
+    pixels: int
+    follows: bool = False
+    """Whether its students take the published step sizes and order, where the recipe says so."""
+    trained: Callable[[int], nn.Module] | None = None
+    network: str | None = None
+    pair: str | None = None
+
+
+def random_rows(real: RealData, images: int, draw: Draw) -> Tensor:
+    """Random training rows, as evenly over the classes as their number allows."""
     rng = draw("random_real")
     order_N = torch.randperm(len(real.train.labels_N), generator=rng)
     labels_N = real.train.labels_N.cpu()[order_N]
     classes_K = torch.randperm(real.shape.k, generator=rng).tolist()
+    rows_of_class = [order_N[labels_N == label] for label in classes_K[:images]]
     chosen: list[int] = []
     for turn in range(images):
-        of_class = (labels_N == classes_K[turn % real.shape.k]).nonzero().flatten()
-        chosen.append(int(order_N[of_class[turn // real.shape.k % len(of_class)]]))
+        of_class = rows_of_class[turn % real.shape.k]
+        chosen.append(int(of_class[turn // real.shape.k % len(of_class)]))
+    return torch.tensor(chosen)
+
+
+def random_real(real: RealData, images: int, draw: Draw) -> Examples:
+    """Random real images with hard labels, as evenly over the classes as the number allows."""
     device, channels = real.train.labels_N.device, real.shape.c
-    images_BCHW, targets_BK = real.select(torch.tensor(chosen, device=device))
+    images_BCHW, targets_BK = real.select(random_rows(real, images, draw).to(device))
     nothing = torch.zeros(channels, device=device)
     return Stored(images_BCHW, targets_BK, nothing, nothing + 1, unit=1.0)
 
 
 def chosen_real(
     real: RealData, images: int, selection: Selection, seed: int
-) -> Callable[[Draw], Examples]:
+) -> Callable[[Draw], Stored]:
     """Images of a selection with hard labels, as evenly over the classes as the number allows.
 
     The selection is made once. Every student draws for itself which classes have an image more
@@ -58,7 +88,7 @@ def chosen_real(
         with one_at_a_time:  # students ask side by side, and a cache would let them all work
             return selected(per_class)
 
-    def examples(draw: Draw) -> Examples:
+    def examples(draw: Draw) -> Stored:
         each, more = divmod(images, classes)
         order_K = torch.randperm(classes, generator=draw("classes")).tolist()
         of_class = [each + (label in order_K[:more]) for label in range(classes)]

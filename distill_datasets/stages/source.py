@@ -1,6 +1,7 @@
 """The first stage: read the source once, keep it decoded on disk, hand it over on the device.
 
-The folder is shared by all recipes that read the same images the same way.
+The folder is shared by all recipes that read the same images the same way. All processes decode; no
+process ever holds all pixels: they lie in files that are read memory-mapped.
 """
 
 import logging
@@ -8,7 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distill_datasets.artifacts import fingerprint, is_done, mark_done, read_tensors, write_tensors
+import torch
+
+from distill_datasets.artifacts import (
+    fingerprint,
+    is_done,
+    mark_done,
+    open_rows,
+    read_tensors,
+    write_tensors,
+)
+from distill_datasets.data.normalization import count_values
 from distill_datasets.data.source import (
     Decoded,
     Normalization,
@@ -19,10 +30,11 @@ from distill_datasets.data.source import (
 )
 from distill_datasets.progress import progress_bar
 from distill_datasets.runtime import Runtime, draws
+from distill_datasets.stages.row_files import RowFiles
 
 logger = logging.getLogger("distill_datasets")
 
-VERSION = 1
+VERSION = 2
 LISTED_CLASSES = 20
 
 
@@ -52,7 +64,7 @@ def load_source(
         provenance: what `resolve` returned.
         seed: the recipe's seed; draws the rows of `limit` and of a cut-off test split.
         runs: the folder that holds all runs.
-        runtime: only its main process reads the source; the others wait for the file.
+        runtime: its processes share the decoding.
         quiet: no progress bar.
         dataset: the object to read instead of what `source.dataset` names.
 
@@ -60,14 +72,19 @@ def load_source(
         DataError: the source cannot be used; nothing has been trained yet.
     """
     training = {"sampling", "calibrate"}
-    named = {"dataset", "revision", "normalization", "zca_regularization"}
+    named = {"dataset", "revision", "normalization", "zca_regularization", "expected"}
     reading = source.model_dump(mode="json", exclude=named | training)
     identity = [VERSION, "source", reading, provenance.identity(), seed]
     folder = runs / f"source-{fingerprint(identity)}"
     normalizing = [source.normalization, source.zca_regularization]
     normalized = folder / f"normalization-{fingerprint(normalizing)}.safetensors"
-    data = folder / "data.safetensors"
-    if runtime.is_main and not (is_done(folder) and data.exists()):
+    data, store = folder / "data.safetensors", RowFiles(folder, runtime)
+    parts = [data, store.path("train"), store.path("test")]
+    # all decide before one writes
+    there = is_done(folder) and all(path.exists() for path in parts)
+    runtime.wait()
+    if not there:
+        folder.mkdir(parents=True, exist_ok=True)
         with progress_bar("source", 1, shown=not quiet) as bar:
             seen = 0
 
@@ -77,17 +94,22 @@ def load_source(
                 bar.advance(done - seen)
                 seen = done
 
-            decoded = read(source, draws(seed), provenance, dataset, advance)
-        tensors, note = decoded.to_tensors()
-        write_tensors(data, tensors, note)
-        shape = list(decoded.train.images_NCHW.shape)
-        histogram = {"train_per_class": decoded.counts_K}
-        mark_done(folder, {"shape": shape, **histogram, **provenance.as_json()})
+            decoded = read(source, draws(seed), provenance, dataset, advance, store)
+        if runtime.is_main:
+            write_tensors(data, *decoded.to_tensors())
+            shape = list(decoded.train.images_NCHW.shape)
+            histogram = {"train_per_class": decoded.counts_K}
+            mark_done(folder, {"shape": shape, **histogram, **provenance.as_json()})
+            store.forget()
     runtime.wait()
-    decoded = Decoded.from_tensors(*read_tensors(data))
-    if runtime.is_main and not normalized.exists():
-        fitted = Normalization.fit(decoded.train, source.normalization, source.zca_regularization)
-        write_tensors(normalized, fitted.to_tensors())
+    images = [open_rows(store.path(name)) for name in ("train", "test")]
+    decoded = Decoded.from_tensors(*read_tensors(data), *images)
+    fitting = not normalized.exists()
+    runtime.wait()
+    if fitting:
+        fitted = fit(decoded, source, runtime)
+        if runtime.is_main:
+            write_tensors(normalized, fitted.to_tensors())
     runtime.wait()
     normalization = Normalization.from_tensors(read_tensors(normalized)[0])
     train, test = decoded.train.images_NCHW, decoded.test.images_NCHW
@@ -108,3 +130,17 @@ def load_source(
         decoded.provenance,
         fingerprint([identity, normalizing, source.model_dump(include=training)]),
     )
+
+
+def fit(decoded: Decoded, source: Source, runtime: Runtime) -> Normalization:
+    """The normalization of the training images; processes share the reading where they can."""
+    images_NCHW = decoded.train.images_NCHW
+    if source.normalization != "mean_std":
+        return Normalization.fit(decoded.train, source.normalization, source.zca_regularization)
+    processes = runtime.accelerator.num_processes
+    share = -(-len(images_NCHW) // processes)
+    first = runtime.accelerator.process_index * share
+    counts_CV = count_values(images_NCHW[first : first + share]).to(runtime.device)
+    own = {runtime.accelerator.process_index: counts_CV}
+    total_CV = runtime.sum_in_order(own, processes, torch.zeros_like(counts_CV))
+    return Normalization.of_counts(total_CV.cpu(), len(images_NCHW))

@@ -1,15 +1,20 @@
 """The stage that trains networks on real data ahead of time: teachers, experts, starting points.
 
-Every member is a unit of its own: a safetensors file with its weights after each epoch appears when
-it is done, then a JSON file with its accuracy on the test images. A run that was killed skips the
-members that it finds, and so does one that asks for more of them.
+Every member is a unit of its own: a safetensors file with its weights after each epoch, and with
+what it keeps beside them, appears when it is done, then a JSON file with its accuracy on the test
+images. A run that was killed skips the members that it finds, goes on from the last checkpoint of
+the others, and so does one that asks for more of them.
 
 Shape suffixes: P all weights of a network, E epochs with the initialization, M members, B images,
 K classes.
 """
 
 import itertools
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +25,35 @@ from torch import Tensor, nn
 from distill_datasets.artifacts import (
     fingerprint,
     read_json,
+    read_tensors,
     sha256_of,
     write_json,
     write_tensors,
 )
-from distill_datasets.errors import ArtifactError, DistillError
-from distill_datasets.networks.sources import FlatNetwork, skeleton_of
-from distill_datasets.progress import progress_bar
+from distill_datasets.data.checkpoints import locate, read_checkpoint
+from distill_datasets.errors import ArtifactError, DistillError, RecipeError
+from distill_datasets.examples import Whole
+from distill_datasets.networks.stored import (
+    BUFFERS,
+    WEIGHTS,
+    buffers_of,
+    built,
+    fill,
+    frozen,
+    loaded,
+)
+from distill_datasets.progress import Bar, progress_bar
 from distill_datasets.runtime import Runtime, draws
+from distill_datasets.scoring import accuracy
+from distill_datasets.squeezing import Squeeze
 from distill_datasets.stages.source import LoadedSource
-from distill_datasets.students import Squeeze, Whole, accuracy, steps_of, train_student
-from distill_datasets.types import Shape, Squeezed
+from distill_datasets.stages.training import MemberTraining, Step
+from distill_datasets.types import Architecture, Shape, Squeezed
 
-VERSION = 1
+VERSION = 2
 TEST_BATCH = 500
 ASKED_AT_ONCE = 256
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -42,6 +61,15 @@ class SqueezedFolder(Squeezed):
     """The trained members, read from their files when they are asked for."""
 
     folder: Path
+    shape: Shape
+    networks: tuple[Architecture, ...]
+    least_accuracy: float | None = None
+    statistics: Path | None = None
+
+    @property
+    def architectures(self) -> tuple[Architecture, ...]:
+        """The network of every member."""
+        return self.networks
 
     def weights(self, member: int, epoch: int) -> Tensor:
         """Weights (P,) of a member after `epoch` epochs, on the CPU; 0 is its initialization."""
@@ -52,21 +80,60 @@ class SqueezedFolder(Squeezed):
                 f"{self.members} members of {self.epochs} epochs, and squeeze.keep is "
                 f"{self.keep!r}"
             )
-        path = _file(self.folder, member)
-        try:
-            # maps the file and reads one row of it; a handle of its own for every lane's thread
-            with safe_open(path, framework="pt") as file:
-                weights_P: Tensor = file.get_slice("weights_EP")[kept.index(epoch)]
-                return weights_P.clone()
-        except (FileNotFoundError, SafetensorError) as error:
-            raise ArtifactError(
-                f"{path}: cannot read the weights of member {member} ({error}); move the file away "
-                "and run again, the member is then trained again"
-            ) from error
+        with self._opened(member) as file:
+            weights_P: Tensor = file.get_slice(WEIGHTS)[kept.index(epoch)]
+            return weights_P.clone()
+
+    def module(self, member: int) -> nn.Module:
+        """A member after its last epoch, with its buffers: on the CPU, in eval mode, frozen."""
+        with self._opened(member) as file:
+            names = [name for name in file.keys() if name.startswith(BUFFERS)]  # noqa: SIM118
+            buffers = {name.removeprefix(BUFFERS): file.get_tensor(name) for name in names}
+        module = built(self.networks[member], self.shape)
+        return frozen(fill(module, self.weights(member, self.epochs), buffers))
 
     def accuracies(self) -> list[float]:
         """The share of test images that each member gets right after its last epoch."""
         return [_facts(self.folder, member)["accuracy"] for member in range(self.members)]
+
+    def class_statistics(self, member: int) -> tuple[list[Tensor], list[Tensor]] | None:
+        """What `stages.statistics` left of a member: means and biased variances of its layers."""
+        if self.statistics is None:
+            return None
+        tensors, note = read_tensors(self.statistics / f"member-{member:04d}.safetensors")
+        layers = range(note["layers"])
+        mean, var = ([tensors[f"{kind}/{layer}"] for layer in layers] for kind in ("mean", "var"))
+        return mean, var
+
+    def check_teachers(self) -> None:
+        """Refuse members that know too little of the test images to teach.
+
+        Raises:
+            RecipeError: one of them gets fewer right than `least_accuracy` or, without it, fewer
+                than `least` says.
+        """
+        chance = 1 / self.shape.k
+        for member in range(self.members):
+            facts = _facts(self.folder, member)
+            needed = self.least_accuracy
+            if needed is None:
+                needed = least(self.shape.k, facts.get("claimed"))
+            if facts["accuracy"] >= needed:
+                continue
+            claimed = facts.get("claimed")
+            remedy = "train it longer or with other settings"
+            if self.epochs == 0:
+                remedy = (
+                    f"it is {facts['file']}: its classes may stand in another order than "
+                    f"source.classes, or it may expect images normalized otherwise than by "
+                    f"{facts['normalization']}"
+                )
+            raise RecipeError(
+                f"squeeze: member {member} gets {facts['accuracy']:.1%} of the test images right, "
+                f"expected at least {needed:.1%} of a teacher (chance is {chance:.1%}"
+                + (f", its file claims {claimed:.1%}" if claimed is not None else "")
+                + f"); {remedy}; or set squeeze.least_accuracy"
+            )
 
     @property
     def fingerprint(self) -> str:
@@ -75,29 +142,45 @@ class SqueezedFolder(Squeezed):
             [_facts(self.folder, member)["sha256"] for member in range(self.members)]
         )
 
+    @contextmanager
+    def _opened(self, member: int) -> Iterator[Any]:
+        path = _file(self.folder, member)
+        try:
+            # maps the file and reads what is asked for; a handle of its own for every thread
+            with safe_open(path, framework="pt") as file:
+                yield file
+        except (FileNotFoundError, SafetensorError) as error:
+            raise ArtifactError(
+                f"{path}: cannot read the weights of member {member} ({error}); move the file away "
+                "and run again, the member is then trained again"
+            ) from error
+
+
+def least(classes: int, claimed: float | None) -> float:
+    """The share of test images that a teacher has to get right.
+
+    Five times chance, but never more than half-way between chance and all of them, which is less
+    where there are at most eight classes; at least half of what its file claims.
+    """
+    chance = 1 / classes
+    return max(min(5 * chance, (1 + chance) / 2), (claimed or 0.0) / 2)
+
 
 class Members:
-    """Every member after its last epoch, asked for its logits."""
+    """Every member after its last epoch, asked for its logits on a device."""
 
-    def __init__(self, squeezed: SqueezedFolder, shape: Shape) -> None:
-        skeleton = skeleton_of(squeezed.architecture, shape)
-        self._networks = [
-            FlatNetwork(skeleton, squeezed.weights(member, squeezed.epochs))
-            for member in range(squeezed.members)
-        ]
+    def __init__(self, squeezed: Squeezed, shape: Shape, device: torch.device = CPU) -> None:
+        self._modules = [squeezed.module(member).to(device) for member in range(squeezed.members)]
+        self._device = device
 
     @torch.no_grad()
     def __call__(self, images_BCHW: Tensor) -> Tensor:
-        """Logits (M, B, K)."""
+        """Logits (M, B, K), on the CPU."""
+        chunks = torch.split(images_BCHW, ASKED_AT_ONCE)
         return torch.stack(
             [
-                torch.cat(
-                    [
-                        network(network.weights_P, chunk)
-                        for chunk in torch.split(images_BCHW.cpu(), ASKED_AT_ONCE)
-                    ]
-                )
-                for network in self._networks
+                torch.cat([module(chunk.to(self._device)).cpu() for chunk in chunks])
+                for module in self._modules
             ]
         )
 
@@ -111,76 +194,160 @@ def run_squeeze(
     runtime: Runtime,
     quiet: bool,
 ) -> SqueezedFolder:
-    """Train the members that no earlier run has finished.
+    """Train the members that no earlier run has finished, or take their weights from files.
 
     Args:
         settings: the `squeeze` section.
         source: what they are trained on.
         seed: the recipe's seed.
         runs: the folder of this recipe's stages.
-        runtime: members are dealt to its processes and threads.
+        runtime: members are dealt to its processes and threads, or the pieces of their batches.
         quiet: no progress bar.
 
     Raises:
+        RecipeError: a file does not fit the network or the source, or does not know its images.
         DistillError: a loss is not finite, or an epoch changed no weight.
 
     The number of members is no part of the folder's name, so more of them later leave those that
     are there alone. It does decide how many intra-op threads a member gets where members are fewer
     than cores, and with that a member's last bits; the JSON file says how many there were.
     """
-    deciding = settings.model_dump(mode="json", exclude={"source", "members"})
-    identity = fingerprint([VERSION, "squeeze", deciding, source.fingerprint, seed])
+    files = [locate(name) for name in settings.weights]
+    kept_apart = {"source", "members", "weights", "checkpoint_seconds", "least_accuracy"}
+    deciding = settings.model_dump(mode="json", exclude=kept_apart)
+    shas = [sha256_of(path) for path in files]
+    identity = fingerprint([VERSION, "squeeze", deciding, shas, source.fingerprint, seed])
     folder = runs / f"squeeze-{identity}"
-    examples = Whole(source.real)
-    steps = steps_of(settings.epochs, examples.count, settings.batch)
-    per_epoch = steps // settings.epochs
-
-    def train(member: int) -> None:
-        path = _file(folder, member)
-        if not (path.exists() and path.with_suffix(".json").exists()):
-            rows = list[Tensor]()
-
-            def snapshot(done: int, module: nn.Module) -> None:
-                kept = done in (0, steps) if settings.keep == "last" else done % per_epoch == 0
-                if kept:
-                    weights_P = nn.utils.parameters_to_vector(module.parameters())
-                    rows.append(weights_P.detach().cpu().clone())
-
-            draw = draws(seed, "squeeze", member)
-            device = runtime.device
-            module = train_student(
-                settings, steps, examples, source.real.shape, draw, device, snapshot
-            )
-            for epoch, (before_P, after_P) in enumerate(itertools.pairwise(rows)):
-                if torch.equal(before_P, after_P):
-                    raise DistillError(
-                        f"squeeze: epoch {epoch + 1} of member {member} changed no weight; raise "
-                        "squeeze.optimizer.lr"
-                    )
-            write_tensors(path, {"weights_EP": torch.stack(rows)})
-            right = accuracy(module, source.real.test_batches(TEST_BATCH))
-            facts = {
-                "accuracy": right,
-                "sha256": sha256_of(path),
-                "threads": torch.get_num_threads(),
-            }
-            write_json(path.with_suffix(".json"), facts)
-        bar.advance(1)
-
-    mine = runtime.mine(settings.members)
-    with (
-        progress_bar("squeeze", len(mine), shown=runtime.is_main and not quiet) as bar,
-        runtime.pool(settings.members) as run_units,
-    ):
-        run_units(train, mine)
+    rows = len(source.real.train.labels_N)
+    if min(settings.batch, rows) % settings.shards:
+        raise RecipeError(
+            f"squeeze.shards: {settings.shards} do not divide a batch of all {rows} training "
+            f"images; lower squeeze.batch to a multiple of {settings.shards}"
+        )
+    together = settings.shards > 1
+    mine = list(range(settings.members)) if together else runtime.mine(settings.members)
+    total = len(mine) * max(1, settings.epochs)
+    with progress_bar("squeeze", total, shown=runtime.is_main and not quiet) as bar:
+        work = _Work(settings, source, seed, folder, runtime, bar)
+        if together:
+            for member in mine:
+                work.train(member)
+                runtime.wait()
+        else:
+            with runtime.pool(settings.members) as run_units:
+                run_units(partial(work.take, files) if files else work.train, mine)
     runtime.wait()
-    return SqueezedFolder(
-        settings.network, settings.members, settings.epochs, settings.keep, folder
+    squeezed = SqueezedFolder(
+        settings.network,
+        settings.members,
+        settings.epochs,
+        settings.keep,
+        folder,
+        source.real.shape,
+        settings.architectures,
+        settings.least_accuracy,
     )
+    if files:
+        squeezed.check_teachers()
+    return squeezed
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What it takes to finish one member or another."""
+
+    settings: Squeeze
+    source: LoadedSource
+    seed: int
+    folder: Path
+    runtime: Runtime
+    bar: Bar
+
+    def take(self, files: Sequence[Path], member: int) -> None:
+        """Finish a member with the weights of its file."""
+        if not self._done(member):
+            checkpoint, name = read_checkpoint(files[member]), self.settings.weights[member]
+            real, architecture = self.source.real, self.settings.architectures[member]
+            module = loaded(architecture, real.shape, checkpoint.tensors, name)
+            weights_P = nn.utils.parameters_to_vector(module.parameters()).detach()
+            told = {
+                "file": name,
+                "claimed": checkpoint.accuracy,
+                "normalization": real.normalization.describe(),
+            }
+            self._finish(member, module.to(self.runtime.device), [weights_P], told)
+        self.bar.advance(1)
+
+    def train(self, member: int) -> None:
+        """Train a member to its end, from its checkpoint or from the start."""
+        settings = self.settings
+        if self._done(member):
+            self.bar.advance(settings.epochs)
+            return
+        training = MemberTraining(
+            settings,
+            settings.architectures[member],
+            Whole(self.source.real),
+            self.source.real.shape,
+            draws(self.seed, "squeeze", member),
+            self.runtime.device,
+        )
+        saved = _checkpoint(self.folder, member)
+        if saved.exists():
+            training.restore(saved)
+            self.bar.advance(training.epoch)
+        writes = settings.shards == 1 or self.runtime.is_main
+        alone = nullcontext(training.alone)
+        with alone if settings.shards == 1 else training.shared(self.runtime) as gradient:
+            self._train_on(training, gradient, saved if writes else None)
+        for epoch, (before_P, after_P) in enumerate(itertools.pairwise(training.rows)):
+            if torch.equal(before_P, after_P):
+                raise DistillError(
+                    f"squeeze: epoch {epoch + 1} of member {member} changed no weight; raise "
+                    "squeeze.optimizer.lr"
+                )
+        if writes:
+            self._finish(member, training.module, training.rows, {})
+
+    def _train_on(self, training: MemberTraining, gradient: Step, saved: Path | None) -> None:
+        """Train every epoch that is left, and save the state now and then; None saves nothing."""
+        saved_at = time.monotonic()
+        while training.epoch < self.settings.epochs:
+            loss = training.train_epoch(gradient)
+            self.bar.advance(1, loss=loss)
+            due = time.monotonic() - saved_at >= self.settings.checkpoint_seconds
+            if saved is not None and due and training.epoch < self.settings.epochs:
+                training.save(saved)
+                saved_at = time.monotonic()
+
+    def _done(self, member: int) -> bool:
+        path = _file(self.folder, member)
+        return path.exists() and path.with_suffix(".json").exists()
+
+    def _finish(
+        self, member: int, module: nn.Module, rows: list[Tensor], told: Mapping[str, object]
+    ) -> None:
+        """Write a member's file, then how well it does."""
+        path = _file(self.folder, member)
+        buffers = {BUFFERS + name: kept for name, kept in buffers_of(module).items()}
+        write_tensors(path, {WEIGHTS: torch.stack(rows)} | buffers)
+        right = accuracy(module, self.source.real.test_batches(TEST_BATCH))
+        found = {"accuracy": right, "sha256": sha256_of(path), "threads": torch.get_num_threads()}
+        write_json(path.with_suffix(".json"), {**found, **told})
+
+
+def with_statistics(squeezed: SqueezedFolder, folder: Path) -> SqueezedFolder:
+    """The same members with the statistics of every class that lie in a folder."""
+    return replace(squeezed, statistics=folder)
 
 
 def _file(folder: Path, member: int) -> Path:
     return folder / f"member-{member:04d}.safetensors"
+
+
+def _checkpoint(folder: Path, member: int) -> Path:
+    """What training goes on from; the last one stays when the member is done."""
+    return folder / f".member-{member:04d}.checkpoint.safetensors"
 
 
 def _facts(folder: Path, member: int) -> dict[str, Any]:

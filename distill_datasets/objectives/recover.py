@@ -1,0 +1,361 @@
+"""Images that trained networks recognize and whose BatchNorm statistics look like real data's.
+
+The recovery of SRe2L and its successors: cross-entropy, and before every BatchNorm layer the
+distance of a batch's mean and variance from those that the teacher has seen. What is in such a
+batch decides what its statistics can be, so the recipe says it, and no number of processes does.
+
+Shape suffixes: B images of a block, C channels, H W pixels, K classes, T channels of all layers.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Self
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from distill_datasets.composition import Composition, match_blocks
+from distill_datasets.errors import RecipeError
+from distill_datasets.networks.watched import Moments, Precision, Watched
+from distill_datasets.relabeling import RandomCrop
+from distill_datasets.shared_view import Curriculum, draw_view, smallest_area
+from distill_datasets.types import (
+    Block,
+    Distilled,
+    Estimate,
+    LaneDraw,
+    NetworkSource,
+    Objective,
+    Shape,
+    TeacherNetwork,
+    Teachers,
+)
+
+if TYPE_CHECKING:
+    from distill_datasets.data.source import RealData
+
+Standard = Literal["global", "class", "both"]
+MOST_GRAPHS = 64
+"""Architectures of teachers that are compiled."""
+
+
+class Terms(NamedTuple):
+    """The two parts of a teacher's loss."""
+
+    cross_entropy: Tensor
+    bn_loss: Tensor
+
+
+def matching_terms(
+    watched: Watched,
+    images_BCHW: Tensor,
+    targets_BK: Tensor,
+    wanted: list[list[Moments]],
+    first_weight: float,
+    precision: Precision,
+) -> Terms:
+    """Cross-entropy, and how far a batch's statistics are from the wanted ones.
+
+    Before layer l the batch has the mean mu and the biased variance s of every channel; it adds
+    |v - s| + |m - mu|, Euclidean norms, times `first_weight` for the layer registered first.
+
+    Args:
+        watched: a teacher.
+        images_BCHW: in the student's input space; the result is differentiable in them.
+        targets_BK: their labels.
+        wanted: m and v of every layer, by one or more standards that count alike.
+        first_weight: see above.
+        precision: of the network; statistics and losses are float32 in any case.
+
+    Source: SRe2L (arXiv:2306.13092), equations 5 and 6 with the weights of its program.
+    """
+    seen = watched(images_BCHW, precision)
+    apart = images_BCHW.new_zeros(())
+    for standard in wanted:
+        for layer, (ours, theirs) in enumerate(zip(seen.moments, standard, strict=True)):
+            if ours is None:
+                continue
+            off = torch.linalg.vector_norm(theirs.var_C - ours.var_C)
+            off = off + torch.linalg.vector_norm(theirs.mean_C - ours.mean_C)
+            apart = apart + (off if layer else first_weight * off)
+    return Terms(F.cross_entropy(seen.logits_BK, targets_BK), apart / len(wanted))
+
+
+class Matched:
+    """A teacher that one thread matches batches to, and what they are to look like."""
+
+    def __init__(self, teacher: TeacherNetwork, standard: Standard, channels_last: bool) -> None:
+        self.watched = Watched(teacher, channels_last=channels_last)
+        self._standard = standard
+        self._sizes = [len(target.mean_C) for target in self.watched.targets]
+        self._class_KT: Moments | None = None
+        if standard != "global":
+            if teacher.class_mean is None or teacher.class_var is None:
+                raise RecipeError(
+                    f"distill.objective.targets: {standard!r} needs teachers with "
+                    "statistics of every class; use distill.networks: teachers"
+                )
+            self._class_KT = Moments(
+                torch.cat(teacher.class_mean, dim=1), torch.cat(teacher.class_var, dim=1)
+            )
+
+    @cached_property
+    def compiled(self) -> Callable[..., Terms]:
+        """`matching_terms` through torch's compiler; networks of one architecture share a graph."""
+        return torch.compile(matching_terms, dynamic=False)
+
+    def wanted(self, targets_BK: Tensor) -> list[list[Moments]]:
+        """What a batch with these labels is to look like, by every standard of the settings."""
+        standards = []
+        if self._standard != "class":
+            standards.append(self.watched.targets)
+        if self._class_KT is not None:
+            standards.append(self._of_classes(self._class_KT, targets_BK.argmax(dim=1)))
+        return standards
+
+    def _of_classes(self, class_KT: Moments, label_B: Tensor) -> list[Moments]:
+        """Moments of real images of these classes put together: one image of each label.
+
+        The variance is that within the classes and that between their means.
+        """
+        mean_BT = class_KT.mean_C[label_B]
+        mean_T = mean_BT.mean(dim=0)
+        var_T = class_KT.var_C[label_B].mean(dim=0) + (mean_BT - mean_T).square().mean(dim=0)
+        pieces = zip(*(torch.split(all_T, self._sizes) for all_T in (mean_T, var_T)), strict=True)
+        return [Moments(mean_C, var_C) for mean_C, var_C in pieces]
+
+
+class Recover(Objective):
+    """Cross-entropy and BatchNorm statistics of trained networks (SRe2L and its successors)."""
+
+    paper: ClassVar[str] = (
+        "SRe2L, arXiv:2306.13092; CDA, arXiv:2311.18838; LPLD, arXiv:2410.15919; "
+        "G-VBSM, arXiv:2311.17950; EDC, arXiv:2404.13733; CV-DD, arXiv:2501.07575"
+    )
+    needs: ClassVar[frozenset[str]] = frozenset({"batch_norm"})
+    separable: ClassVar[bool] = True
+    name: Literal["recover"] = "recover"
+    bn_weight: float | list[float] = Field(
+        default=0.01, description="of the statistics beside cross-entropy; or one per teacher"
+    )
+    first_bn_weight: float = Field(
+        default=10.0, ge=0, description="of the BatchNorm layer registered first; others have 1"
+    )
+    match_batch: int | None = Field(
+        default=None,
+        gt=0,
+        description="images solved together, which share their statistics; null: one of every "
+        "class, or all of one class",
+    )
+    classes: Composition = Field(
+        default="across",
+        description="of a match batch: each class at most once or equally often (SRe2L), one class "
+        "alone (LPLD), or class after class (G-VBSM, EDC)",
+    )
+    targets: Standard = Field(
+        default="global",
+        description="statistics of all real images, of those of the batch's classes (LPLD), or "
+        "half of each (EDC)",
+    )
+    crop: RandomCrop | None = Field(
+        default=RandomCrop(), description="one for the whole batch at every step; null: none"
+    )
+    curriculum: Curriculum = Field(
+        default="none",
+        description="how the smallest crop falls from the largest on the way (CDA: cosine)",
+    )
+    milestone: float = Field(
+        default=1.0, gt=0, le=1, description="share of the steps that the curriculum takes"
+    )
+    flip: bool = Field(default=True, description="mirror the whole batch, half of the time")
+    roll: int = Field(
+        default=4, ge=0, description="roll the whole batch by 0 to so many pixels (32 at 224 px)"
+    )
+    teachers: Literal["all", "in_turn", "drawn"] = Field(
+        default="all",
+        description="asked at a step: all, one after the other (G-VBSM, EDC), or those that were "
+        "drawn for the block (CV-DD)",
+    )
+    drawn: int = Field(default=2, gt=0, description="teachers that a block draws")
+    weights: list[float] | None = Field(
+        default=None, description="of the teachers asked together, divided by their sum; null: 1"
+    )
+    precision: Precision = Field(
+        default="float32", description="of the networks; statistics are float32 in any case"
+    )
+    channels_last: bool = Field(default=False, description="order of a layer's values in memory")
+    compile: bool = Field(
+        default=False, description="use torch's compiler: needs a C++ compiler on a CPU, and time "
+        "before the first step",
+    )  # fmt: skip
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.curriculum != "none" and self.crop is None:
+            raise ValueError(
+                f"curriculum: {self.curriculum!r} changes the crop, and crop is null; set crop, or "
+                "curriculum: none"
+            )
+        listed = self.bn_weight if isinstance(self.bn_weight, list) else [self.bn_weight]
+        if min(listed, default=0) < 0:
+            raise ValueError(f"bn_weight: got {self.bn_weight}, expected no value below 0")
+        if self.weights is not None and min(self.weights, default=0) <= 0:
+            raise ValueError(f"weights: got {self.weights}, expected values above 0")
+        return self
+
+    @property
+    def needs_class_statistics(self) -> bool:
+        return self.targets != "global"
+
+    def papers(self) -> list[str]:
+        sre2l, cda, lpld, gvbsm, edc, cvdd = super().papers()
+        also = {
+            cda: self.curriculum != "none",
+            lpld: self.targets == "class",
+            gvbsm: self.teachers == "in_turn",
+            edc: self.targets == "both",
+            cvdd: self.teachers == "drawn",
+        }
+        return [sre2l, *(paper for paper, used in also.items() if used)]
+
+    def refusal(self, teachers: int) -> str | None:
+        for field in ("weights", "bn_weight"):
+            values = getattr(self, field)
+            if isinstance(values, list) and len(values) != teachers:
+                return (
+                    f"distill.objective.{field}: got {len(values)} values, expected one for each "
+                    f"of the {teachers} networks of the squeeze stage"
+                )
+        if self.teachers == "drawn" and self.drawn > teachers:
+            return (
+                f"distill.objective.drawn: got {self.drawn}, expected at most {teachers}, the "
+                "networks of the squeeze stage"
+            )
+        return None
+
+    def check(self, shape: Shape, examples: int) -> None:
+        self.blocks(shape.k, examples // shape.k)
+
+    def blocks(self, classes: int, per_class: int) -> list[Block]:
+        return match_blocks(self.classes, self.match_batch, classes, per_class)
+
+    def work(self, flops_per_image: float, examples: int, classes: int) -> float:
+        """See `Objective.work`: one step of every block.
+
+        `flops_per_image` is a forward pass of all teachers that are asked at a step.
+        """
+        # the networks are frozen: back to the pixels costs as much as forward
+        return 2 * flops_per_image * examples
+
+    def estimate(
+        self, distilled: Distilled, networks: NetworkSource, real: "RealData", draw: LaneDraw
+    ) -> Estimate:
+        """The loss of the whole block in one shared view, and its gradient in the pixels."""
+        assert isinstance(networks, Teachers), "networks that offer batch_norm are teachers"
+        return self.pull(distilled, networks, draw)
+
+    def pull(self, distilled: Distilled, teachers: Teachers, draw: LaneDraw) -> Estimate:
+        """`estimate`, which does not need the real images themselves.
+
+        Source: SRe2L (arXiv:2306.13092), equation 4; several teachers as in CV-DD.
+        """
+        names, parameters = zip(*distilled.named_parameters(), strict=True)
+        images_BCHW, targets_BK = distilled(self._every(distilled))
+        crop = self.crop
+        if crop is not None:
+            least = smallest_area(crop, self.curriculum, self.milestone, draw.progress)
+            crop = crop.model_copy(update={"smallest": least})
+        size = (images_BCHW.shape[2], images_BCHW.shape[3])
+        view = draw_view(crop, self.flip, self.roll, size, draw("view"))
+        viewed_BCHW, asked = view(images_BCHW), self._asked(teachers, draw)
+        leaf_BCHW = viewed_BCHW.detach().requires_grad_()
+        with self._one_compiles(teachers, asked):
+            loss, terms = self._loss(leaf_BCHW, targets_BK, teachers, asked)
+            loss.backward()  # type: ignore[no-untyped-call]
+        grads = torch.autograd.grad(viewed_BCHW, parameters, leaf_BCHW.grad)
+        told = torch.stack([loss, *terms]).tolist()
+        metrics = dict(zip(Terms._fields, told[1:], strict=True))
+        return Estimate(told[0], dict(zip(names, grads, strict=True)), metrics)
+
+    @torch.no_grad()
+    def facts(self, distilled: Distilled, networks: NetworkSource) -> dict[str, float]:
+        """Loss, cross-entropy and statistics by all teachers, of the images as they are."""
+        assert isinstance(networks, Teachers)
+        images_BCHW, targets_BK = distilled(self._every(distilled))
+        everyone = list(range(len(networks.members)))
+        loss, terms = self._loss(images_BCHW, targets_BK, networks, everyone, compiled=False)
+        told = torch.stack([loss, *terms]).tolist()
+        return dict(zip(["loss", *Terms._fields], told, strict=True))
+
+    def _every(self, distilled: Distilled) -> Tensor:
+        return torch.arange(distilled.count, device=distilled.mean_C.device)
+
+    def _asked(self, teachers: Teachers, draw: LaneDraw) -> list[int]:
+        """The teachers of this step; `drawn` ones are the same at every step of a block."""
+        count = len(teachers.members)
+        if self.teachers == "in_turn":
+            return [draw.step % count]
+        if self.teachers == "drawn":
+            order = torch.randperm(count, generator=draw.always("teachers"))
+            return sorted(order[: self.drawn].tolist())
+        return list(range(count))
+
+    def _loss(
+        self,
+        images_BCHW: Tensor,
+        targets_BK: Tensor,
+        teachers: Teachers,
+        asked: list[int],
+        compiled: bool = True,
+    ) -> tuple[Tensor, Terms]:
+        """The loss, and its parts before `bn_weight`: means over teachers by their weights."""
+        refused = self.refusal(len(teachers.members))
+        if refused is not None:
+            raise RecipeError(refused)
+        weights = [1.0 if self.weights is None else self.weights[place] for place in asked]
+        matched = self._matched(teachers)
+        loss = images_BCHW.new_zeros(())
+        parts = Terms(loss, loss)
+        for place, weight in zip(asked, weights, strict=True):
+            one = matched[place]
+            terms = one.compiled if self.compile and compiled else matching_terms
+            cross_entropy, bn_loss = terms(
+                one.watched,
+                images_BCHW,
+                targets_BK,
+                one.wanted(targets_BK),
+                self.first_bn_weight,
+                self.precision,
+            )
+            share = weight / sum(weights)
+            factor = self.bn_weight[place] if isinstance(self.bn_weight, list) else self.bn_weight
+            loss = loss + share * (cross_entropy + factor * bn_loss)
+            parts = Terms(
+                parts.cross_entropy + share * cross_entropy, parts.bn_loss + share * bn_loss
+            )
+        return loss, parts
+
+    @contextmanager
+    def _one_compiles(self, teachers: Teachers, asked: list[int]) -> Iterator[None]:
+        """Let a thread wait at its first step for another's graphs, which it then finds and uses.
+
+        Beyond so many graphs of one function torch would go on without compiling, to other bits.
+        """
+        known: set[int] = teachers.kept.__dict__.setdefault("compiled", set())
+        if not self.compile or known.issuperset(asked):
+            yield
+            return
+        with teachers.compiling, torch._dynamo.config.patch(recompile_limit=MOST_GRAPHS):
+            yield
+        known.update(asked)
+
+    def _matched(self, teachers: Teachers) -> list[Matched]:
+        """The teachers as this thread asks them, made once."""
+        kept: dict[object, list[Matched]] = teachers.kept.__dict__.setdefault("matched", {})
+        key = (self.targets, self.channels_last)
+        if key not in kept:
+            kept[key] = [Matched(teacher, *key) for teacher in teachers.members]
+        return kept[key]

@@ -1,0 +1,342 @@
+"""The stage that distills block by block: what separable objectives have instead of lanes.
+
+A block is solved by the one outer loop in a process that is alone for that long, and appears as one
+file of 8-bit images when it is done. Blocks are dealt to processes and found ones are skipped, so a
+run may be killed at any time and taken up by any number of processes. At last all blocks are put
+together, class by class, into one file that is mapped into memory and never held there whole.
+
+Shape suffixes: N distilled examples, B a block, C channels, H W pixels, K classes.
+"""
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from distill_datasets.artifacts import (
+    fingerprint,
+    is_done,
+    mark_done,
+    open_rows,
+    read_json,
+    write_atomically,
+    write_json,
+    write_rows,
+    write_tensors,
+)
+from distill_datasets.canvases.pixels import PixelImages, Pixels
+from distill_datasets.errors import ArtifactError
+from distill_datasets.labels.table import FixedLabels
+from distill_datasets.objectives.recover import Recover
+from distill_datasets.optimize import STATE, Distill, optimize
+from distill_datasets.pictures import overview, to_bytes
+from distill_datasets.progress import Bar, progress_bar
+from distill_datasets.runtime import LaneDraws, Runtime, rng_for
+from distill_datasets.stages.initial import InitialImages
+from distill_datasets.stages.source import LoadedSource
+from distill_datasets.stages.squeeze import Members, SqueezedFolder
+from distill_datasets.types import Block, Distilled, Recovered, Shape, Teachers
+
+logger = logging.getLogger("distill_datasets")
+
+VERSION = 1
+ROWS_AT_ONCE = 4096
+SHEET = 400
+"""Images on the contact sheet of the finished set."""
+
+
+class _Stopped(Exception):
+    """The stage ends before this block is solved; its state is saved."""
+
+
+class _Share:
+    """A block's part of the stage's bar, which counts images moved by a step."""
+
+    def __init__(
+        self, bar: Bar, images: int, lock: threading.Lock, stopping: threading.Event
+    ) -> None:
+        self._bar, self._images, self._lock, self._stopping = bar, images, lock, stopping
+
+    def advance(self, steps: int, **numbers: float) -> None:
+        with self._lock:
+            self._bar.advance(steps * self._images, **numbers)
+        if self._stopping.is_set():
+            raise _Stopped
+
+    def expect(self, total: int) -> None:
+        """The stage knows how many there are."""
+
+
+def run_blocks(
+    settings: Distill,
+    source: LoadedSource,
+    *,
+    seed: int,
+    runs: Path,
+    runtime: Runtime,
+    quiet: bool,
+    squeezed: SqueezedFolder | None = None,
+) -> Recovered:
+    """Distill with a separable objective, or take up where an earlier run stopped.
+
+    Args:
+        settings: the `distill` section; its steps and optimizer are those of a block.
+        source: what is distilled.
+        seed: the recipe's seed.
+        runs: the folder of this recipe's stages.
+        runtime: processes, threads and device.
+        quiet: no progress bar.
+        squeezed: the networks of the squeeze stage, when the recipe has one.
+
+    Returns:
+        The 8-bit images, mapped from `images.npy` of the stage's folder.
+
+    Raises:
+        RecipeError: the objective does not fit the source or the networks.
+        DistillError: the loss of a block is not finite.
+    """
+    canvas, real = settings.canvas, source.real
+    assert isinstance(canvas, Pixels) and canvas.ipc is not None, "the recipe was checked"
+    blocks = settings.objective.blocks(real.shape.k, canvas.ipc)
+    teacher = None
+    if canvas.needs_squeezed and squeezed is not None:
+        teacher = Members(squeezed, real.shape, runtime.device)
+    initial = InitialImages(canvas.init, real, canvas.ipc, seed, teacher)
+    deciding = settings.model_dump(mode="json", exclude={"previews", "checkpoint_seconds"})
+    identity = [VERSION, "blocks", deciding, source.fingerprint, seed, *initial.identity()]
+    if squeezed is not None:
+        identity.append(squeezed.fingerprint)
+    folder = runs / f"distill-{fingerprint(identity)}"
+    if not is_done(folder):
+        _solve(settings, source, blocks, initial, seed, folder, runtime, quiet, squeezed)
+        runtime.wait()
+        if runtime.is_main:
+            _gather(folder, blocks, real.shape)
+        runtime.wait()
+    return Recovered(
+        open_rows(folder / "images.npy"),
+        torch.arange(real.shape.k).repeat_interleave(canvas.ipc),
+        folder,
+        read_json(folder / "blocks.json"),
+    )
+
+
+def _solve(
+    settings: Distill,
+    source: LoadedSource,
+    blocks: list[Block],
+    initial: InitialImages,
+    seed: int,
+    folder: Path,
+    runtime: Runtime,
+    quiet: bool,
+    squeezed: SqueezedFolder | None,
+) -> None:
+    """Solve this process's blocks, without a word to any other process."""
+    canvas, real, device = settings.canvas, source.real, runtime.device
+    assert isinstance(canvas, Pixels) and canvas.ipc is not None
+    per_class, bounds = canvas.ipc, canvas.bounds
+    mean_C, std_C = real.normalization.display_mean_C, real.normalization.display_std_C
+    mine = runtime.mine(len(blocks))
+    left = [number for number in mine if not _file(folder, number).exists()]
+    if len(left) < len(mine):
+        logger.info("distill: %d of %d blocks are there", len(mine) - len(left), len(mine))
+    for number in set(mine) - set(left):
+        _state(folder, number).joinpath(STATE).unlink(missing_ok=True)
+    labels = sorted({place // per_class for number in left for place in blocks[number].places_N})
+    initial.prepare(folder, labels, runtime, quiet)
+    if not left:
+        return
+    networks = settings.networks.build(real.shape, device, squeezed)
+    lock, stopping = threading.Lock(), threading.Event()
+
+    def distilled_of(pixels_BCHW: Tensor, classes_B: Tensor) -> Distilled:
+        targets_BK = F.one_hot(classes_B, real.shape.k).float()
+        module = PixelImages(pixels_BCHW, classes_B, bounds)
+        labels = FixedLabels(targets_BK, targets_BK)
+        return Distilled(module, labels, mean_C.clone(), std_C.clone()).to(device)
+
+    def solve_unless_one_failed(number: int) -> None:
+        solved = False
+        try:
+            if not stopping.is_set():
+                solve(number)
+            solved = not stopping.is_set()
+        except _Stopped:
+            logger.info("distill: block %d stops, its state is saved", number)
+        finally:
+            if not solved:
+                stopping.set()
+
+    def solve(number: int) -> None:
+        if device.type == "cpu":
+            # values that no pixel shows slow a CPU down fourfold; of this thread, which the pool
+            # ends, and of those that it starts
+            torch.set_flush_denormal(True)
+        places_N = blocks[number].places_N
+        classes_B = torch.tensor(places_N) // per_class
+        distilled = distilled_of(initial.at(folder, places_N), classes_B)
+
+        def preview(step: int) -> None:
+            if number == 0:
+                _picture(folder / "previews" / f"step-{step:07d}.png", distilled.canvas.originals())
+
+        share = _Share(bar, len(places_N), lock, stopping)
+        optimize(
+            settings,
+            distilled,
+            networks,
+            real,
+            seed=rng_for(seed, "block", number).initial_seed(),
+            folder=_state(folder, number),
+            runtime=runtime.alone(),
+            bar=share,
+            preview=preview,
+        )
+        saved_BCHW = torch.stack([to_bytes(image) for image in distilled.canvas.originals()]).cpu()
+        shown = distilled_of(saved_BCHW.float() / 255, classes_B)
+        facts = settings.objective.facts(shown, networks)
+        write_tensors(_file(folder, number), {"images": saved_BCHW}, facts)
+        _state(folder, number).joinpath(STATE).unlink(missing_ok=True)
+        if settings.steps == 0:
+            share.advance(1)
+        with lock:
+            runtime.log({f"distill/block/{name}": facts[name] for name in facts}, number)
+
+    moves = max(1, settings.steps)
+    total = moves * sum(len(blocks[number].places_N) for number in left)
+    with (
+        progress_bar("distill", total, shown=runtime.is_main and not quiet) as bar,
+        runtime.pool(len(blocks)) as run_units,
+    ):
+        try:
+            run_units(solve_unless_one_failed, left)
+        finally:
+            stopping.set()
+
+
+def _gather(folder: Path, blocks: list[Block], shape: Shape) -> None:
+    """Put the blocks together in the order of the classes, and what is known of them."""
+    total = sum(len(block.places_N) for block in blocks)
+    size = (total, shape.c, shape.h, shape.w)
+    write_rows(folder / "images.npy", size, _in_order(folder, blocks, total))
+    facts = [_facts(_file(folder, number)) for number in range(len(blocks))]
+    write_json(folder / "blocks.json", facts)
+    images_NCHW = open_rows(folder / "images.npy")
+    spaced = torch.linspace(0, total - 1, min(total, SHEET)).round().long()
+    _picture(folder / "previews" / "images.png", list(images_NCHW[spaced].float() / 255))
+    for name in facts[0] if facts else []:
+        mean = sum(fact[name] for fact in facts) / len(facts)
+        logger.info("distill: mean %s of the blocks' images %.4g", name, mean)
+    mark_done(folder, {"blocks": len(blocks), "images": total, "torch": torch.__version__})
+
+
+def _in_order(folder: Path, blocks: list[Block], total: int) -> Iterator[Tensor]:
+    """The images of all blocks in the order of their places, some thousand at a time."""
+    block_N, row_N = torch.empty(total, dtype=torch.long), torch.empty(total, dtype=torch.long)
+    for number, block in enumerate(blocks):
+        places_B = torch.tensor(block.places_N)
+        block_N[places_B] = number
+        row_N[places_B] = torch.arange(len(places_B))
+    chunks = (torch.split(column_N, ROWS_AT_ONCE) for column_N in (block_N, row_N))
+    for block_n, row_n in zip(*chunks, strict=True):
+        rows: Tensor | None = None
+        for number in block_n.unique().tolist():
+            here = (block_n == number).nonzero().flatten()
+            found = _rows(_file(folder, number), row_n[here])
+            if rows is None:
+                rows = torch.empty(len(block_n), *found.shape[1:], dtype=torch.uint8)
+            rows[here] = found
+        assert rows is not None
+        yield rows
+
+
+def _rows(path: Path, row_B: Tensor) -> Tensor:
+    """Some images of a block, read without the rest where they lie together."""
+    first, last = int(row_B.min()), int(row_B.max())
+    with _opened(path) as file:
+        together: Tensor = file.get_slice("images")[first : last + 1]
+        return together[row_B - first]
+
+
+def _facts(path: Path) -> dict[str, float]:
+    """What is known of a block, read without its images."""
+    with _opened(path) as file:
+        facts: dict[str, float] = json.loads(file.metadata()["note"])
+        return facts
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (FileNotFoundError, SafetensorError) as error:
+        raise ArtifactError(
+            f"{path}: cannot read this block ({error}); move the file away and run again, it is "
+            "then solved again"
+        ) from error
+
+
+def throughput(
+    objective: Recover,
+    teachers: Teachers,
+    shape: Shape,
+    images: int,
+    device: torch.device,
+    seconds: float = 10.0,
+) -> float:
+    """Images moved by one step per second, measured on a block of noise.
+
+    Args:
+        objective: what is minimized.
+        teachers: the networks it asks, on the device.
+        shape: of one image, and the number of classes.
+        images: of the block.
+        device: where it is solved.
+        seconds: how long to measure, after two steps that warm up.
+    """
+    rng = rng_for(0, "throughput")
+    classes_B = torch.arange(images) % shape.k
+    pixels_BCHW = torch.rand(images, shape.c, shape.h, shape.w, generator=rng)
+    targets_BK = F.one_hot(classes_B, shape.k).float()
+    distilled = Distilled(
+        PixelImages(pixels_BCHW, classes_B, "clip"),
+        FixedLabels(targets_BK, targets_BK),
+        torch.full((shape.c,), 0.5),
+        torch.full((shape.c,), 0.25),
+    ).to(device)
+    objective.pull(distilled, teachers, LaneDraws(0, 0, 0, 1))
+    objective.pull(distilled, teachers, LaneDraws(0, 0, 0, 1))
+    began, steps = time.monotonic(), 0
+    while time.monotonic() - began < seconds or steps == 0:
+        objective.pull(distilled, teachers, LaneDraws(0, steps, 0, steps + 1))
+        steps += 1
+    return images * steps / (time.monotonic() - began)
+
+
+def _picture(path: Path, images: list[Tensor]) -> None:
+    picture = overview(images)
+    write_atomically(path, lambda temporary: _write(temporary, picture))
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+
+
+def _file(folder: Path, number: int) -> Path:
+    return folder / f"block-{number:05d}.safetensors"
+
+
+def _state(folder: Path, number: int) -> Path:
+    """Where a block that is being solved keeps its state."""
+    return folder / "solving" / f"block-{number:05d}"

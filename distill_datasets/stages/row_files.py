@@ -1,0 +1,91 @@
+"""Decoded pixels in memory-mapped files, written in pieces by all processes and kept over a kill.
+
+A file is made once with room for all rows and filled unit by unit: the pixels first, then, when
+they are safe on disk, a small file that says so. Whoever starts again leaves out what is said to be
+there. A finished file gets its own name by a rename.
+"""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distill_datasets.artifacts import (
+    create_rows,
+    fill_rows,
+    open_rows,
+    read_json,
+    write_rows,
+    write_text,
+)
+from distill_datasets.data.storing import no_room
+from distill_datasets.runtime import Runtime
+
+_UNFINISHED = ".unfinished.npy"
+_CHUNK_BYTES = 2**26
+
+
+class RowFiles:
+    """A `Store` in a folder; units are dealt to the processes."""
+
+    def __init__(self, folder: Path, runtime: Runtime) -> None:
+        self._folder = folder
+        self._runtime = runtime
+
+    def path(self, name: str) -> Path:
+        """Where the finished rows lie."""
+        return self._folder / f"{name}.npy"
+
+    def each(self, what: str, units: int, work: Callable[[int], Any]) -> list[Any]:
+        """See `Store.each`."""
+        paths = [self._folder / f"{what}-{unit:05d}.json" for unit in range(units)]
+        for unit in self._runtime.mine(units):
+            if not paths[unit].exists():
+                # labels may be anything that a JSON column holds, NaN included
+                write_text(paths[unit], json.dumps(work(unit)))
+        self._runtime.wait()
+        return [read_json(path) for path in paths]
+
+    def create(self, name: str, shape: tuple[int, ...]) -> None:
+        """See `Store.create`."""
+        unfinished = self._folder / f"{name}{_UNFINISHED}"
+        if self._runtime.is_main and not unfinished.exists():
+            for path in self._folder.glob(f"{name}-[0-9]*.json"):
+                path.unlink()
+            free = shutil.disk_usage(self._folder).free
+            if torch.Size(shape).numel() > free:
+                raise no_room(name, shape, free, f" where {self._folder.parent} lies")
+            create_rows(unfinished, shape)
+        self._runtime.wait()
+
+    def put(self, name: str, first: int, pixels_BCHW: Tensor) -> None:
+        """See `Store.put`."""
+        fill_rows(self._folder / f"{name}{_UNFINISHED}", first, pixels_BCHW)
+
+    def finish(self, name: str, kept_N: Tensor) -> Tensor:
+        """See `Store.finish`."""
+        unfinished, path = self._folder / f"{name}{_UNFINISHED}", self.path(name)
+        if self._runtime.is_main:
+            if bool(kept_N.all()):
+                unfinished.replace(path)
+            else:
+                self._without_gaps(unfinished, path, kept_N)
+                unfinished.unlink()
+        self._runtime.wait()
+        return open_rows(path)
+
+    def forget(self) -> None:
+        """Remove what says which units are done, when everything is."""
+        for path in self._folder.glob("*-[0-9]*.json"):
+            path.unlink()
+
+    def _without_gaps(self, unfinished: Path, path: Path, kept_N: Tensor) -> None:
+        rows_NCHW = open_rows(unfinished)
+        step = max(1, _CHUNK_BYTES // max(1, rows_NCHW.shape[1:].numel()))
+        pairs = zip(torch.split(rows_NCHW, step), torch.split(kept_N, step), strict=True)
+        shape = (int(kept_N.sum()), *rows_NCHW.shape[1:])
+        write_rows(path, shape, (part_BCHW[kept_B] for part_BCHW, kept_B in pairs))

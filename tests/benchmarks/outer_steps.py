@@ -1,0 +1,241 @@
+"""Outer steps: the meta-gradient of PoDD and RaT-BPTT, and distribution matching."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from distill_datasets.augment import Augment
+from distill_datasets.canvases.bounded import show
+from distill_datasets.data.decoded import RealData
+from distill_datasets.inner import Adam
+from distill_datasets.networks.sources import FreshSource
+from distill_datasets.networks.zoo import ConvNet
+from distill_datasets.objectives.distribution import Distribution
+from distill_datasets.objectives.unrolled import Unrolled
+from distill_datasets.runtime import LaneDraws
+from distill_datasets.types import Batch, Canvas, Distilled, NetworkSource, Objective
+from tests.benchmarks.data import (
+    CIFAR,
+    POSTER,
+    as_floats,
+    distilled_set,
+    random_real,
+    ten_per_class,
+)
+from tests.benchmarks.plain import convnet, matched_gradient, set_weights, unrolled_gradient
+from tests.benchmarks.work import REFERENCE, Run, Size, Work, relative_error
+from tests.tiny import DoubleNetworks, DoubleReal
+
+FLIP_ROTATE = Augment(operations=["flip", "rotate"])
+DSA = Augment(operations=["color", "crop", "cutout", "flip", "scale", "rotate"])
+DRAW = LaneDraws(0, 0, 0)
+CPU = torch.device("cpu")
+
+
+class Doubled(DoubleReal):
+    """Images of a class in double precision too."""
+
+    def class_images(self, rng: torch.Generator, label: int, size: int) -> Tensor:
+        return super().class_images(rng, label, size).double()
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Everything that one outer step is a function of."""
+
+    real: RealData
+    networks: NetworkSource
+    distilled: Distilled
+    width: int
+
+    @classmethod
+    def build(cls, canvas: Canvas, width: int, per_class: int, device: torch.device) -> "Problem":
+        real = random_real(CIFAR, per_class, device)
+        networks = FreshSource(ConvNet(depth=3, width=width), CIFAR, device)
+        return cls(real, networks, distilled_set(real, canvas), width)
+
+    def double(self) -> "Problem":
+        """The same in double precision."""
+        real = Doubled(**vars(self.real))
+        return Problem(real, DoubleNetworks(self.networks), self.distilled.double(), self.width)
+
+    def ours(self, objective: Objective) -> Callable[[], tuple[float, Tensor]]:
+        """The library's gradient of the trained pixels."""
+
+        def run() -> tuple[float, Tensor]:
+            estimate = objective.estimate(self.distilled, self.networks, self.real, DRAW)
+            (grad,) = estimate.grads.values()
+            return estimate.loss, grad
+
+        return run
+
+    def plain(self) -> tuple[torch.nn.Sequential, Tensor, Callable[[], Tensor], Batch]:
+        """A plain network of equal weights, the pixels, how they are shown, the real images."""
+        (trained,) = self.distilled.parameters()
+        weights_P = self.networks.sample(DRAW).weights_P
+        module = convnet((CIFAR.c, CIFAR.h, CIFAR.w), CIFAR.k, self.width)
+        module = module.to(weights_P.device, weights_P.dtype)
+        set_weights(module, weights_P)
+        mean_C11 = self.distilled.mean_C[:, None, None]
+        std_C11 = self.distilled.std_C[:, None, None]
+        images_NCHW, targets_NK = as_floats(self.real)
+        floats = Batch(images_NCHW.to(trained.dtype), targets_NK.to(trained.dtype))
+        return module, trained, lambda: (show(trained, "clip") - mean_C11) / std_C11, floats
+
+
+@dataclass(frozen=True)
+class Window:
+    """One setting of the unrolled outer step."""
+
+    width: int
+    batch: int
+    warm_up: int
+    window: int
+    real_batch: int
+    per_class: int
+
+    def objective(self, differentiate: str) -> Unrolled:
+        return Unrolled.model_validate(
+            {
+                "inner_steps": self.warm_up + self.window,
+                "window": self.window,
+                "placement": "end",
+                "batch": self.batch,
+                "real_batch": self.real_batch,
+                "optimizer": Adam(lr=0.001),
+                "augment": FLIP_ROTATE,
+                "differentiate": differentiate,
+            }
+        )
+
+    def problem(self, device: torch.device) -> Problem:
+        return Problem.build(POSTER, self.width, self.per_class, device)
+
+    def reference(self, problem: Problem) -> Callable[[], tuple[float, Tensor]]:
+        module, trained, shown, floats = problem.plain()
+        corners = [tuple(place) for place in problem.distilled.canvas.geometry()["corners_yx"]]  # type: ignore[attr-defined]
+        targets_NK = problem.distilled.labels(torch.arange(len(corners)))
+        return lambda: unrolled_gradient(
+            module, shown, trained, corners, targets_NK, floats, FLIP_ROTATE, DRAW,
+            warm_up=self.warm_up, window=self.window, batch=self.batch,
+            real_batch=self.real_batch, lr=0.001,
+        )  # fmt: skip
+
+    def text(self) -> str:
+        return (
+            f"PoDD outer step: {self.batch} crops, {self.warm_up} + {self.window} inner steps, "
+            f"{self.real_batch} real images, ConvNet-3-{self.width}"
+        )
+
+
+def unrolled_work(name: str, settings: dict[Size, Window]) -> Work:
+    """The whole graph against keeping it and against recomputing every step."""
+
+    def side(differentiate: str) -> Callable[[Size, torch.device], Run]:
+        def prepare(size: Size, device: torch.device) -> Run:
+            window = settings[size]
+            return window.problem(device).ours(window.objective(differentiate))
+
+        return prepare
+
+    def reference(size: Size, device: torch.device) -> Run:
+        return settings[size].reference(settings[size].problem(device))
+
+    def check() -> dict[str, float]:
+        window = settings["tiny"]
+        problem = window.problem(CPU).double()
+        loss, expected = window.reference(problem)()
+        errors = {}
+        for differentiate in ("graph", "recompute"):
+            got_loss, got = problem.ours(window.objective(differentiate))()
+            errors[f"{differentiate}: loss"] = abs(got_loss - loss) / abs(loss)
+            errors[f"{differentiate}: gradient"] = relative_error(got, expected)
+        return errors
+
+    return Work(
+        name,
+        {size: window.text() for size, window in settings.items()},
+        {REFERENCE: reference, "graph": side("graph"), "recompute": side("recompute")},
+        {"graph": 1.3, "recompute": 1 / 1.2},
+        check,
+        # a float32 pass through the real images of the library costs the last digits
+        {f"{way}: {what}": 1e-6 for way in ("graph", "recompute") for what in ("loss", "gradient")},
+    )
+
+
+def distribution_work() -> Work:
+    """The papers' loop over classes against chunks that stay in the cache."""
+    settings: dict[Size, tuple[int, int]] = {
+        "tiny": (8, 40),
+        "cpu": (128, 256),
+        "paper": (128, 256),
+    }
+
+    def problem(size: Size, device: torch.device) -> Problem:
+        width, real_batch = settings[size]
+        return Problem.build(ten_per_class(), width, 2 * real_batch, device)
+
+    def objective(size: Size, bf16: bool) -> Distribution:
+        return Distribution(real_batch=settings[size][1], augment=DSA, bf16_real=bf16)
+
+    def side(bf16: bool) -> Callable[[Size, torch.device], Run]:
+        return lambda size, device: problem(size, device).ours(objective(size, bf16))
+
+    def plain(made: Problem, size: Size) -> Callable[[], tuple[float, Tensor]]:
+        module, trained, shown, floats = made.plain()
+        of_class = [floats.images_BCHW[rows_N] for rows_N in made.real.rows_of_class]
+        real_batch = settings[size][1]
+        return lambda: matched_gradient(module, shown, trained, of_class, DSA, DRAW, real_batch)
+
+    def check() -> dict[str, float]:
+        errors = {}
+        for kind, bf16, made in (
+            ("float64", False, problem("tiny", CPU).double()),
+            ("bf16", True, problem("tiny", CPU)),
+        ):
+            loss, expected = plain(made, "tiny")()
+            got_loss, got = made.ours(objective("tiny", bf16))()
+            errors[f"{kind}: loss"] = abs(got_loss - loss) / abs(loss)
+            errors[f"{kind}: gradient"] = relative_error(got, expected)
+        return errors
+
+    return Work(
+        "distribution",
+        {
+            size: f"DM outer step: 10 classes of 10 images, {batch} real images each, "
+            f"ConvNet-3-{width}"
+            for size, (width, batch) in settings.items()
+        },
+        {
+            REFERENCE: lambda size, device: plain(problem(size, device), size),
+            "float32": side(False),
+            "bf16_real": side(True),
+        },
+        {"float32": 1.0, "bf16_real": 2.5},
+        check,
+        {
+            "float64: loss": 1e-6,
+            "float64: gradient": 1e-6,
+            "bf16: loss": 0.1,
+            "bf16: gradient": 0.1,
+        },
+    )
+
+
+TINY = Window(width=8, batch=12, warm_up=2, window=3, real_batch=24, per_class=6)
+PAPER = Window(width=128, batch=96, warm_up=70, window=60, real_batch=5000, per_class=5000)
+UNROLLED_96 = unrolled_work(
+    "unrolled-96",
+    {"tiny": TINY, "cpu": Window(128, 96, 5, 5, 256, 100), "paper": PAPER},
+)
+UNROLLED_32 = unrolled_work(
+    "unrolled-32",
+    {
+        "tiny": TINY,
+        "cpu": Window(128, 32, 10, 10, 256, 100),
+        "paper": Window(128, 32, 70, 60, 5000, 5000),
+    },
+)
+DISTRIBUTION = distribution_work()

@@ -1,0 +1,151 @@
+"""The plain programs: what the papers' formulas say, written with torch in the obvious way.
+
+They share with the library the random draws, the augmentation and the first weights, so that both
+compute the same numbers, and nothing else. Networks have the papers' convolution biases.
+
+Shape suffixes: B images, C channels, H W pixels, K classes, N examples, P all weights in a vector.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from distill_datasets.augment import Augment
+from distill_datasets.types import Batch, Draw
+
+
+def convnet(shape: tuple[int, int, int], classes: int, width: int, depth: int = 3) -> nn.Sequential:
+    """The papers' ConvNet: convolution with bias, instance norm, ReLU, average pooling."""
+    channels, height, wide = shape
+    layers: list[nn.Module] = []
+    for _ in range(depth):
+        layers += [
+            nn.Conv2d(channels, width, 3, padding=1),
+            nn.GroupNorm(width, width, affine=True),
+            nn.ReLU(),
+            nn.AvgPool2d(2),
+        ]
+        channels = width
+    features = width * (height // 2**depth) * (wide // 2**depth)
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(features, classes))
+
+
+def set_weights(module: nn.Module, weights_P: Tensor) -> None:
+    """Start from the library's weights, which have no biases before a norm; these start at zero."""
+    dead = {id(layer.bias) for layer in module.modules() if isinstance(layer, nn.Conv2d)}
+    own = list(module.parameters())
+    if sum(parameter.numel() for parameter in own) == len(weights_P):
+        dead = set()
+    place = 0
+    with torch.no_grad():
+        for parameter in own:
+            if id(parameter) in dead:
+                parameter.zero_()
+                continue
+            piece = weights_P[place : place + parameter.numel()]
+            parameter.copy_(piece.view_as(parameter))
+            place += parameter.numel()
+    assert place == len(weights_P)
+
+
+def unrolled_gradient(
+    module: nn.Module,
+    show: Callable[[], Tensor],
+    trained: Tensor,
+    corners: Sequence[tuple[int, int]],
+    targets_NK: Tensor,
+    real: Batch,
+    augment: Augment,
+    draw: Draw,
+    *,
+    warm_up: int,
+    window: int,
+    batch: int,
+    real_batch: int,
+    lr: float,
+) -> tuple[float, Tensor]:
+    """RaT-BPTT (arXiv:2311.07025), algorithm 1, on the crops of a poster (arXiv:2403.12040).
+
+    One graph through the whole window; Adam's state is carried from the warm-up into it.
+    """
+    side_h, side_w = real.images_BCHW.shape[2:]
+    weights = {name: value.detach().clone() for name, value in module.named_parameters()}
+    first = {name: torch.zeros_like(value) for name, value in weights.items()}
+    second = {name: torch.zeros_like(value) for name, value in weights.items()}
+    for step in range(warm_up + window):
+        tracked = step >= warm_up
+        if not tracked or step == warm_up:
+            weights = {name: value.detach().requires_grad_() for name, value in weights.items()}
+        rng = draw("inner", step)
+        index = torch.arange(len(corners))
+        if batch < len(corners):
+            index = torch.randperm(len(corners), generator=rng)[:batch].sort().values
+        poster_CHW = show() if tracked else show().detach()
+        crops = [
+            poster_CHW[:, y : y + side_h, x : x + side_w]
+            for y, x in (corners[place] for place in index.tolist())
+        ]
+        images_BCHW = augment(torch.stack(crops), rng)
+        logits_BK = functional_call(module, weights, (images_BCHW,))
+        loss = F.cross_entropy(logits_BK, targets_NK[index])
+        found = torch.autograd.grad(loss, list(weights.values()), create_graph=tracked)
+        rate = lr * (1 - 0.999 ** (step + 1)) ** 0.5 / (1 - 0.9 ** (step + 1))
+        moved = {}
+        for (name, value), grad in zip(weights.items(), found, strict=True):
+            first[name] = 0.9 * first[name] + 0.1 * grad
+            second[name] = 0.999 * second[name] + 0.001 * grad * grad
+            # without the tiny number the derivative of the root is infinite at dead weights
+            root = (second[name] + 1e-30).sqrt()
+            moved[name] = value - rate * first[name] / (root + 1e-8)
+        weights = moved
+    rng = draw("real")
+    index = torch.randperm(len(real.images_BCHW), generator=rng)[:real_batch]
+    index = index.to(real.images_BCHW.device)
+    images_BCHW = augment(real.images_BCHW[index], rng)
+    logits_BK = functional_call(module, weights, (images_BCHW,))
+    loss = F.cross_entropy(logits_BK, real.targets_BK[index])
+    (grad,) = torch.autograd.grad(loss, trained)
+    return loss.item(), grad
+
+
+def matched_gradient(
+    module: nn.Sequential,
+    show: Callable[[], Tensor],
+    trained: Tensor,
+    real_of_class: Sequence[Tensor],
+    augment: Augment,
+    draw: Draw,
+    real_batch: int,
+) -> tuple[float, Tensor]:
+    """DM (arXiv:2110.04181), algorithm 1: mean embeddings of every class, one after another."""
+    module.requires_grad_(False)
+    embed = module[:-1]
+    images_NCHW = show()
+    loss = torch.zeros((), device=images_NCHW.device, dtype=images_NCHW.dtype)
+    own = len(images_NCHW) // len(real_of_class)
+    for label, of_class in enumerate(real_of_class):
+        index = torch.randperm(len(of_class), generator=draw("real", label))[:real_batch]
+        theirs = augment(of_class[index.to(of_class.device)], draw("augment", label), shared=True)
+        ours = images_NCHW[label * own : (label + 1) * own]
+        ours = augment(ours, draw("augment", label), shared=True)
+        theirs_BD, ours_BD = embed(theirs).detach(), embed(ours)
+        loss = loss + (theirs_BD.mean(dim=0) - ours_BD.mean(dim=0)).square().sum()
+    (grad,) = torch.autograd.grad(loss, trained)
+    return loss.item(), grad
+
+
+def train_one(
+    module: nn.Module, examples: Batch, orders: Sequence[Tensor], lr: float, momentum: float
+) -> nn.Module:
+    """Supervised training as in every tutorial: one student, one batch after another."""
+    optimizer = torch.optim.SGD(module.parameters(), lr=lr, momentum=momentum)
+    for index_B in orders:
+        logits_BK = module(examples.images_BCHW[index_B])
+        loss = F.cross_entropy(logits_BK, examples.targets_BK[index_B])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return module

@@ -1,0 +1,118 @@
+"""Two processes against one: the two lanes of an outer step, summed in order.
+
+Every process has one thread and, where there are two, a core of its own.
+"""
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from distill_datasets.objectives.unrolled import Unrolled
+from distill_datasets.runtime import LaneDraws, Runtime
+from tests.benchmarks.outer_steps import TINY, Problem, Window
+from tests.benchmarks.work import REFERENCE, Size, Work, relative_error
+
+LANES = 2
+SETTINGS: dict[Size, Window] = {
+    "tiny": TINY,
+    "cpu": Window(64, 32, 5, 5, 128, 100),
+    "paper": Window(128, 96, 70, 60, 5000, 5000),
+}
+CPU = torch.device("cpu")
+
+
+def lane_gradient(problem: Problem, objective: Unrolled, lane: int) -> Tensor:
+    """What one lane adds to the gradient of an outer step."""
+    draw = LaneDraws(0, 0, lane)
+    estimate = objective.estimate(problem.distilled, problem.networks, problem.real, draw)
+    (grad,) = estimate.grads.values()
+    return grad
+
+
+def in_one(size: Size, device: torch.device) -> Callable[[], Tensor]:
+    """Both lanes in this process."""
+    problem, objective = SETTINGS[size].problem(device), SETTINGS[size].objective("recompute")
+
+    def run() -> Tensor:
+        total = torch.zeros(())
+        for lane in range(LANES):
+            total = total + lane_gradient(problem, objective, lane)
+        return total
+
+    return run
+
+
+def own_lane(size: Size, rank: int) -> Callable[[], Tensor]:
+    """This process's lane, and the sum of both."""
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[rank % len(cores)]})
+    runtime = Runtime()
+    assert runtime.mine(LANES) == [rank]
+    problem, objective = SETTINGS[size].problem(CPU), SETTINGS[size].objective("recompute")
+
+    def run() -> Tensor:
+        grad = lane_gradient(problem, objective, rank)
+        return runtime.sum_in_order({rank: grad}, LANES, grad)
+
+    return run
+
+
+def in_two(size: Size, device: torch.device) -> Callable[[], Tensor]:
+    """A lane in this process and one in another, which this one starts."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(LANES)}
+    place |= {"ACCELERATE_USE_CPU": "true", "LOCAL_RANK": "0", "RANK": "0"}
+    command = [sys.executable, "-m", "tests.benchmarks.processes", size]
+    peer = subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        text=True,
+        env=os.environ | place | {"RANK": "1", "LOCAL_RANK": "1"},
+    )
+    os.environ.update(place)
+    own = own_lane(size, 0)
+
+    def run() -> Tensor:
+        assert peer.stdin is not None
+        peer.stdin.write("run\n")
+        peer.stdin.flush()
+        return own()
+
+    return run
+
+
+def check() -> dict[str, float]:
+    """In a process of its own: this one shall not become one of two."""
+    command = [sys.executable, "-m", "tests.benchmarks.processes", "check"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True)
+    return {"gradient": float(said.stdout.split()[-1])}
+
+
+PROCESSES = Work(
+    "processes",
+    {
+        size: f"two lanes in two processes of one thread: {window.text()}"
+        for size, window in SETTINGS.items()
+    },
+    {REFERENCE: in_one, "two": in_two},
+    {"two": 1.7},
+    check,
+    {"gradient": 0.0},
+)
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    if sys.argv[1] == "check":
+        expected = in_one("tiny", CPU)()
+        print(relative_error(in_two("tiny", CPU)(), expected))
+    else:
+        work = own_lane(sys.argv[1], int(os.environ["RANK"]))  # type: ignore[arg-type]
+        for _ in sys.stdin:
+            work()

@@ -1,0 +1,154 @@
+"""The benchmarks: both sides compute the same numbers, and what is measured is printed."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from tests.benchmarks import curves, outer_steps, students, table, work, worker, works
+from tests.benchmarks.plain import convnet, set_weights
+
+ROOT = Path(__file__).parent.parent
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("name", works.WORKS)
+def test_sides_compute_the_same_numbers(name: str) -> None:
+    found = works.WORKS[name].check()
+    assert found.keys() == works.WORKS[name].bounds.keys()
+    assert all(found[what] <= works.WORKS[name].bounds[what] for what in found), found
+
+
+def test_a_reference_that_forgets_the_curvature_would_be_seen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    true_grad = torch.autograd.grad
+
+    def first_order(*args: object, create_graph: bool = False, **kwargs: object) -> object:
+        found = true_grad(*args, create_graph=create_graph, **kwargs)  # type: ignore[arg-type]
+        return tuple(0.9 * grad for grad in found) if create_graph else found
+
+    window = outer_steps.TINY
+    problem = window.problem(CPU).double()
+    _, expected = window.reference(problem)()
+    monkeypatch.setattr(torch.autograd, "grad", first_order)
+    _, wrong = window.reference(problem)()
+    assert work.relative_error(wrong, expected) > 1e-3
+
+
+def test_the_reference_has_the_papers_biases_and_starts_them_at_zero() -> None:
+    module = convnet((3, 32, 32), 10, 128)
+    assert sum(parameter.numel() for parameter in module.parameters()) == 320_010
+    own_P = torch.arange(320_010 - 3 * 128, dtype=torch.float32)
+    set_weights(module, own_P)
+    biases = [layer.bias for layer in module if isinstance(layer, nn.Conv2d)]
+    assert all(bool((bias == 0).all()) for bias in biases)
+    kept = [p for p in module.parameters() if all(p is not bias for bias in biases)]
+    assert torch.equal(torch.cat([parameter.flatten() for parameter in kept]), own_P)
+
+
+def test_all_students_are_trained_and_differ() -> None:
+    trained = students.STUDENTS_LENET.sides["library"]("tiny", CPU)()
+    assert isinstance(trained, list) and len(trained) == 8
+    firsts = [next(module.parameters()) for module in trained]
+    assert not any(torch.equal(firsts[0], other) for other in firsts[1:])
+
+
+@pytest.mark.timeout(180)  # three processes import torch
+def test_one_command_measures_prints_and_writes(tmp_path: Path) -> None:
+    file = tmp_path / "result.json"
+    command = [
+        sys.executable, "-m", "tests.benchmarks", "--size", "tiny", "--only", "students-lenet",
+        "--json", str(file),
+    ]  # fmt: skip
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "8 students" in done.stdout
+    result = json.loads(file.read_text())
+    assert {"date", "torch", "device", "threads"} <= result["environment"].keys()
+    rows = {row["side"]: row for row in result["works"][0]["rows"]}
+    assert rows.keys() == {"reference", "library"}
+    assert rows["reference"]["ratio"] == 1 and rows["reference"]["flops"] > 1e9
+    for row in rows.values():
+        assert row["seconds"] > 0 and row["processor_seconds"] > 0
+        assert 0 <= row["own_mib"] < row["peak_mib"]
+    text = table.markdown(result)
+    header, _, *body = text.split("\n\n")[0].splitlines()
+    assert len(body) == 2 and all(line.count("|") == header.count("|") for line in body)
+
+
+def test_recomputing_counts_the_window_twice_and_every_operation_moves_bytes() -> None:
+    counts = {
+        side: worker.counted(prepare("tiny", CPU), CPU)
+        for side, prepare in outer_steps.UNROLLED_32.sides.items()
+    }
+    assert counts["recompute"]["flops"] > 1.1 * counts["graph"]["flops"]
+    assert counts["reference"]["bytes"] > 1e8
+
+
+def test_bytes_are_those_that_an_operation_reads_and_writes() -> None:
+    one_NN = torch.ones(10, 10)
+    counter = worker.BytesCounter()
+    with counter:
+        one_NN.T + 2 * one_NN  # a product and a sum; transposing moves nothing
+    assert counter.total == 4 * 100 * (2 + 3)
+
+
+def test_sides_that_differ_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests.benchmarks import __main__ as program
+
+    true = works.WORKS["batches"]
+    broken = work.Work(
+        true.name,
+        true.text,
+        true.sides,
+        true.target,
+        lambda: {"pixels": float("nan")},
+        {"pixels": 1},
+    )
+    monkeypatch.setitem(works.WORKS, "batches", broken)
+    with pytest.raises(SystemExit, match="the sides differ"):
+        program.measured("batches", "tiny", 1, 1)
+
+
+def test_curves_are_drawn_where_the_numbers_say(tmp_path: Path) -> None:
+    file, picture = tmp_path / "curve.json", tmp_path / "curve.png"
+    file.write_text(
+        json.dumps({"name": "ours", "minutes": [0, 5, 10], "accuracy": [0.1, 0.3, 0.4]})
+    )
+    curves.main([str(file), "--output", str(picture)])
+    drawn = Image.open(picture).convert("RGB")
+    assert drawn.size == curves.SIZE
+    x, y = curves.place_of(10, 0.4, 10, 0.4)
+    assert drawn.getpixel((round(x), round(y))) == (0x1F, 0x5F, 0xB4)
+    assert drawn.getpixel((round(x) - 20, curves.SIZE[1] - curves.BOTTOM - 20)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize(
+    ("top", "expected"), [(10, [0, 2, 4, 6, 8, 10]), (0.4, [0, 0.1, 0.2, 0.3, 0.4]), (61, None)]
+)
+def test_ticks_are_round_and_reach_the_top(top: float, expected: list[float] | None) -> None:
+    found = curves.ticks(top)
+    assert found[0] == 0 and found[-1] >= top and len(found) <= 7
+    assert expected is None or found == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"minutes": [1], "accuracy": []}, {"minutes": [1], "accuracy": [40.0]}]
+)
+def test_curves_that_make_no_sense_are_refused(tmp_path: Path, wrong: dict[str, object]) -> None:
+    file = tmp_path / "curve.json"
+    file.write_text(json.dumps({"name": "wrong"} | wrong))
+    with pytest.raises(ValueError, match="expected"):
+        curves.read(file)
