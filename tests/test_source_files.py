@@ -19,6 +19,7 @@ import datasets
 import pytest
 import torch
 from image_sets import draw, features, gray, png, values
+from pydantic import ValidationError
 
 from distill_datasets.artifacts import fill_rows
 from distill_datasets.data import decoded as decoded_module
@@ -306,3 +307,36 @@ def test_reading_takes_less_memory_than_the_images(tmp_path: Path) -> None:
     said = json.loads(done.stdout)
     assert said["pixels"] == 1200 * 3 * 256 * 256
     assert said["grown"] < said["pixels"] / 2, said
+
+
+def test_given_statistics_stand_for_those_of_the_images(tmp_path: Path) -> None:
+    asked = write_shards(tmp_path / "tars", 2, 8)
+    runtime = Runtime()
+
+    def load(**changes: Any) -> source.LoadedSource:  # noqa: ANN401
+        changed = Source.model_validate(asked.model_dump() | changes)
+        return load_source(
+            changed, resolve(changed), seed=0, runs=tmp_path / "runs", runtime=runtime, quiet=True
+        )
+
+    fitted, given = load(), load(mean=[0.25], std=[0.5])
+    pixels = given.real.train.images_NCHW[:3].float() / 255
+    seen = given.real.select(torch.arange(3)).images_BCHW
+    assert torch.allclose(seen, (pixels - 0.25) / 0.5)
+    assert given.fingerprint != fitted.fingerprint
+    assert len(list((tmp_path / "runs").glob("source-*"))) == 1  # decoded once
+    with pytest.raises(DataError, match="got 3 numbers for images of 1 channels"):
+        load(mean=[0.5] * 3, std=[0.2] * 3)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"mean": [0.5]}, "expected one number of each for every channel"),
+        ({"mean": [0.5], "std": [0.0]}, "std above 0"),
+        ({"mean": [0.5], "std": [0.2], "normalization": "zca"}, "which fits its own"),
+    ],
+)
+def test_statistics_that_do_not_fit_together_are_refused(fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        Source(dataset="somewhere", **fields)

@@ -28,6 +28,7 @@ from distill_datasets.data.source import (
     Source,
     read,
 )
+from distill_datasets.errors import DataError
 from distill_datasets.progress import progress_bar
 from distill_datasets.runtime import Runtime, draws
 from distill_datasets.stages.row_files import RowFiles
@@ -72,11 +73,12 @@ def load_source(
         DataError: the source cannot be used; nothing has been trained yet.
     """
     training = {"sampling", "calibrate"}
-    named = {"dataset", "revision", "normalization", "zca_regularization", "expected"}
+    normal = {"normalization", "zca_regularization", "mean", "std"}
+    named = {"dataset", "revision", "expected"} | normal
     reading = source.model_dump(mode="json", exclude=named | training)
     identity = [VERSION, "source", reading, provenance.identity(), seed]
     folder = runs / f"source-{fingerprint(identity)}"
-    normalizing = [source.normalization, source.zca_regularization]
+    normalizing = source.model_dump(mode="json", include=normal)
     normalized = folder / f"normalization-{fingerprint(normalizing)}.safetensors"
     data, store = folder / "data.safetensors", RowFiles(folder, runtime)
     parts = [data, store.path("train"), store.path("test")]
@@ -133,8 +135,19 @@ def load_source(
 
 
 def fit(decoded: Decoded, source: Source, runtime: Runtime) -> Normalization:
-    """The normalization of the training images; processes share the reading where they can."""
+    """The normalization of the training images; processes share the reading where they can.
+
+    Raises:
+        DataError: `source.mean` is of another number of channels than the images have.
+    """
     images_NCHW = decoded.train.images_NCHW
+    if source.mean is not None and source.std is not None:
+        if len(source.mean) != decoded.shape.c:
+            raise DataError(
+                f"source.mean: got {len(source.mean)} numbers for images of {decoded.shape.c} "
+                "channels; give one for every channel, or set source.channels"
+            )
+        return Normalization(torch.tensor(source.mean), torch.tensor(source.std))
     if source.normalization != "mean_std":
         return Normalization.fit(decoded.train, source.normalization, source.zca_regularization)
     processes = runtime.accelerator.num_processes
