@@ -170,6 +170,7 @@ def by_one(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.mark.gloo
+@pytest.mark.timeout(120)
 @pytest.mark.parametrize("processes", [2, 4])
 def test_two_and_four_processes_share_a_batch_and_make_the_same_bits(
     tmp_path: Path, by_one: dict[str, str], processes: int
