@@ -1,52 +1,57 @@
-"""Time one step of recover against a plain eager loop written from the paper's formulas.
+"""One step of recovering images against a plain eager loop written from the papers' formulas.
 
-Run by hand, for example on one core: `taskset -c 1 python tests/benchmarks/recover.py convnet`.
 The plain loop is what the authors' programs do: a hook per BatchNorm layer that reads the mean,
 copies the channels to the front and reads the variance; random resized crop, flip and roll; Adam.
-Both move the same images with the same networks, one after the other, in the same process.
+Both move images of equal size with the same network.
 """
 
-import argparse
-import resource
-import statistics
-import time
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 import torchvision
 import torchvision.transforms.v2 as tv
-from torch import nn
+from torch import Tensor, nn
 
 from distill_datasets.canvases.pixels import PixelImages
 from distill_datasets.labels.table import FixedLabels
 from distill_datasets.objectives.recover import Recover
-from distill_datasets.runtime import LaneDraws, keep_freed_memory
+from distill_datasets.runtime import LaneDraws
 from distill_datasets.types import Distilled, TeacherNetwork, Teachers
+from tests.benchmarks.work import REFERENCE, Run, Size, Work, relative_error
+
+CPU = torch.device("cpu")
+CLASSES = 100
+BN_WEIGHT, FIRST_BN_WEIGHT = 0.01, 10.0
+MEAN_C, STD_C = torch.full((3,), 0.5), torch.full((3,), 0.25)
+WAYS: dict[str, dict[str, object]] = {
+    "float32": {},
+    "compiled": {"compile": True},
+    "bf16_compiled": {"compile": True, "precision": "bfloat16"},
+}
 
 
-def convnet(side: int) -> nn.Module:
-    """ConvNet-3 of width 128 with BatchNorm."""
-    layers: list[nn.Module] = []
-    for channels in (3, 128, 128):
-        layers += [nn.Conv2d(channels, 128, 3, padding=1, bias=False), nn.BatchNorm2d(128)]
-        layers += [nn.ReLU(), nn.AvgPool2d(2)]
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(128 * (side // 8) ** 2, 100))
-
-
-def resnet18(side: int) -> nn.Module:
-    """ResNet-18, with the small stem below 128 px."""
-    net = torchvision.models.resnet18(num_classes=100)
+def teacher(side: int, device: torch.device) -> nn.Module:
+    """ResNet-18 with some running statistics, and with the small stem below 128 px."""
+    torch.manual_seed(0)
+    net = torchvision.models.resnet18(num_classes=CLASSES)
     if side < 128:
         net.conv1, net.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
-    return net
+    for layer in net.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            assert layer.running_mean is not None and layer.running_var is not None
+            layer.running_mean.normal_(0, 0.3)
+            layer.running_var.uniform_(0.5, 1.5)
+    return net.eval().requires_grad_(False).to(device)
 
 
-def plain(net: nn.Module, images: int, side: int, device: torch.device) -> Callable[[], None]:
-    """One step of the authors' loop."""
-    kept: list[torch.Tensor] = []
+def plain_loss(net: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
+    """Cross-entropy and the distance of BatchNorm statistics, by hooks."""
+    kept: list[Tensor] = []
 
-    def hook(layer: nn.Module, inputs: tuple[torch.Tensor, ...], _: torch.Tensor) -> None:
+    def hook(layer: nn.Module, inputs: tuple[Tensor, ...], _: Tensor) -> None:
+        assert isinstance(layer, nn.BatchNorm2d)
+        assert layer.running_mean is not None and layer.running_var is not None
         seen = inputs[0]
         mean = seen.mean([0, 2, 3])
         var = seen.permute(1, 0, 2, 3).contiguous().view(seen.shape[1], -1).var(1, unbiased=False)
@@ -56,48 +61,56 @@ def plain(net: nn.Module, images: int, side: int, device: torch.device) -> Calla
     for layer in net.modules():
         if isinstance(layer, nn.BatchNorm2d):
             layer.register_forward_hook(hook)
+
+    def loss(images: Tensor, labels: Tensor) -> Tensor:
+        kept.clear()
+        entropy = F.cross_entropy(net(images), labels)
+        return entropy + BN_WEIGHT * (FIRST_BN_WEIGHT * kept[0] + torch.stack(kept[1:]).sum())
+
+    return loss
+
+
+def plain(images: int, side: int, device: torch.device) -> Run:
+    """One step of the authors' loop."""
+    loss_of = plain_loss(teacher(side, device))
     pixels = torch.randn(images, 3, side, side, device=device, requires_grad=True)
-    labels = torch.arange(images, device=device) % 100
+    labels = torch.arange(images, device=device) % CLASSES
     rule = torch.optim.Adam([pixels], 0.25, (0.5, 0.9))
     crop, flip = tv.RandomResizedCrop(side, antialias=False), tv.RandomHorizontalFlip()
 
     def step() -> None:
-        kept.clear()
-        seen = flip(crop(pixels)).roll((1, 2), (2, 3))
-        loss = F.cross_entropy(net(seen), labels)
-        loss = loss + 0.01 * (10 * kept[0] + sum(kept[1:], torch.zeros((), device=device)))
+        loss = loss_of(flip(crop(pixels)).roll((1, 2), (2, 3)), labels)
         rule.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         rule.step()
         with torch.no_grad():
             pixels.clamp_(-2, 2)
-        loss.item()
 
     return step
 
 
-def ours(
-    settings: Recover, net: nn.Module, images: int, side: int, device: torch.device
-) -> Callable[[], None]:
+def problem(images: int, side: int, device: torch.device) -> tuple[Distilled, Teachers]:
+    """Images of as many classes as fit, and their teacher."""
+    classes_B = torch.arange(images) % CLASSES
+    targets_BK = F.one_hot(classes_B, CLASSES).float()
+    noise = torch.rand(images, 3, side, side, generator=torch.Generator().manual_seed(0))
+    canvas, labels = PixelImages(noise, classes_B, "clip"), FixedLabels(targets_BK, targets_BK)
+    distilled = Distilled(canvas, labels, MEAN_C, STD_C).to(device)
+    return distilled, Teachers([TeacherNetwork(teacher(side, device))])
+
+
+def ours(fields: dict[str, object], images: int, side: int, device: torch.device) -> Run:
     """One step of the objective, with the update."""
-    classes_B = torch.arange(images) % 100
-    targets_BK = F.one_hot(classes_B, 100).float()
-    distilled = Distilled(
-        PixelImages(torch.rand(images, 3, side, side), classes_B, "clip"),
-        FixedLabels(targets_BK, targets_BK),
-        torch.full((3,), 0.5),
-        torch.full((3,), 0.25),
-    ).to(device)
-    teachers = Teachers([TeacherNetwork(net)])
+    settings = Recover.model_validate({"bn_weight": BN_WEIGHT, **fields})
+    distilled, teachers = problem(images, side, device)
     (pixels,) = distilled.parameters()
     rule = torch.optim.Adam([pixels], 0.25, (0.5, 0.9))
     done = 0
 
     def step() -> None:
         nonlocal done
-        (pixels.grad,) = settings.pull(
-            distilled, teachers, LaneDraws(0, done, 0, 1000)
-        ).grads.values()
+        draw = LaneDraws(0, done, 0, 1000)
+        (pixels.grad,) = settings.pull(distilled, teachers, draw).grads.values()
         rule.step()
         distilled.canvas.project()
         done += 1
@@ -105,70 +118,46 @@ def ours(
     return step
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("network", choices=["convnet", "resnet18"])
-    parser.add_argument("--images", type=int, default=100)
-    parser.add_argument("--side", type=int, default=32)
-    parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--only", nargs="*")
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
-    torch.set_flush_denormal(True)
-    keep_freed_memory()
-    torch.manual_seed(0)
-    accelerated = torch.accelerator.is_available()
-    device = torch.accelerator.current_accelerator() if accelerated else torch.device("cpu")
-    assert device is not None
-    make = {"convnet": convnet, "resnet18": resnet18}[given.network]
-    with torch.no_grad():
-        net = make(given.side).eval().requires_grad_(False).to(device)
-        for layer in net.modules():
-            if isinstance(layer, nn.BatchNorm2d):
-                layer.running_mean.normal_(0, 0.3)
-                layer.running_var.uniform_(0.5, 1.5)
-    lower = {"precision": "bfloat16"}
-    rows: dict[str, Recover | None] = {
-        "plain eager loop": None,
-        "eager": Recover(),
-        "eager bfloat16": Recover(**lower),
-        "eager bfloat16 channels_last": Recover(**lower, channels_last=True),
-        "compiled": Recover(compile=True),
-        "compiled bfloat16": Recover(compile=True, **lower),
-        "compiled bfloat16 channels_last": Recover(compile=True, channels_last=True, **lower),
+def check() -> dict[str, float]:
+    """The gradient in the pixels as they are, without a view."""
+    images, side = 8, 16
+    distilled, teachers = problem(images, side, CPU)
+    (pixels,) = distilled.parameters()
+    labels = torch.arange(images) % CLASSES
+    loss_of = plain_loss(teacher(side, CPU))
+    shown, _ = distilled(torch.arange(images))
+    loss = loss_of(shown, labels)
+    (expected,) = torch.autograd.grad(loss, pixels)
+    settings = Recover(bn_weight=BN_WEIGHT, crop=None, flip=False, roll=0)
+    found = settings.pull(distilled, teachers, LaneDraws(0, 0, 0, 1))
+    (got,) = found.grads.values()
+    return {
+        "loss": abs(found.loss - loss.item()) / abs(loss.item()),
+        "gradient": relative_error(got, expected),
     }
-    steps: dict[str, Callable[[], None]] = {}
-    for name, settings in rows.items():
-        if given.only and name not in given.only:
-            continue
-        sized = (given.images, given.side, device)
-        own = make(given.side).eval().requires_grad_(False).to(device)
-        own.load_state_dict(net.state_dict())
-        steps[name] = plain(own, *sized) if settings is None else ours(settings, own, *sized)
-        began = time.perf_counter()
-        steps[name]()
-        steps[name]()
-        print(f"{name}: first two steps {time.perf_counter() - began:.1f} s", flush=True)
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(given.steps):  # in turn, so that what else the machine does slows all alike
-        for name, step in steps.items():
-            began = time.perf_counter()
-            step()
-            seconds[name].append(time.perf_counter() - began)
-    base = statistics.median(seconds[next(iter(steps))])
-    for name, each in seconds.items():
-        median = statistics.median(each)
-        print(
-            f"{given.network} {given.images} x {given.side} px, {name}: {median:.4f} s per step "
-            f"(least {min(each):.4f}), {given.images / median:.0f} image-iterations/s, "
-            f"{base / median:.2f} x"
-        )
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    if accelerated:
-        peak = torch.accelerator.max_memory_allocated() / 2**20
-    print(f"peak {peak:.0f} MiB; --only NAME measures that of one way")
 
 
-if __name__ == "__main__":
-    main()
+def recover_work(name: str, sizes: dict[Size, tuple[int, int]]) -> Work:
+    """The plain loop against the objective, eager and by torch's compiler."""
+
+    def side_of(fields: dict[str, object]) -> Callable[[Size, torch.device], Run]:
+        return lambda size, device: ours(fields, *sizes[size], device)
+
+    return Work(
+        name,
+        {
+            size: f"recover step: {images} images of {side} px, ResNet-18"
+            for size, (images, side) in sizes.items()
+        },
+        {
+            REFERENCE: lambda size, device: plain(*sizes[size], device),
+            **{way: side_of(fields) for way, fields in WAYS.items()},
+        },
+        {"float32": 1.0, "compiled": 1.3, "bf16_compiled": 2.3},
+        check,
+        {"loss": 1e-5, "gradient": 1e-4},
+    )
+
+
+RECOVER_32 = recover_work("recover-32", {"tiny": (8, 16), "cpu": (100, 32), "paper": (100, 32)})
+RECOVER_224 = recover_work("recover-224", {"tiny": (8, 16), "cpu": (10, 224), "paper": (100, 224)})

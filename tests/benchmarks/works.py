@@ -2,6 +2,7 @@
 
 from tests.benchmarks.outer_steps import DISTRIBUTION, UNROLLED_32, UNROLLED_96
 from tests.benchmarks.processes import PROCESSES
+from tests.benchmarks.recover import RECOVER_32, RECOVER_224
 from tests.benchmarks.students import BATCHES, STUDENTS_CONVNET, STUDENTS_LENET
 from tests.benchmarks.work import Work
 
@@ -15,5 +16,7 @@ WORKS: dict[str, Work] = {
         STUDENTS_LENET,
         BATCHES,
         PROCESSES,
+        RECOVER_32,
+        RECOVER_224,
     )
 }
