@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal
 from unittest import mock
 
 import torch
+from accelerate import PartialState
 from recover_problem import residual, teachers
 from tiny import toy_real
 
@@ -92,3 +93,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    PartialState().destroy_process_group()  # as the end of a run does

@@ -13,6 +13,7 @@ from typing import Any, Literal, cast
 from unittest import mock
 
 import torch
+from accelerate import PartialState
 from tiny import NET
 from torch import Tensor, nn
 
@@ -119,3 +120,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    PartialState().destroy_process_group()  # as the end of a run does

@@ -35,9 +35,11 @@ SHARED = {"shards": 4, "members": 2, "augment": AUGMENT}
 PROGRAM = """
 import sys
 from pathlib import Path
+from accelerate import PartialState
 sys.path.insert(0, {tests!r})
 from test_squeeze_training import SHARED, squeeze
 squeeze(Path(sys.argv[1]), **SHARED)
+PartialState().destroy_process_group()  # as the end of a run does
 """
 
 
