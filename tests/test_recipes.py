@@ -62,6 +62,7 @@ class Known(NamedTuple):
     classes: dict[str, int]
     image: str = "image"
     test: str = "test"
+    some_gray: bool = False
 
 
 EMBEDDED = Known(1, 8, {"label": 10})
@@ -70,13 +71,15 @@ KNOWN = {
     "uoft-cs/cifar100": Known(3, 32, {"fine_label": 100, "coarse_label": 20}, image="img"),
     "ylecun/mnist": Known(1, 28, {"label": 10}),
     "zalando-datasets/fashion_mnist": Known(1, 28, {"label": 10}),
-    "zh-plus/tiny-imagenet": Known(3, 64, {"label": 200}, test="valid"),
-    "path/to/cub200": Known(3, 40, {"label": 200}),
+    "zh-plus/tiny-imagenet": Known(3, 64, {"label": 200}, test="valid", some_gray=True),
+    "path/to/cub200": Known(3, 40, {"label": 200}, some_gray=True),
     "path/to/mnist-m": Known(3, 32, {"label": 10}),
-    "johnowhitaker/imagenette2-320": Known(3, 240, {"label": 10}, test="validation"),
+    "johnowhitaker/imagenette2-320": Known(
+        3, 240, {"label": 10}, test="validation", some_gray=True
+    ),
     # fewer classes than in truth, so that the stand-ins are made in a moment
-    "ILSVRC/imagenet-1k": Known(3, 240, {"label": 12}, test="validation"),
-    "path/to/imagenet-21k-p": Known(3, 240, {"label": 12}),
+    "ILSVRC/imagenet-1k": Known(3, 240, {"label": 12}, test="validation", some_gray=True),
+    "path/to/imagenet-21k-p": Known(3, 240, {"label": 12}, some_gray=True),
 }
 DISTILLED = "path/to/mnist-dm-ipc1"
 
@@ -93,10 +96,11 @@ def stand_in(known: Known, folder: Path) -> Path:
     }
     for split, each in (("train", 4), (known.test, 1)):
         images_NCHW = noise(each * count, known.channels, known.side, seed=each).numpy()
+        images = [Image.fromarray(image.transpose(1, 2, 0).squeeze()) for image in images_NCHW]
+        if known.some_gray:
+            images[-1] = images[-1].convert("L")
         columns: dict[str, list[Any]] = {
-            known.image: [
-                Image.fromarray(image.transpose(1, 2, 0).squeeze()) for image in images_NCHW
-            ],
+            known.image: images,
             **{
                 column: [row % count % classes for row in range(each * count)]
                 for column, classes in known.classes.items()
