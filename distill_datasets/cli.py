@@ -14,11 +14,20 @@ from rich.markup import escape
 from rich.table import Table
 
 from distill_datasets.errors import ArtifactError, DistillError
+from distill_datasets.later import put_off
 from distill_datasets.launch import become, is_main_process, processes_to_start
 
 if TYPE_CHECKING:
     from distill_datasets.pipeline import Outcome
     from distill_datasets.recipe import Recipe
+
+SLOW = (
+    *("numpy", "torch", "torch.nn", "torch.nn.functional"),
+    *("torchvision", "torchvision.models"),
+    *("accelerate", "accelerate.utils"),
+    *("safetensors", "safetensors.torch"),
+)
+"""What the modules of a recipe import and use only to compute."""
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -128,7 +137,8 @@ def check(
     skip_bad_rows: SkipBadRows = False,
 ) -> None:
     """Validate a recipe without reading its data; lists every problem at once."""
-    loaded = _load(recipe, overrides, profile, skip_bad_rows)
+    with put_off(*SLOW):
+        loaded = _load(recipe, overrides, profile, skip_bad_rows)
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"{recipe}: valid, sha256 {loaded.sha256()[:12]}", markup=False)
 

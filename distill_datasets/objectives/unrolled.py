@@ -10,13 +10,14 @@ to give it back and fault it in again.
 Shape suffixes: B examples of a step, K classes, P all weights of a network.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field, SerializeAsAny, model_validator
-from torch import Tensor
 
 from distill_datasets.augment import Augment
 from distill_datasets.errors import RecipeError
@@ -24,7 +25,6 @@ from distill_datasets.inner import Adam, Optimizer, Sgd, State
 from distill_datasets.plugins import part
 from distill_datasets.types import (
     Batch,
-    Distilled,
     Draw,
     Estimate,
     LaneDraw,
@@ -36,7 +36,10 @@ from distill_datasets.types import (
 )
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from distill_datasets.data.source import RealData
+    from distill_datasets.distilled_modules import Distilled
 
 
 class Point(NamedTuple):
@@ -46,7 +49,7 @@ class Point(NamedTuple):
     state: State
     step: int
 
-    def leaf(self) -> "Point":
+    def leaf(self) -> Point:
         """The same values, cut from their past and ready to be differentiated."""
         weights_P = self.weights_P.detach().requires_grad_()
         return Point(
@@ -207,7 +210,7 @@ class Unrolled(Objective):
         return self.real_batch
 
     def estimate(
-        self, distilled: Distilled, networks: NetworkSource, real: "RealData", draw: LaneDraw
+        self, distilled: Distilled, networks: NetworkSource, real: RealData, draw: LaneDraw
     ) -> Estimate:
         """Loss on real images after a random number of steps, and its gradient.
 
@@ -225,7 +228,7 @@ class Unrolled(Objective):
         return self._through_recomputation(distilled, network, point, real, draw)
 
     def _through_graph(
-        self, distilled: Distilled, network: Sampled, start: Point, real: "RealData", draw: Draw
+        self, distilled: Distilled, network: Sampled, start: Point, real: RealData, draw: Draw
     ) -> Estimate:
         point = start.leaf()
         for _ in range(self.window):
@@ -236,7 +239,7 @@ class Unrolled(Objective):
         return Estimate(loss, dict(zip(names, grads, strict=True)), {"inner_steps": point.step})
 
     def _through_recomputation(
-        self, distilled: Distilled, network: Sampled, start: Point, real: "RealData", draw: Draw
+        self, distilled: Distilled, network: Sampled, start: Point, real: RealData, draw: Draw
     ) -> Estimate:
         point, trail = start, list[tuple[Point, Tensor]]()
         for _ in range(self.window):
@@ -361,7 +364,7 @@ class Unrolled(Objective):
         return self.optimizer.model_copy(update={"lr": distilled.step_sizes()[step]})
 
     def _judge(
-        self, network: Sampled, weights_P: Tensor, real: "RealData", draw: Draw
+        self, network: Sampled, weights_P: Tensor, real: RealData, draw: Draw
     ) -> tuple[float, Tensor]:
         """The source's cross-entropy on one real batch, and its gradient, chunk by chunk."""
         rng = draw("real")
