@@ -149,11 +149,12 @@ def list_parts() -> None:
     from distill_datasets.plugins import BUILT_IN, load, names
 
     table = Table("axis", "name", "what", "paper", box=None, header_style="bold")
-    for axis in BUILT_IN:
-        for name in sorted(names(axis)):
-            cls = load(axis, name)
-            what = (cls.__doc__ or "").strip().partition("\n")[0]
-            table.add_row(axis, name, escape(what), escape(cls.paper))
+    with put_off(*SLOW):
+        for axis in BUILT_IN:
+            for name in sorted(names(axis)):
+                cls = load(axis, name)
+                what = (cls.__doc__ or "").strip().partition("\n")[0]
+                table.add_row(axis, name, escape(what), escape(cls.paper))
     Console().print(table)
 
 

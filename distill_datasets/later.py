@@ -20,8 +20,14 @@ class Later(ModuleType):
     """Stands for a module; what is asked of it is looked up in the real one, imported for that."""
 
     def __getattr__(self, name: str) -> object:
+        return getattr(self._real(), name)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        setattr(self._real(), name, value)
+
+    def _real(self) -> ModuleType:
         _give_way()
-        return getattr(importlib.import_module(self.__name__), name)
+        return importlib.import_module(self.__name__)
 
 
 class _Submodules(MetaPathFinder):
@@ -77,12 +83,10 @@ def put_off(*names: str) -> Iterator[None]:
         spec = PathFinder.find_spec(name, holder.__path__ if holder else None)
         if spec is None:
             continue
-        module = Later(name)
-        module.__spec__ = spec
-        module.__path__ = list(spec.submodule_search_locations or [])
-        sys.modules[name] = module
+        module = sys.modules[name] = Later(name)
+        vars(module).update(__spec__=spec, __path__=spec.submodule_search_locations or [])
         if holder is not None:
-            setattr(holder, last, module)
+            vars(holder)[last] = module
     finder = _Submodules()
     sys.meta_path.insert(0, finder)
     try:

@@ -291,7 +291,7 @@ def train_student(
             )
         targets_BK = smoothed(targets_BK, settings.label_smoothing)
         optimizer.zero_grad()
-        losses = list[Tensor]()
+        losses = list[torch.Tensor]()
         with drawing(module, draw("dropout", step)):
             for images, targets in zip(
                 torch.split(images_BCHW, chunk), torch.split(targets_BK, chunk), strict=True

@@ -27,7 +27,7 @@ def state_of(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, T
         tensors |= {
             f"optimizer/{number}/{name}": value
             for name, value in state.items()
-            if isinstance(value, Tensor)
+            if isinstance(value, torch.Tensor)
         }
     return tensors
 

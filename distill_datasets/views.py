@@ -289,7 +289,7 @@ def _places(
     near_BS = from_BS.floor().minimum(length_B1 - 1)
     far_BS = (near_BS + 1).minimum(length_B1 - 1)
     part_BS = from_BS - near_BS
-    pairs = list[tuple[Tensor, Tensor]]()
+    pairs = list[tuple[torch.Tensor, torch.Tensor]]()
     for place_BS, weight_BS in ((near_BS, 1 - part_BS), (far_BS, part_BS)):
         place_BS = (start_B1 + place_BS).long()
         weight_BS = weight_BS * ((place_BS >= 0) & (place_BS < side))

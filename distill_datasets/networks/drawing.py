@@ -4,20 +4,14 @@ torchvision draws fresh weights in its constructors and drops out while it train
 state that all threads of a process share. Here the same calls get a generator.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
 
 DRAWING = {
     Tensor.normal_,

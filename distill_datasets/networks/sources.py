@@ -59,13 +59,13 @@ class FlatNetwork:
         return logits_BK
 
     def layers(self, weights_P: Tensor, images_BCHW: Tensor) -> Layers:
-        kept = list[Tensor]()
+        kept = list[torch.Tensor]()
         hooks = [
             layer.register_forward_hook(lambda _, inputs, output: kept.append(output))
             for layer in self._module.modules()
             if isinstance(layer, nn.ReLU)
         ]
-        embedded = list[Tensor]()
+        embedded = list[torch.Tensor]()
         *_, classifier = (layer for layer in self._module.modules() if isinstance(layer, nn.Linear))
         hooks.append(
             classifier.register_forward_pre_hook(lambda _, inputs: embedded.append(inputs[0]))
