@@ -25,7 +25,6 @@ from distill_datasets.errors import ArtifactError
 if TYPE_CHECKING:
     from torch import Tensor
 
-
 DONE = "DONE.json"
 
 

@@ -20,7 +20,6 @@ from distill_datasets.types import Section
 if TYPE_CHECKING:
     from torch import Tensor
 
-
 Operation = Literal["flip", "rotate", "shift", "scale", "color", "crop", "cutout"]
 Uniform = Callable[[float, float], "Tensor"]
 """Draws one number per image, or one for all."""

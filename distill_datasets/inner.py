@@ -20,7 +20,6 @@ from distill_datasets.types import Part
 if TYPE_CHECKING:
     from torch import Tensor
 
-
 State = tuple["Tensor", ...]
 
 

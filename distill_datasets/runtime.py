@@ -32,7 +32,6 @@ from distill_datasets.types import Draw
 if TYPE_CHECKING:
     from torch import Tensor
 
-
 logger = logging.getLogger("distill_datasets")
 T = TypeVar("T")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3

@@ -19,7 +19,6 @@ from distill_datasets.views import random_crops
 if TYPE_CHECKING:
     from torch import Tensor
 
-
 Curriculum = Literal["none", "cosine", "linear", "step"]
 
 

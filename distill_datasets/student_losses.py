@@ -14,7 +14,6 @@ import torch.nn.functional as F
 if TYPE_CHECKING:
     from torch import Tensor
 
-
 Loss = Literal["soft", "kl", "mse"]
 
 

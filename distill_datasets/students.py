@@ -28,7 +28,6 @@ from distill_datasets.types import Draw, Section, Shape
 if TYPE_CHECKING:
     from torch import Tensor
 
-
 Reference = Literal["random_real", "herding", "k_center", "class_mean", "full"]
 
 WARMUP_START = 0.01

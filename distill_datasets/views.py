@@ -25,7 +25,6 @@ from distill_datasets.types import Draw
 if TYPE_CHECKING:
     from torch import Tensor
 
-
 TRIES = 10
 """Rectangles drawn for a view before the largest that fits is taken instead, as in torchvision."""
 

@@ -16,7 +16,6 @@ import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-
 Bounds = Literal["sigmoid", "clip"]
 EDGE = 0.02
 """Real pixels are pulled this far inside the range, where the sigmoid still has a slope."""

@@ -25,7 +25,6 @@ from distill_datasets.types import Batch, Shape
 if TYPE_CHECKING:
     from torch import Tensor
 
-
 logger = logging.getLogger("distill_datasets")
 
 Sampling = Literal["uniform", "balanced"]

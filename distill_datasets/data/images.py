@@ -32,7 +32,6 @@ from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 if TYPE_CHECKING:
     from torch import Tensor
 
-
 GRAY_MODES = frozenset({"1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L", "I;16N"})
 WIDE_MODES = frozenset({"I", "I;16", "I;16B", "I;16L", "I;16N"})
 SOLID_MODES = frozenset({"1", "L", "RGB"})

@@ -32,7 +32,6 @@ from distill_datasets.errors import DataError
 if TYPE_CHECKING:
     from torch import Tensor
 
-
 logger = logging.getLogger("distill_datasets")
 
 Kind = Literal["mean_std", "zca"]

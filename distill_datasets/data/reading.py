@@ -31,7 +31,6 @@ from distill_datasets.errors import DataError
 if TYPE_CHECKING:
     from torch import Tensor
 
-
 BATCH_ROWS = 256
 BATCH_BYTES = 2**24
 CELLS_AT_ONCE = 64

@@ -30,7 +30,6 @@ from distill_datasets.types import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-
 ArchitectureField = Annotated[SerializeAsAny[Architecture], part("architectures")]
 
 

@@ -23,7 +23,6 @@ from distill_datasets.types import Architecture, Shape
 if TYPE_CHECKING:
     pass
 
-
 RESNET = "ResNet, arXiv:1512.03385"
 PAPERS = {
     "alexnet": "AlexNet, arXiv:1404.5997",
@@ -49,11 +48,8 @@ PAPERS = {
     "wide_resnet": "Wide ResNet, arXiv:1605.07146",
 }
 """By the beginning of a model's name; the first that fits."""
-USUAL = frozenset(
-    {"alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "mobilenet_v2", "regnet_y_8gf"}
-    | {"resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2"}
-    | {"shufflenet_v2_x0_5", "shufflenet_v2_x1_0", "swin_t", "swin_v2_t", "vgg11", "vit_b_16"}
-)
+RESNETS = {"resnet18", "resnet34", "resnet50", "resnet101", "resnet152"}
+USUAL = RESNETS | {"densenet121", "efficientnet_b0", "mobilenet_v2", "shufflenet_v2_x0_5"}
 """Models that every torchvision has; other names are looked up in it, which takes seconds."""
 # the auxiliary classifiers would make the output a tuple while the network trains
 WITHOUT_AUXILIARY = {"aux_logits": False, "init_weights": True}

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn.modules.batchnorm import _BatchNorm
 
-
 Precision = Literal["float32", "bfloat16"]
 
 
