@@ -118,7 +118,8 @@ def plan(
         typer.Option(min=1.0, help="Of one GPU, for hours on 1, 8 and 64; for example 2e13."),
     ] = None,
     probe: Annotated[
-        bool, typer.Option("--probe", help="Measure that here, in ten seconds.")
+        bool,
+        typer.Option("--probe", help="Measure that here, and the memory of an unrolled window."),
     ] = False,
 ) -> None:
     """Print stages, parts, sizes and work of a recipe; reads a few rows and trains nothing.

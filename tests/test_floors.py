@@ -54,6 +54,7 @@ FLOORS = [
     ["stages"],
     ["contents"],
     ["pipeline", "costs"],
+    ["footprint"],
     ["plan", "presets", "api"],
     ["cli", "__init__", "__main__"],
 ]

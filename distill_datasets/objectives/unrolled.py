@@ -280,7 +280,7 @@ class Unrolled(Objective):
         shown = self._examples(distilled, start.step, draw)
         back = list[tuple[torch.Tensor, ...]]()
         leaves = Batch(*(tensor.detach().requires_grad_() for tensor in shown))
-        for chunk in self._chunks(leaves):
+        for chunk in self.chunks(leaves):
             part_P = self._part_of_slope(network, start.weights_P, chunk, len(shown[0]), True)
             curved_P, *of_chunk = torch.autograd.grad(part_P, [start.weights_P, *chunk], pull_P)
             through_P = through_P + curved_P
@@ -309,7 +309,7 @@ class Unrolled(Objective):
         images_BCHW, targets_BK = distilled(index_B.to(distilled.mean_C.device))
         return Batch(self.augment(images_BCHW, rng), targets_BK)
 
-    def _chunks(self, batch: Batch) -> Iterator[Batch]:
+    def chunks(self, batch: Batch) -> Iterator[Batch]:
         """The batch in pieces that are differentiated one after another."""
         on_cpu = batch.images_BCHW.device.type == "cpu"
         size = self.chunk or (32 if on_cpu else 512)
@@ -325,11 +325,11 @@ class Unrolled(Objective):
         (part_P,) = torch.autograd.grad(share, weights_P, create_graph=tracked)
         return part_P
 
-    def _slope(self, network: Sampled, weights_P: Tensor, batch: Batch, tracked: bool) -> Tensor:
+    def slope(self, network: Sampled, weights_P: Tensor, batch: Batch, tracked: bool) -> Tensor:
         """The gradient (P,) of the mean loss of a batch."""
         parts = [
             self._part_of_slope(network, weights_P, chunk, len(batch.images_BCHW), tracked)
-            for chunk in self._chunks(batch)
+            for chunk in self.chunks(batch)
         ]
         return parts[0] if len(parts) == 1 else torch.stack(parts).sum(dim=0)
 
@@ -339,7 +339,7 @@ class Unrolled(Objective):
         """A step of training that leaves no graph, and the gradient that it followed."""
         with torch.no_grad():
             batch = self._examples(distilled, point.step, draw)
-        slope_P = self._slope(network, point.weights_P.detach().requires_grad_(), batch, False)
+        slope_P = self.slope(network, point.weights_P.detach().requires_grad_(), batch, False)
         with torch.no_grad():
             return self._moved(distilled, point, slope_P), slope_P
 
@@ -348,7 +348,7 @@ class Unrolled(Objective):
     ) -> Point:
         """A step of training as a differentiable function of the point and the distilled set."""
         batch = self._examples(distilled, point.step, draw)
-        slope_P = self._slope(network, point.weights_P, batch, True)
+        slope_P = self.slope(network, point.weights_P, batch, True)
         return self._moved(distilled, point, slope_P)
 
     def _moved(self, distilled: Distilled, point: Point, slope_P: Tensor) -> Point:
@@ -374,7 +374,7 @@ class Unrolled(Objective):
         images_BCHW = self.augment(images_BCHW, rng)
         leaf_P = weights_P.detach().requires_grad_()
         loss, adjoint_P = 0.0, torch.zeros_like(leaf_P)
-        for images, targets in self._chunks(Batch(images_BCHW, targets_BK)):
+        for images, targets in self.chunks(Batch(images_BCHW, targets_BK)):
             summed = real.cross_entropy(network(leaf_P, images), targets, reduction="sum")
             share = summed / len(images_BCHW)
             adjoint_P += torch.autograd.grad(share, leaf_P)[0]
