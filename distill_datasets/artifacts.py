@@ -4,6 +4,8 @@ Nothing here ever deletes or overwrites a finished folder. A folder's name carri
 everything that decides its content, so another recipe is another folder.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 import os
@@ -11,15 +13,17 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import safetensors
+import safetensors.torch
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
 from distill_datasets.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 DONE = "DONE.json"
 
@@ -127,7 +131,9 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], note: object = None) -
     """
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     metadata = {"note": canonical_json(note)}
-    write_atomically(path, lambda temporary: save_file(on_cpu, temporary, metadata))
+    write_atomically(
+        path, lambda temporary: safetensors.torch.save_file(on_cpu, temporary, metadata)
+    )
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
@@ -140,12 +146,12 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
         ArtifactError: the file is missing or damaged.
     """
     try:
-        with safe_open(path, framework="pt") as file:
+        with safetensors.safe_open(path, framework="pt") as file:
             note = json.loads((file.metadata() or {}).get("note", "null"))
             return {name: file.get_tensor(name) for name in file.keys()}, note  # noqa: SIM118
     except FileNotFoundError as error:
         raise ArtifactError(f"{path}: no such file") from error
-    except SafetensorError as error:
+    except safetensors.SafetensorError as error:
         raise ArtifactError(
             f"{path}: not a readable safetensors file ({error}); move it away and run again"
         ) from error
@@ -155,7 +161,7 @@ def write_rows(
     path: Path,
     shape: tuple[int, ...],
     chunks: Iterable[Tensor],
-    dtype: torch.dtype = torch.uint8,
+    dtype: torch.dtype | None = None,
 ) -> None:
     """Write an array of many rows as one .npy file, atomically, holding one chunk at a time.
 
@@ -163,11 +169,12 @@ def write_rows(
         path: the file to make; `open_rows` and `numpy.load` read it.
         shape: the shape of the whole array, rows first.
         chunks: consecutive rows, each (rows of the chunk, *shape[1:]); taken as they are written.
-        dtype: what every chunk has and the file holds.
+        dtype: what every chunk has and the file holds; None: torch.uint8.
 
     Raises:
         ArtifactError: a chunk has another shape or dtype, or there are too few or too many rows.
     """
+    dtype = dtype or torch.uint8
 
     def write(temporary: Path) -> None:
         rows = 0
@@ -187,7 +194,7 @@ def write_rows(
     write_atomically(path, write)
 
 
-def create_rows(path: Path, shape: tuple[int, ...], dtype: torch.dtype = torch.uint8) -> None:
+def create_rows(path: Path, shape: tuple[int, ...]) -> None:
     """Make the file of `write_rows` with nothing but zeros, for `fill_rows` to write into.
 
     Where the file system can, zeros take no space until they are written over.
@@ -195,8 +202,8 @@ def create_rows(path: Path, shape: tuple[int, ...], dtype: torch.dtype = torch.u
 
     def write(temporary: Path) -> None:
         with temporary.open("wb") as file:
-            np.lib.format.write_array_header_1_0(file, _rows_header(shape, dtype))
-            file.truncate(file.tell() + torch.Size(shape).numel() * dtype.itemsize)
+            np.lib.format.write_array_header_1_0(file, _rows_header(shape, torch.uint8))
+            file.truncate(file.tell() + torch.Size(shape).numel())
 
     write_atomically(path, write)
 

@@ -5,19 +5,23 @@ All randomness comes from the generator that is passed in, so a draw can be repl
 Shape suffixes: B images of a batch, C channels, H W pixels.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor
 
 from distill_datasets.types import Section
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 Operation = Literal["flip", "rotate", "shift", "scale", "color", "crop", "cutout"]
-Uniform = Callable[[float, float], Tensor]
+Uniform = Callable[[float, float], "Tensor"]
 """Draws one number per image, or one for all."""
 WARPS = {"rotate", "shift", "scale"}
 

@@ -14,11 +14,20 @@ from rich.markup import escape
 from rich.table import Table
 
 from distill_datasets.errors import ArtifactError, DistillError
+from distill_datasets.later import put_off
 from distill_datasets.launch import become, is_main_process, processes_to_start
 
 if TYPE_CHECKING:
     from distill_datasets.pipeline import Outcome
     from distill_datasets.recipe import Recipe
+
+SLOW = (
+    *("numpy", "torch", "torch.nn", "torch.nn.functional"),
+    *("torchvision", "torchvision.models"),
+    *("accelerate", "accelerate.utils"),
+    *("safetensors", "safetensors.torch"),
+)
+"""What the modules of a recipe import and use only to compute."""
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -109,7 +118,8 @@ def plan(
         typer.Option(min=1.0, help="Of one GPU, for hours on 1, 8 and 64; for example 2e13."),
     ] = None,
     probe: Annotated[
-        bool, typer.Option("--probe", help="Measure that here, in ten seconds.")
+        bool,
+        typer.Option("--probe", help="Measure that here, and the memory of an unrolled window."),
     ] = False,
 ) -> None:
     """Print stages, parts, sizes and work of a recipe; reads a few rows and trains nothing.
@@ -128,7 +138,8 @@ def check(
     skip_bad_rows: SkipBadRows = False,
 ) -> None:
     """Validate a recipe without reading its data; lists every problem at once."""
-    loaded = _load(recipe, overrides, profile, skip_bad_rows)
+    with put_off(*SLOW):
+        loaded = _load(recipe, overrides, profile, skip_bad_rows)
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"{recipe}: valid, sha256 {loaded.sha256()[:12]}", markup=False)
 
@@ -139,11 +150,12 @@ def list_parts() -> None:
     from distill_datasets.plugins import BUILT_IN, load, names
 
     table = Table("axis", "name", "what", "paper", box=None, header_style="bold")
-    for axis in BUILT_IN:
-        for name in sorted(names(axis)):
-            cls = load(axis, name)
-            what = (cls.__doc__ or "").strip().partition("\n")[0]
-            table.add_row(axis, name, escape(what), escape(cls.paper))
+    with put_off(*SLOW):
+        for axis in BUILT_IN:
+            for name in sorted(names(axis)):
+                cls = load(axis, name)
+                what = (cls.__doc__ or "").strip().partition("\n")[0]
+                table.add_row(axis, name, escape(what), escape(cls.paper))
     Console().print(table)
 
 

@@ -9,13 +9,15 @@ from torch import Tensor, nn
 
 import distill_datasets
 from distill_datasets.artifacts import fingerprint, sha256_tensors
-from distill_datasets.networks.zoo import AvgPool2d
+from distill_datasets.distilled import Recovered
+from distill_datasets.distilled_modules import Distilled
+from distill_datasets.networks.layers import AvgPool2d
 from distill_datasets.pictures import to_bytes
 from distill_datasets.published import STARTS, Content, Shown, ViewLabels
 from distill_datasets.recipe import Recipe
 from distill_datasets.stages.source import LoadedSource
 from distill_datasets.students import Evaluate
-from distill_datasets.types import Distilled, Objective, Recovered
+from distill_datasets.types import Objective
 
 _PLAIN = {nn.AvgPool2d, nn.Conv2d, nn.Flatten, nn.GroupNorm, nn.Linear, nn.MaxPool2d, nn.ReLU}
 _PLAIN |= {AvgPool2d}

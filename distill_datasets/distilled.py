@@ -4,12 +4,14 @@ Shape suffixes: B a batch, N distilled examples, K classes, C channels, H W pixe
 label grid.
 """
 
-from abc import ABC, abstractmethod
+from __future__ import annotations
+
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from torch import Tensor, nn
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Batch(NamedTuple):
@@ -17,87 +19,6 @@ class Batch(NamedTuple):
 
     images_BCHW: Tensor
     targets_BK: Tensor
-
-
-class CanvasModule(nn.Module, ABC):
-    """Trainable tensors decoded into displayable images.
-
-    `mix_NG`: the share of each example's area that lies on each cell; `cells_G`: whose cell it is.
-    """
-
-    examples_are_originals: ClassVar[bool]
-    count: int
-    mix_NG: Tensor
-    cells_G: Tensor
-
-    @abstractmethod
-    def forward(self, index_B: Tensor) -> Tensor:
-        """Training examples `index_B` as images in [0, 1], shape (B, C, H, W), differentiable."""
-
-    def project(self) -> None:
-        """Move the trained values back into their domain; called after every outer step."""
-        return
-
-    @abstractmethod
-    def originals(self) -> list[Tensor]:
-        """The trained images themselves, each (C, H, W) in [0, 1]: where the budget is counted."""
-
-    @abstractmethod
-    def geometry(self) -> dict[str, object]:
-        """How examples are cut from the originals, as JSON, for the published `recipe` config."""
-
-
-class LabelModule(nn.Module, ABC):
-    """Targets of the training examples."""
-
-    @abstractmethod
-    def forward(self, index_B: Tensor) -> Tensor:
-        """Targets of the examples `index_B`, (B, K), each row non-negative with sum 1."""
-
-    @abstractmethod
-    def project(self) -> None:
-        """Move the trained values back into their domain; called after every outer step."""
-
-    @abstractmethod
-    def table_GK(self) -> Tensor:
-        """The label of every cell, (G, K)."""
-
-
-class Distilled(nn.Module):
-    """Canvas and labels together: the index of an example becomes a differentiable `Batch`.
-
-    `mean_C` and `std_C` take displayable pixels into the student's input space. `step_sizes` is
-    there when the objective learns them.
-    """
-
-    mean_C: Tensor
-    std_C: Tensor
-
-    def __init__(
-        self,
-        canvas: CanvasModule,
-        labels: LabelModule,
-        mean_C: Tensor,
-        std_C: Tensor,
-        step_sizes: nn.Module | None = None,
-    ) -> None:
-        super().__init__()
-        self.canvas = canvas
-        self.labels = labels
-        self.step_sizes = step_sizes
-        self.register_buffer("mean_C", mean_C, persistent=False)
-        self.register_buffer("std_C", std_C, persistent=False)
-
-    @property
-    def count(self) -> int:
-        """Number of training examples."""
-        return self.canvas.count
-
-    def forward(self, index_B: Tensor) -> Batch:
-        """The examples `index_B` as a student sees them."""
-        pixels_BCHW = self.canvas(index_B)
-        images_BCHW = (pixels_BCHW - self.mean_C[:, None, None]) / self.std_C[:, None, None]
-        return Batch(images_BCHW, self.labels(index_B))
 
 
 class Block(NamedTuple):

@@ -3,16 +3,19 @@
 Shape suffixes: B images, C channels, H W pixels, K classes, N examples.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from distill_datasets.types import Batch
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from distill_datasets.data.source import RealData
 
 
@@ -64,7 +67,7 @@ class Stored(Examples):
         images_BCHW = (pixels_BCHW - self.mean_C[:, None, None]) / self.std_C[:, None, None]
         return Batch(images_BCHW, self.targets_NK[index_B])
 
-    def to(self, device: torch.device) -> "Stored":
+    def to(self, device: torch.device) -> Stored:
         """The same on a device."""
         return Stored(
             self.images_NCHW.to(device),
@@ -79,7 +82,7 @@ class Stored(Examples):
 class Whole(Examples):
     """The training images of the source, normalized batch by batch; drawn and judged as it says."""
 
-    real: "RealData"
+    real: RealData
 
     @property
     def count(self) -> int:

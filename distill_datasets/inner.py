@@ -6,18 +6,21 @@ the distilled set was made for.
 Shape suffixes: P all weights of a network in one vector, T step sizes.
 """
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar, Literal
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor, nn
 
 from distill_datasets.types import Part
 
-State = tuple[Tensor, ...]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+State = tuple["Tensor", ...]
 
 
 class TrainingRule(Part, ABC):
@@ -145,18 +148,3 @@ class AdamW(TrainingRule):
             self.weight_decay,
             fused=True,
         )
-
-
-class StepSizes(nn.Module):
-    """Learned step sizes of the training that the distilled set is made for, kept positive.
-
-    Source: Dataset Distillation (arXiv:1811.10959), whose program trains them under a softplus.
-    """
-
-    def __init__(self, initial: Sequence[float]) -> None:
-        super().__init__()
-        self.raw_T = nn.Parameter(torch.tensor(initial).expm1().log())
-
-    def forward(self) -> Tensor:
-        """Step sizes, (T,); step t of a training run takes the one at t modulo T."""
-        return F.softplus(self.raw_T)

@@ -4,6 +4,8 @@ A step asks the objective for the gradient of each lane, sums the lanes in order
 share, and moves canvas and labels. The loop knows no method: what differs is in the four axes.
 """
 
+from __future__ import annotations
+
 import logging
 import math
 import time
@@ -13,7 +15,6 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 import torch
 from pydantic import Field, SerializeAsAny, model_validator
-from torch import Tensor
 
 from distill_datasets.artifacts import read_tensors, write_tensors
 from distill_datasets.canvases.pixels import Pixels
@@ -26,7 +27,6 @@ from distill_datasets.runtime import LaneDraws, Runtime
 from distill_datasets.types import (
     Canvas,
     CarryingSource,
-    Distilled,
     Labels,
     Networks,
     NetworkSource,
@@ -35,7 +35,10 @@ from distill_datasets.types import (
 )
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from distill_datasets.data.source import RealData
+    from distill_datasets.distilled_modules import Distilled
 
 logger = logging.getLogger("distill_datasets")
 
@@ -134,22 +137,22 @@ class Progressing:
         tensors |= {f"carried/{lane}": values for lane, values in self.carried.items()}
         write_tensors(path, tensors, {"step": self.step, "mean_norm": self.mean_norm.hex()})
 
-    @torch.no_grad()
     def restore(self, path: Path) -> None:
         """Read what `save` wrote, into the parameters themselves."""
-        tensors, note = read_tensors(path)
-        for name, parameter in self.parameters.items():
-            parameter.copy_(tensors[name])
-            self.states[name] = tuple(
-                tensors[f"{name}/{slot}"].to(parameter.device)
-                for slot in range(len(self.states[name]))
-            )
-        self.step, self.mean_norm = note["step"], float.fromhex(note["mean_norm"])
-        self.carried = {
-            int(name.partition("/")[2]): values
-            for name, values in tensors.items()
-            if name.startswith("carried/")
-        }
+        with torch.no_grad():
+            tensors, note = read_tensors(path)
+            for name, parameter in self.parameters.items():
+                parameter.copy_(tensors[name])
+                self.states[name] = tuple(
+                    tensors[f"{name}/{slot}"].to(parameter.device)
+                    for slot in range(len(self.states[name]))
+                )
+            self.step, self.mean_norm = note["step"], float.fromhex(note["mean_norm"])
+            self.carried = {
+                int(name.partition("/")[2]): values
+                for name, values in tensors.items()
+                if name.startswith("carried/")
+            }
 
     def clip(self, grads: dict[str, Tensor], limit: float | None) -> None:
         """Scale the canvas gradient down to `limit` moving averages of its norm.
@@ -165,22 +168,22 @@ class Progressing:
             for grad in canvas:
                 grad *= limit * self.mean_norm / norm
 
-    @torch.no_grad()
     def move(self, grads: dict[str, Tensor], rate: float) -> None:
         """One update of every parameter, its step size multiplied by `rate`."""
-        for name, parameter in self.parameters.items():
-            rule = self.rules[name].model_copy(update={"lr": self.rules[name].lr * rate})
-            moved, self.states[name] = rule.step(
-                parameter, self.states[name], grads[name], self.step + 1
-            )
-            parameter.copy_(moved)
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                rule = self.rules[name].model_copy(update={"lr": self.rules[name].lr * rate})
+                moved, self.states[name] = rule.step(
+                    parameter, self.states[name], grads[name], self.step + 1
+                )
+                parameter.copy_(moved)
 
 
 def optimize(
     settings: Distill,
     distilled: Distilled,
     networks: NetworkSource,
-    real: "RealData",
+    real: RealData,
     *,
     seed: int,
     folder: Path,

@@ -17,6 +17,8 @@ from distill_datasets.artifacts import fingerprint
 from distill_datasets.contents import digest, publishable
 from distill_datasets.data.opening import library_bars
 from distill_datasets.data.source import peek, resolve
+from distill_datasets.distilled import Recovered
+from distill_datasets.distilled_modules import Distilled
 from distill_datasets.errors import ArtifactError, RecipeError
 from distill_datasets.networks.teachers import check_networks
 from distill_datasets.networks.voters import check_voters
@@ -32,7 +34,7 @@ from distill_datasets.stages.relabel import Relabeled, run_relabel
 from distill_datasets.stages.source import LoadedSource, load_source
 from distill_datasets.stages.squeeze import SqueezedFolder, run_squeeze
 from distill_datasets.stages.statistics import run_statistics
-from distill_datasets.types import Distilled, Recovered, Selection, Shape
+from distill_datasets.types import Selection, Shape
 
 logger = logging.getLogger("distill_datasets")
 

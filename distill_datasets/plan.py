@@ -21,6 +21,8 @@ from distill_datasets.costs import (
 from distill_datasets.data.opening import HUB_ID
 from distill_datasets.data.source import peek, resolve
 from distill_datasets.errors import DataError
+from distill_datasets.footprint import footprint, in_words
+from distill_datasets.objectives.unrolled import Unrolled
 from distill_datasets.pipeline import check_parts, check_teaching
 from distill_datasets.recipe import Recipe
 from distill_datasets.stages.relabel import Layout
@@ -51,7 +53,8 @@ def plan(
         recipe: what would be run.
         dataset: the object to read instead of what `source.dataset` names.
         flops_per_second: what a GPU does, for the hours of separable objectives; None tells none.
-        measure: find that out here, in ten seconds with the first network of the recipe.
+        measure: find that out here, in ten seconds with the first network of the recipe; and what
+            a window keeps in memory by each way of differentiating.
 
     Raises:
         DistillError: whatever `run` would refuse before its first stage.
@@ -80,8 +83,12 @@ def plan(
     values = pixels * shape.c
     section, measured = recipe.distill, recipe.evaluate
     network = section.networks.architecture(recipe.squeeze.network if recipe.squeeze else None)
+    kept = list[tuple[str, str]]()
     if measure:
         flops_per_second = probe(network, shape)
+        if isinstance(section.objective, Unrolled):
+            found = footprint(section.objective, network, shape, size.examples)
+            kept = in_words(section.objective, found)
     inner_flops, inner_weights = cost(network, shape)
     teachers = recipe.squeeze.architectures if recipe.squeeze is not None else ()
     asked = inner_flops
@@ -127,6 +134,7 @@ def plan(
             "work in all",
             flops_in_words(distill_work + _all_students(recipe) * student_work) + more,
         ),
+        *kept,
     ]
     spent = lines(costs(recipe, shape, rows), flops_per_second)
     return Plan(stages, list(_parts(recipe, "")), numbers, spent)

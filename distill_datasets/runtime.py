@@ -6,6 +6,8 @@ is computed whole by one thread pool slot whose number of intra-op threads depen
 units and on the machine's cores only, and sums over units are taken in the order of the units.
 """
 
+from __future__ import annotations
+
 import copy
 import ctypes
 import hashlib
@@ -18,16 +20,17 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
+import accelerate
+import accelerate.utils
 import torch
-import torch.utils.deterministic as deterministic_settings
-from accelerate import Accelerator, InitProcessGroupKwargs
-from accelerate.utils import LoggerType
-from torch import Tensor
 
 from distill_datasets.errors import RecipeError, did_you_mean
 from distill_datasets.types import Draw
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 logger = logging.getLogger("distill_datasets")
 T = TypeVar("T")
@@ -101,15 +104,15 @@ class Runtime:
 
     def __init__(self, trackers: list[str] | None = None, logging_dir: str | None = None) -> None:
         keep_freed_memory()
-        wait = InitProcessGroupKwargs(timeout=timedelta(days=7))
+        wait = accelerate.InitProcessGroupKwargs(timeout=timedelta(days=7))
         asked = trackers or []
-        unknown = sorted(set(asked) - {kind.value for kind in LoggerType})
+        unknown = sorted(set(asked) - {kind.value for kind in accelerate.utils.LoggerType})
         if unknown:
             raise RecipeError(
                 f"--track: no tracker {unknown[0]!r}; "
-                f"{did_you_mean(unknown[0], (kind.value for kind in LoggerType))}"
+                f"{did_you_mean(unknown[0], (kind.value for kind in accelerate.utils.LoggerType))}"
             )
-        self.accelerator = Accelerator(
+        self.accelerator = accelerate.Accelerator(
             # without this, processes on a machine without a GPU would not know of each other
             cpu=not torch.accelerator.is_available(),
             log_with=asked or None,
@@ -127,7 +130,7 @@ class Runtime:
         )
         self._alone = False
 
-    def alone(self) -> "Runtime":
+    def alone(self) -> Runtime:
         """This process as if there were no other: no call waits, exchanges or starts threads.
 
         For a unit of work that a whole outer loop solves: everything runs in the calling thread,
@@ -174,6 +177,8 @@ class Runtime:
     @contextmanager
     def reproducible(self) -> Iterator[None]:
         """Deterministic kernels and all cores for the calling thread; settings are restored."""
+        import torch.utils.deterministic as deterministic_settings
+
         threads = torch.get_num_threads()
         deterministic = torch.are_deterministic_algorithms_enabled()
         torch.set_num_threads(self.cores)

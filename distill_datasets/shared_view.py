@@ -6,14 +6,18 @@ the work is the same for every draw, and its gradient is a product as well.
 Shape suffixes: C channels, H W pixels, S places along a side.
 """
 
+from __future__ import annotations
+
 import math
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
-from torch import Tensor
 
 from distill_datasets.relabeling import RandomCrop
 from distill_datasets.views import random_crops
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Curriculum = Literal["none", "cosine", "linear", "step"]
 

@@ -3,12 +3,16 @@
 Shape suffixes: B examples, K classes.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Loss = Literal["soft", "kl", "mse"]
 

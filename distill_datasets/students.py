@@ -3,19 +3,20 @@
 Shape suffixes: B images, C channels, H W pixels, K classes, P all weights of a network.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
-from typing import Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 import torch
 from pydantic import Field, SerializeAsAny, model_validator
-from torch import Tensor, nn
+from torch import nn
 
 from distill_datasets.augment import Augment
 from distill_datasets.errors import DistillError
 from distill_datasets.examples import Examples
 from distill_datasets.inner import Adam, Sgd, TrainingRule
-from distill_datasets.networks.drawing import drawing
 from distill_datasets.networks.sources import ArchitectureField
 from distill_datasets.networks.zoo import ConvNet, initialize
 from distill_datasets.plugins import part
@@ -23,6 +24,9 @@ from distill_datasets.relabeling import Relabel
 from distill_datasets.student_losses import Loss, TeacherLoss, smoothed
 from distill_datasets.training_state import Average, Checkpoint
 from distill_datasets.types import Draw, Section, Shape
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Reference = Literal["random_real", "herding", "k_center", "class_mean", "full"]
 
@@ -254,6 +258,8 @@ def train_student(
     Raises:
         DistillError: the loss is not finite, or `start_P` is of another network.
     """
+    from distill_datasets.networks.drawing import drawing
+
     module = settings.network.build(shape).to(device)
     if start_P is None:
         initialize(module, draw("network"))
@@ -284,7 +290,7 @@ def train_student(
             )
         targets_BK = smoothed(targets_BK, settings.label_smoothing)
         optimizer.zero_grad()
-        losses = list[Tensor]()
+        losses = list[torch.Tensor]()
         with drawing(module, draw("dropout", step)):
             for images, targets in zip(
                 torch.split(images_BCHW, chunk), torch.split(targets_BK, chunk), strict=True
@@ -320,17 +326,17 @@ def _chunk(module: nn.Module, batch: int) -> int:
     return CPU_CHUNK if on_cpu and not whole else batch
 
 
-@torch.no_grad()
 def _start_from(module: nn.Module, start_P: Tensor) -> None:
     """Copy one vector of weights into a module."""
-    sizes = [parameter.numel() for parameter in module.parameters()]
-    if sum(sizes) != len(start_P):
-        raise DistillError(
-            f"a student's network has {sum(sizes)} weights and the start that it was given has "
-            f"{len(start_P)}; make evaluate.network the network of distill.networks"
-        )
-    for parameter, piece in zip(module.parameters(), torch.split(start_P, sizes), strict=True):
-        parameter.copy_(piece.view_as(parameter))
+    with torch.no_grad():
+        sizes = [parameter.numel() for parameter in module.parameters()]
+        if sum(sizes) != len(start_P):
+            raise DistillError(
+                f"a student's network has {sum(sizes)} weights and the start that it was given has "
+                f"{len(start_P)}; make evaluate.network the network of distill.networks"
+            )
+        for parameter, piece in zip(module.parameters(), torch.split(start_P, sizes), strict=True):
+            parameter.copy_(piece.view_as(parameter))
 
 
 def rate(schedule: str, step: int, steps: int) -> float:

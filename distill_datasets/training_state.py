@@ -4,14 +4,20 @@ Order, augmentation and dropout are pure functions of the seed and the step, so 
 the optimizer's moments and averages are all there is.
 """
 
+from __future__ import annotations
+
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from distill_datasets.artifacts import read_tensors, write_tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def state_of(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -21,7 +27,7 @@ def state_of(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, T
         tensors |= {
             f"optimizer/{number}/{name}": value
             for name, value in state.items()
-            if isinstance(value, Tensor)
+            if isinstance(value, torch.Tensor)
         }
     return tensors
 
@@ -57,17 +63,17 @@ class Average:
         self._live, self._decay = list(module.parameters()), decay
         self.weights = [weight.detach().clone() for weight in self._live]
 
-    @torch.no_grad()
     def follow(self) -> None:
         """Take in the weights after a step: decay x average + (1 - decay) x weights."""
-        live = [weight.detach() for weight in self._live]
-        torch._foreach_lerp_(self.weights, live, 1 - self._decay)
+        with torch.no_grad():
+            live = [weight.detach() for weight in self._live]
+            torch._foreach_lerp_(self.weights, live, 1 - self._decay)
 
-    @torch.no_grad()
     def put(self) -> None:
         """Make the average the network's weights."""
-        for weight, average in zip(self._live, self.weights, strict=True):
-            weight.copy_(average)
+        with torch.no_grad():
+            for weight, average in zip(self._live, self.weights, strict=True):
+                weight.copy_(average)
 
 
 class Checkpoint:

@@ -2,11 +2,13 @@
 
 A method is `objective x canvas x labels x networks`. Each axis is an abstract `Part`: a frozen
 pydantic model that is the section of the recipe and the callable at once. Parts are stateless. What
-is distilled, as tensors, is in `distilled.py` and named here as well.
+is distilled, as tensors, is in `distilled.py`, named here as well, and `distilled_modules.py`.
 
 Shape suffixes: B a batch, N all training examples, K classes, C channels, H W pixels, P all weights
 of a network in one vector.
 """
+
+from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
@@ -14,19 +16,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Protocol
 
-import torch
 from pydantic import BaseModel, ConfigDict
-from torch import Tensor, nn
 
 from distill_datasets.distilled import Batch as Batch
 from distill_datasets.distilled import Block as Block
-from distill_datasets.distilled import CanvasModule as CanvasModule
-from distill_datasets.distilled import Distilled as Distilled
-from distill_datasets.distilled import LabelModule as LabelModule
-from distill_datasets.distilled import Recovered as Recovered
 
 if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
     from distill_datasets.data.source import RealData
+    from distill_datasets.distilled_modules import CanvasModule, Distilled, LabelModule
 
 
 class Section(BaseModel):
@@ -141,7 +141,7 @@ class CarryingSource(NetworkSource):
     """Length of the vector that a lane carries; 0 where these settings carry nothing."""
 
     @abstractmethod
-    def advance(self, distilled: Distilled, real: "RealData", draw: LaneDraw) -> Tensor:
+    def advance(self, distilled: Distilled, real: RealData, draw: LaneDraw) -> Tensor:
         """What this lane carries from this step, after the update, into the next."""
 
     @abstractmethod
@@ -153,7 +153,7 @@ class CarryingSource(NetworkSource):
 class Squeezed(ABC):
     """Networks trained on real data, with weights after every epoch or the first and the last."""
 
-    architecture: "Architecture"
+    architecture: Architecture
     members: int
     epochs: int
     keep: Literal["every", "last"]
@@ -163,7 +163,7 @@ class Squeezed(ABC):
         """Weights (P,) of a member after `epoch` epochs; 0 is its initialization."""
 
     @property
-    def architectures(self) -> "tuple[Architecture, ...]":
+    def architectures(self) -> tuple[Architecture, ...]:
         """The network of every member."""
         return (self.architecture,) * self.members
 
@@ -264,7 +264,7 @@ class Selection(Part, ABC):
 
     @abstractmethod
     def images(
-        self, real: "RealData", per_class: int, rng: torch.Generator, teacher: Teacher | None = None
+        self, real: RealData, per_class: int, rng: torch.Generator, teacher: Teacher | None = None
     ) -> Tensor:
         """Displayable images (K * per_class, C, H, W) in [0, 1] on the CPU, classes in order.
 
@@ -274,7 +274,7 @@ class Selection(Part, ABC):
 
     def of_class(
         self,
-        real: "RealData",
+        real: RealData,
         label: int,
         per_class: int,
         rng: torch.Generator,
@@ -298,7 +298,7 @@ class Canvas(Part, ABC):
 
     @abstractmethod
     def build(
-        self, real: "RealData", rng: torch.Generator, teacher: Teacher | None = None
+        self, real: RealData, rng: torch.Generator, teacher: Teacher | None = None
     ) -> CanvasModule:
         """Trainable tensors at their initial values.
 
@@ -307,7 +307,7 @@ class Canvas(Part, ABC):
         """
 
     @abstractmethod
-    def size(self, shape: Shape) -> "CanvasSize":
+    def size(self, shape: Shape) -> CanvasSize:
         """What `build` will make, without making it; raises the same errors."""
 
 
@@ -360,7 +360,7 @@ class Objective(Part, ABC):
 
     @abstractmethod
     def estimate(
-        self, distilled: Distilled, networks: NetworkSource, real: "RealData", draw: LaneDraw
+        self, distilled: Distilled, networks: NetworkSource, real: RealData, draw: LaneDraw
     ) -> Estimate:
         """The loss and the gradient of one lane, as a pure function of its arguments."""
 

@@ -10,16 +10,20 @@ Shape suffixes: N images, B views, M mixed views, C channels, H W pixels, S plac
 T strips of tiles, R tries.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from distill_datasets.relabeling import RandomCrop, Relabel
 from distill_datasets.types import Draw
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 TRIES = 10
 """Rectangles drawn for a view before the largest that fits is taken instead, as in torchvision."""
@@ -54,11 +58,11 @@ class Views(NamedTuple):
     left to right; None where none is moved."""
     partner_tiles_BT: Tensor | None = None
 
-    def at(self, rows: Tensor | slice) -> "Views":
+    def at(self, rows: Tensor | slice) -> Views:
         """The records of some rows."""
         return Views._make(None if column is None else column[rows] for column in self)
 
-    def to(self, device: torch.device) -> "Views":
+    def to(self, device: torch.device) -> Views:
         """The same on a device."""
         return Views._make(None if column is None else column.to(device) for column in self)
 
@@ -284,7 +288,7 @@ def _places(
     near_BS = from_BS.floor().minimum(length_B1 - 1)
     far_BS = (near_BS + 1).minimum(length_B1 - 1)
     part_BS = from_BS - near_BS
-    pairs = list[tuple[Tensor, Tensor]]()
+    pairs = list[tuple[torch.Tensor, torch.Tensor]]()
     for place_BS, weight_BS in ((near_BS, 1 - part_BS), (far_BS, part_BS)):
         place_BS = (start_B1 + place_BS).long()
         weight_BS = weight_BS * ((place_BS >= 0) & (place_BS < side))

@@ -16,18 +16,12 @@ from accelerate import PartialState
 from recover_problem import residual, teachers
 from tiny import toy_real
 
+from distill_datasets.distilled import Recovered
 from distill_datasets.optimize import Distill
 from distill_datasets.runtime import Runtime
 from distill_datasets.stages import blocks
 from distill_datasets.stages.source import LoadedSource
-from distill_datasets.types import (
-    Architecture,
-    Networks,
-    NetworkSource,
-    Recovered,
-    Shape,
-    Squeezed,
-)
+from distill_datasets.types import Architecture, Networks, NetworkSource, Shape, Squeezed
 
 SHAPE = Shape(3, 8, 8, 4)
 RECOVER = {"name": "recover", "match_batch": 4, "bn_weight": 0.05}

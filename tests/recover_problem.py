@@ -4,10 +4,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distill_datasets.canvases.pixels import PixelImages
-from distill_datasets.labels.table import FixedLabels
+from distill_datasets.canvases.modules import PixelImages
+from distill_datasets.distilled_modules import Distilled
+from distill_datasets.labels.modules import FixedLabels
 from distill_datasets.runtime import rng_for
-from distill_datasets.types import Distilled, TeacherNetwork, Teachers
+from distill_datasets.types import TeacherNetwork, Teachers
 
 
 class Residual(nn.Module):

@@ -17,6 +17,7 @@ from tiny import toy_real
 from toy_runs import times
 
 from distill_datasets.artifacts import read_tensors
+from distill_datasets.distilled import Recovered
 from distill_datasets.errors import ArtifactError
 from distill_datasets.objectives.recover import Recover
 from distill_datasets.optimize import optimize
@@ -25,7 +26,6 @@ from distill_datasets.runtime import Runtime, rng_for
 from distill_datasets.selection.chosen import Herding
 from distill_datasets.stages import blocks
 from distill_datasets.stages.blocks import throughput
-from distill_datasets.types import Recovered
 
 pytestmark = pytest.mark.timeout(120)
 

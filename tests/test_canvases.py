@@ -6,13 +6,15 @@ from pydantic import ValidationError
 from tiny import flat_real, toy_real, values
 
 from distill_datasets.canvases.bounded import EDGE, Bounds, hide, show
+from distill_datasets.canvases.modules import PixelImages, PosterImage
 from distill_datasets.canvases.order import Listed
-from distill_datasets.canvases.pixels import PixelImages, Pixels
-from distill_datasets.canvases.poster import Poster, PosterImage
+from distill_datasets.canvases.pixels import Pixels
+from distill_datasets.canvases.poster import Poster
+from distill_datasets.distilled_modules import CanvasModule
 from distill_datasets.errors import RecipeError
 from distill_datasets.runtime import rng_for
 from distill_datasets.selection.drawn import Noise, Real
-from distill_datasets.types import CanvasModule, Selection, Shape
+from distill_datasets.types import Selection, Shape
 
 RNG_WORD = "canvas"
 

@@ -146,6 +146,52 @@ def test_help_comes_before_torch_is_imported() -> None:
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
 
 
+SLOW = {
+    *("torch", "torchvision", "accelerate", "safetensors", "numpy", "datasets", "pyarrow"),
+    *("huggingface_hub", "transformers", "webdataset"),
+}
+WITHOUT_TORCH = f"""
+import sys
+from pathlib import Path
+from distill_datasets.cli import main
+
+def answer(*arguments):
+    sys.argv[1:] = map(str, arguments)
+    try:
+        main()
+    except SystemExit as stop:
+        return stop.code
+
+def loaded():
+    return {SLOW} & {{name.partition(".")[0] for name in sys.modules}}
+
+folder = Path(sys.argv[1])
+recipes = sorted(folder.glob("*.yaml"))
+assert len(recipes) > 50
+for recipe in recipes:
+    assert answer("check", recipe) == 0
+    assert not loaded(), f"{{recipe}}: {{loaded()}}"
+quickstart = folder / "quickstart.yaml"
+assert answer("check", quickstart, "distill.stepz=1", "source.limit=x") == 2
+assert answer("list") == 0
+assert not loaded(), loaded()
+network = "evaluate.network={{name: torchvision, model: resnet8}}"
+assert answer("check", quickstart, network) == 2
+assert "torchvision" in loaded()
+assert answer("plan", quickstart, "distill.steps=9") == 0
+"""
+
+
+def test_checks_import_no_torch_and_other_verbs_after_them_do() -> None:
+    arguments = [sys.executable, "-c", WITHOUT_TORCH, str(RECIPES)]
+    ended = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count(": valid, sha256 ") == len(list(RECIPES.glob("*.yaml")))
+    assert "2 problems" in ended.stderr and "did you mean 'steps'?" in ended.stderr
+    assert "did you mean 'resnet18'?" in ended.stderr and "Traceback" not in ended.stderr
+    assert "9 outer steps" in ended.stdout
+
+
 # plans and checks
 
 

@@ -28,11 +28,13 @@ from toy_runs import command, toy_sections
 
 from distill_datasets.augment import Augment
 from distill_datasets.canvases.bounded import Bounds
-from distill_datasets.canvases.pixels import PixelImages, Pixels
+from distill_datasets.canvases.modules import PixelImages
+from distill_datasets.canvases.pixels import Pixels
 from distill_datasets.data.decoded import RealData
+from distill_datasets.distilled_modules import Distilled, StepSizes
 from distill_datasets.errors import RecipeError
-from distill_datasets.inner import StepSizes
-from distill_datasets.labels.table import Area, FixedLabels
+from distill_datasets.labels.modules import FixedLabels
+from distill_datasets.labels.table import Area
 from distill_datasets.networks.sources import FreshSource
 from distill_datasets.networks.zoo import ConvNet
 from distill_datasets.objectives.distribution import (
@@ -43,16 +45,7 @@ from distill_datasets.objectives.distribution import (
 )
 from distill_datasets.runtime import LaneDraws, rng_for
 from distill_datasets.selection.drawn import Noise
-from distill_datasets.types import (
-    Canvas,
-    Distilled,
-    Estimate,
-    Labels,
-    LaneDraw,
-    Layers,
-    Sampled,
-    Shape,
-)
+from distill_datasets.types import Canvas, Estimate, Labels, LaneDraw, Layers, Sampled, Shape
 from distill_datasets.yaml_text import to_yaml
 
 DRAW = LaneDraws(3, 5, 0)

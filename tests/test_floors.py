@@ -11,8 +11,8 @@ import pytest
 PACKAGE = "distill_datasets"
 ROOT = Path(__file__).parent.parent / PACKAGE
 FLOORS = [
-    ["errors"],
-    ["distilled"],
+    ["errors", "later"],
+    ["distilled", "distilled_modules"],
     ["types"],
     ["launch", "plugins", "yaml_text"],
     [
@@ -54,6 +54,7 @@ FLOORS = [
     ["stages"],
     ["contents"],
     ["pipeline", "costs"],
+    ["footprint"],
     ["plan", "presets", "api"],
     ["cli", "__init__", "__main__"],
 ]
@@ -279,9 +280,9 @@ def test_no_device_is_assumed() -> None:
 
 
 def test_the_command_line_imports_nothing_slow_before_a_verb_needs_it() -> None:
-    cheap = {"errors", "launch", "cli", "__main__", "__init__"}
+    cheap = {"errors", "later", "launch", "cli", "__main__", "__init__"}
     slow = {"torch", "datasets", "accelerate", "pydantic", "numpy", "huggingface_hub", "pyarrow"}
-    for module in ("__init__", "__main__", "cli", "launch", "errors"):
+    for module in cheap:
         for found in imports(module):
             if found.at_import:
                 assert found.target.partition(".")[0] not in slow

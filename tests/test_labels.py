@@ -8,10 +8,11 @@ from torch import Tensor
 from distill_datasets.canvases.order import Listed
 from distill_datasets.canvases.pixels import Pixels
 from distill_datasets.canvases.poster import Poster
+from distill_datasets.distilled_modules import CanvasModule, LabelModule
 from distill_datasets.errors import RecipeError
-from distill_datasets.labels.table import Area, Learned, LearnedLabels
+from distill_datasets.labels.modules import LearnedLabels
+from distill_datasets.labels.table import Area, Learned
 from distill_datasets.runtime import rng_for
-from distill_datasets.types import CanvasModule, LabelModule
 
 
 def strip(crops: int, classes_G: tuple[int, ...] = (0, 1)) -> CanvasModule:

@@ -16,7 +16,8 @@ from tiny import flat_real, toy_real, values
 from torch import Tensor
 from toy_runs import CONVNET, command, toy_sections
 
-from distill_datasets.canvases.mosaic import Mosaic, MosaicImages
+from distill_datasets.canvases.modules import MosaicImages
+from distill_datasets.canvases.mosaic import Mosaic
 from distill_datasets.canvases.pixels import Pixels
 from distill_datasets.data.decoded import RealData
 from distill_datasets.errors import RecipeError

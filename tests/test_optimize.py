@@ -11,9 +11,11 @@ from tiny import CPU, NET, TOY, toy_real, values
 from torch import Tensor, nn
 
 from distill_datasets.artifacts import read_tensors
-from distill_datasets.canvases.pixels import PixelImages, Pixels
+from distill_datasets.canvases.modules import PixelImages
+from distill_datasets.canvases.pixels import Pixels
 from distill_datasets.canvases.poster import Poster
 from distill_datasets.data.decoded import RealData
+from distill_datasets.distilled_modules import Distilled
 from distill_datasets.errors import DistillError
 from distill_datasets.examples import Examples
 from distill_datasets.inner import Adam, Sgd
@@ -26,14 +28,7 @@ from distill_datasets.runtime import LaneDraws, Runtime, draws, rng_for
 from distill_datasets.scoring import accuracy
 from distill_datasets.selection.drawn import Noise
 from distill_datasets.students import Evaluate, train_student
-from distill_datasets.types import (
-    Batch,
-    Distilled,
-    Estimate,
-    LaneDraw,
-    NetworkSource,
-    Objective,
-)
+from distill_datasets.types import Batch, Estimate, LaneDraw, NetworkSource, Objective
 
 PIXELS, CELLS = "canvas.trained_NCHW", "labels.cells_GK"
 

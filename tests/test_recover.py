@@ -12,6 +12,7 @@ from recover_problem import Residual, block, residual, teachers
 from tiny import flops, toy_real
 from torch import Tensor, nn
 
+from distill_datasets.distilled_modules import Distilled
 from distill_datasets.errors import RecipeError
 from distill_datasets.inner import Adam
 from distill_datasets.networks.watched import Watched
@@ -21,7 +22,7 @@ from distill_datasets.recipe import recipe_from
 from distill_datasets.relabeling import RandomCrop
 from distill_datasets.runtime import LaneDraws
 from distill_datasets.shared_view import draw_view
-from distill_datasets.types import Distilled, Shape, TeacherNetwork, Teachers
+from distill_datasets.types import Shape, TeacherNetwork, Teachers
 
 REAL = toy_real(Shape(3, 8, 8, 4), per_class=5)
 DRAW = LaneDraws(3, 2, 0, 10)

@@ -20,6 +20,7 @@ from distill_datasets.augment import Augment
 from distill_datasets.canvases.mosaic import Mosaic
 from distill_datasets.canvases.pixels import Pixels
 from distill_datasets.data.decoded import RealData
+from distill_datasets.distilled_modules import Distilled
 from distill_datasets.inner import Adam, Optimizer, Sgd
 from distill_datasets.labels.table import Area
 from distill_datasets.networks.sources import FreshSource
@@ -34,7 +35,7 @@ from distill_datasets.objectives.gradient import Gradient
 from distill_datasets.optimize import STATE
 from distill_datasets.runtime import LaneDraws, rng_for
 from distill_datasets.stages.export import verify
-from distill_datasets.types import Batch, Distilled, NetworkSource
+from distill_datasets.types import Batch, NetworkSource
 from distill_datasets.yaml_text import to_yaml
 
 REAL = toy_real()

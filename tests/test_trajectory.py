@@ -14,23 +14,14 @@ from unrolled_problem import FLIP_ROTATE, Clock
 
 from distill_datasets.augment import Augment
 from distill_datasets.canvases.poster import Poster
+from distill_datasets.distilled_modules import Distilled, StepSizes
 from distill_datasets.errors import DistillError
-from distill_datasets.inner import StepSizes
 from distill_datasets.labels.table import Area
 from distill_datasets.networks.sources import FlatNetwork, FreshSource
 from distill_datasets.networks.zoo import ConvNet
 from distill_datasets.objectives.trajectory import Trajectory
 from distill_datasets.runtime import rng_for
-from distill_datasets.types import (
-    Batch,
-    Distilled,
-    Draw,
-    Estimate,
-    LaneDraw,
-    NetworkSource,
-    Sampled,
-    Shape,
-)
+from distill_datasets.types import Batch, Draw, Estimate, LaneDraw, NetworkSource, Sampled, Shape
 
 PIXELS, CELLS, SIZE = "canvas.trained_CHW", "labels.cells_GK", "step_sizes.raw_T"
 ALPHA = 0.1

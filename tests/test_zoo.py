@@ -13,7 +13,7 @@ from distill_datasets.errors import RecipeError
 from distill_datasets.networks.drawing import DrawsFrom, drawing, own_rule
 from distill_datasets.networks.sources import Fixed, Fresh, skeleton_of
 from distill_datasets.networks.trained import TrainedOnReal
-from distill_datasets.networks.vision import ResNet, Torchvision
+from distill_datasets.networks.vision import USUAL, ResNet, Torchvision
 from distill_datasets.networks.zoo import ConvNet, initialize
 from distill_datasets.runtime import rng_for
 from distill_datasets.types import Architecture, Shape
@@ -84,6 +84,10 @@ def test_initializing_draws_again_whatever_the_network_held() -> None:
     assert float(module.conv1.weight.detach().std()) == pytest.approx(
         (2 / (9 * 64)) ** 0.5, rel=0.1
     )
+
+
+def test_models_that_are_taken_for_known_are_in_torchvision() -> None:
+    assert set(torchvision.models.list_models(module=torchvision.models)) > USUAL
 
 
 @pytest.mark.parametrize("depth", [18, 50])

@@ -17,15 +17,16 @@ from distill_datasets.canvases.poster import Poster
 from distill_datasets.data.decoded import RealData
 from distill_datasets.data.normalization import Normalization
 from distill_datasets.data.reading import Split
+from distill_datasets.distilled_modules import Distilled
 from distill_datasets.labels.table import Area, Learned
+from distill_datasets.networks.layers import AvgPool2d
 from distill_datasets.networks.sources import FreshSource
-from distill_datasets.networks.zoo import AvgPool2d, ConvNet
+from distill_datasets.networks.zoo import ConvNet
 from distill_datasets.runtime import LaneDraws, rng_for
 from distill_datasets.selection.drawn import Noise
 from distill_datasets.types import (
     Batch,
     Canvas,
-    Distilled,
     Estimate,
     Labels,
     LaneDraw,

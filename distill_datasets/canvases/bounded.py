@@ -7,10 +7,14 @@ dark and bright pixels move slowly. `clip` shows 1/2 + u/4 and cuts u at the edg
 step, so that all pixels move alike: the choice for real initial images.
 """
 
-from typing import Literal
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
 
 import torch
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Bounds = Literal["sigmoid", "clip"]
 EDGE = 0.02
@@ -31,8 +35,8 @@ def hide(pixels: Tensor, bounds: Bounds) -> Tensor:
     return (2 * LIMIT) * (pixels.clamp(0, 1) - 0.5)
 
 
-@torch.no_grad()
 def keep_inside(trained: Tensor, bounds: Bounds) -> None:
     """Cut trained values at the edges of the range, in place; under `sigmoid` none can pass."""
-    if bounds == "clip":
-        trained.clamp_(-LIMIT, LIMIT)
+    with torch.no_grad():
+        if bounds == "clip":
+            trained.clamp_(-LIMIT, LIMIT)

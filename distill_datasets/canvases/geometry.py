@@ -5,14 +5,18 @@ This module knows only rectangles: no gradients, no labels, no files.
 Shape suffixes: N crops, K classes.
 """
 
+from __future__ import annotations
+
 import math
 from itertools import pairwise
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from torch import Tensor
 
 from distill_datasets.errors import RecipeError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Box(NamedTuple):

@@ -7,75 +7,25 @@ Shape suffixes: I trained images, N examples, T tiles of an image, B examples as
 H W pixels, h w pixels of a tile, P pixels in a row.
 """
 
+from __future__ import annotations
+
 import math
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field, SerializeAsAny
-from torch import Tensor, nn
 
-from distill_datasets.canvases.bounded import Bounds, hide, keep_inside, show
+from distill_datasets.canvases.bounded import Bounds
 from distill_datasets.canvases.geometry import Box, crop_grid
 from distill_datasets.errors import RecipeError
 from distill_datasets.plugins import part
 from distill_datasets.selection.drawn import Noise, Real
-from distill_datasets.types import Canvas, CanvasModule, CanvasSize, Selection, Shape, Teacher
+from distill_datasets.types import Canvas, CanvasSize, Selection, Shape, Teacher
 
 if TYPE_CHECKING:
     from distill_datasets.data.source import RealData
-
-
-class MosaicImages(CanvasModule):
-    """Images of `tiles` each; the examples of an image stand together, its tiles row by row."""
-
-    examples_are_originals: ClassVar[bool] = False
-    _where_TP: Tensor
-
-    def __init__(
-        self, pixels_ICHW: Tensor, classes_I: Tensor, tiles: list[Box], bounds: Bounds
-    ) -> None:
-        super().__init__()
-        images, _, self._height, self._width = pixels_ICHW.shape
-        self.count = images * len(tiles)
-        self._bounds: Bounds = bounds
-        self._tiles = tiles
-        self._tile_size = (tiles[0].bottom - tiles[0].top, tiles[0].right - tiles[0].left)
-        self.trained_ICHW = nn.Parameter(hide(pixels_ICHW, bounds))
-        place_HW = torch.arange(self._height * self._width).view(self._height, self._width)
-        where_TP = torch.stack(
-            [place_HW[box.top : box.bottom, box.left : box.right].flatten() for box in tiles]
-        )
-        self.register_buffer("_where_TP", where_TP, persistent=False)
-        self.register_buffer("mix_NG", torch.eye(images).repeat_interleave(len(tiles), dim=0))
-        self.register_buffer("cells_G", classes_I)
-
-    def forward(self, index_B: Tensor) -> Tensor:
-        each = len(self._tiles)
-        shown_BCP = show(
-            self.trained_ICHW.index_select(0, index_B // each).flatten(2), self._bounds
-        )
-        where_BCP = self._where_TP[index_B % each][:, None].expand(-1, shown_BCP.shape[1], -1)
-        tiles_BChw = shown_BCP.gather(2, where_BCP).view(*shown_BCP.shape[:2], *self._tile_size)
-        return F.interpolate(
-            tiles_BChw, (self._height, self._width), mode="bilinear", align_corners=False
-        )
-
-    def project(self) -> None:
-        keep_inside(self.trained_ICHW, self._bounds)
-
-    def originals(self) -> list[Tensor]:
-        return list(show(self.trained_ICHW.detach(), self._bounds))
-
-    def geometry(self) -> dict[str, object]:
-        return {
-            "canvas": "mosaic",
-            "tile": list(self._tile_size),
-            "tile_corners_yx": [[box.top, box.left] for box in self._tiles],
-            "enlarged_to": [self._height, self._width],
-            "enlarged_by": "bilinear, corners not aligned",
-            "classes": self.cells_G.tolist(),
-        }
+    from distill_datasets.distilled_modules import CanvasModule
 
 
 class Mosaic(Canvas):
@@ -118,8 +68,10 @@ class Mosaic(Canvas):
         return CanvasSize([(shape.h, shape.w)] * images, images * len(self._tiles(shape)))
 
     def build(
-        self, real: "RealData", rng: torch.Generator, teacher: Teacher | None = None
+        self, real: RealData, rng: torch.Generator, teacher: Teacher | None = None
     ) -> CanvasModule:
+        from distill_datasets.canvases.modules import MosaicImages
+
         shape = real.shape
         tiles = self._tiles(shape)
         images = self.ipc * shape.k

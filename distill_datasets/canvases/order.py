@@ -3,17 +3,20 @@
 Shape suffixes: K classes, D features.
 """
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
 from distill_datasets.errors import RecipeError
 from distill_datasets.types import Part
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from distill_datasets.data.source import RealData
 
 
@@ -21,7 +24,7 @@ class ClassOrder(Part, ABC):
     """Assigns a class to every position of the class grid."""
 
     @abstractmethod
-    def arrange(self, real: "RealData", rows: list[int]) -> list[int]:
+    def arrange(self, real: RealData, rows: list[int]) -> list[int]:
         """The class of every position, row by row.
 
         Args:
@@ -85,7 +88,7 @@ class Visual(ClassOrder):
     paper: ClassVar[str] = "PoDD, arXiv:2403.12040, PoCO with class prototypes"
     name: Literal["visual"] = "visual"
 
-    def arrange(self, real: "RealData", rows: list[int]) -> list[int]:
+    def arrange(self, real: RealData, rows: list[int]) -> list[int]:
         mean_KD = real.prototypes_KCHW().flatten(1).cpu()
         return place_greedily(cosine(mean_KD - mean_KD.mean(dim=0)), rows)
 
@@ -103,7 +106,7 @@ class Clip(ClassOrder):
     )
     prompt: str = Field(default="a photo of a {}", description="{} becomes the class name")
 
-    def arrange(self, real: "RealData", rows: list[int]) -> list[int]:
+    def arrange(self, real: RealData, rows: list[int]) -> list[int]:
         try:
             from transformers import AutoTokenizer, CLIPTextModelWithProjection
         except ImportError as error:
@@ -138,7 +141,7 @@ class Listed(ClassOrder):
     name: Literal["list"] = "list"
     classes: list[int] = Field(description="every class index once, row by row of the grid")
 
-    def arrange(self, real: "RealData", rows: list[int]) -> list[int]:
+    def arrange(self, real: RealData, rows: list[int]) -> list[int]:
         self.check(sum(rows))
         return list(self.classes)
 

@@ -3,45 +3,21 @@
 Shape suffixes: N examples, K classes, C channels, H W pixels.
 """
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, SerializeAsAny, model_validator
-from torch import Tensor, nn
 
-from distill_datasets.canvases.bounded import Bounds, hide, keep_inside, show
+from distill_datasets.canvases.bounded import Bounds
 from distill_datasets.plugins import part
 from distill_datasets.selection.drawn import Noise
-from distill_datasets.types import Canvas, CanvasModule, CanvasSize, Selection, Shape, Teacher
+from distill_datasets.types import Canvas, CanvasSize, Selection, Shape, Teacher
 
 if TYPE_CHECKING:
     from distill_datasets.data.source import RealData
-
-
-class PixelImages(CanvasModule):
-    """Images that are trained as they are; `classes_N` says whose each one is."""
-
-    examples_are_originals: ClassVar[bool] = True
-
-    def __init__(self, pixels_NCHW: Tensor, classes_N: Tensor, bounds: Bounds) -> None:
-        super().__init__()
-        self.count = len(pixels_NCHW)
-        self._bounds: Bounds = bounds
-        self.trained_NCHW = nn.Parameter(hide(pixels_NCHW, bounds))
-        self.register_buffer("mix_NG", torch.eye(self.count))
-        self.register_buffer("cells_G", classes_N)
-
-    def forward(self, index_B: Tensor) -> Tensor:
-        return show(self.trained_NCHW.index_select(0, index_B), self._bounds)
-
-    def project(self) -> None:
-        keep_inside(self.trained_NCHW, self._bounds)
-
-    def originals(self) -> list[Tensor]:
-        return list(show(self.trained_NCHW.detach(), self._bounds))
-
-    def geometry(self) -> dict[str, object]:
-        return {"canvas": "pixels"}
+    from distill_datasets.distilled_modules import CanvasModule
 
 
 class Pixels(Canvas):
@@ -89,8 +65,10 @@ class Pixels(Canvas):
         return CanvasSize([(shape.h, shape.w)] * count, count)
 
     def build(
-        self, real: "RealData", rng: torch.Generator, teacher: Teacher | None = None
+        self, real: RealData, rng: torch.Generator, teacher: Teacher | None = None
     ) -> CanvasModule:
+        from distill_datasets.canvases.modules import PixelImages
+
         counts_K = self._of_class(real.shape.k)
         each = max(counts_K)
         drawn_NCHW = self.init.images(real, each, rng, teacher)

@@ -6,74 +6,24 @@ Shape suffixes: N crops, B crops asked for, G K classes, C channels, H W poster 
 pixels.
 """
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field, SerializeAsAny, model_validator
-from torch import Tensor, nn
 
 from distill_datasets.canvases import geometry
-from distill_datasets.canvases.bounded import Bounds, hide, keep_inside, show
+from distill_datasets.canvases.bounded import Bounds
 from distill_datasets.canvases.order import ClassOrder, Visual
 from distill_datasets.plugins import part
 from distill_datasets.selection.drawn import Noise
-from distill_datasets.types import Canvas, CanvasModule, CanvasSize, Selection, Shape, Teacher
+from distill_datasets.types import Canvas, CanvasSize, Selection, Shape, Teacher
 
 if TYPE_CHECKING:
     from distill_datasets.data.source import RealData
-
-
-class PosterImage(CanvasModule):
-    """A poster, its crops, and the class that owns each territory."""
-
-    examples_are_originals: ClassVar[bool] = False
-    _where_NP: Tensor
-
-    def __init__(
-        self,
-        pixels_CHW: Tensor,
-        crops: list[geometry.Box],
-        cells: list[geometry.Box],
-        classes_G: list[int],
-        bounds: Bounds,
-    ) -> None:
-        super().__init__()
-        self.count = len(crops)
-        self._bounds: Bounds = bounds
-        self.trained_CHW = nn.Parameter(hide(pixels_CHW, bounds))
-        self._crops, self._cells = crops, cells
-        self._crop_size = (crops[0].bottom - crops[0].top, crops[0].right - crops[0].left)
-        width = pixels_CHW.shape[2]
-        row_h = torch.arange(self._crop_size[0]) * width
-        inside_hw = row_h[:, None] + torch.arange(self._crop_size[1])
-        corner_N = torch.tensor([box.top * width + box.left for box in crops])
-        where_NP = corner_N[:, None] + inside_hw.flatten()
-        self.register_buffer("_where_NP", where_NP, persistent=False)
-        self.register_buffer("mix_NG", geometry.overlap_shares(crops, cells))
-        self.register_buffer("cells_G", torch.tensor(classes_G))
-
-    def forward(self, index_B: Tensor) -> Tensor:
-        poster_CP = show(self.trained_CHW, self._bounds).flatten(1)
-        where_B = self._where_NP.index_select(0, index_B).flatten()
-        crops_CBhw = poster_CP.index_select(1, where_B).view(-1, len(index_B), *self._crop_size)
-        return crops_CBhw.transpose(0, 1)
-
-    def project(self) -> None:
-        keep_inside(self.trained_CHW, self._bounds)
-
-    def originals(self) -> list[Tensor]:
-        return [show(self.trained_CHW.detach(), self._bounds)]
-
-    def geometry(self) -> dict[str, object]:
-        return {
-            "canvas": "poster",
-            "poster": list(self.trained_CHW.shape),
-            "crop": list(self._crop_size),
-            "corners_yx": [[box.top, box.left] for box in self._crops],
-            "territories": [list(box) for box in self._cells],
-            "classes": self.cells_G.tolist(),
-        }
+    from distill_datasets.distilled_modules import CanvasModule
 
 
 class Poster(Canvas):
@@ -140,8 +90,10 @@ class Poster(Canvas):
         return CanvasSize([poster], len(crops))
 
     def build(
-        self, real: "RealData", rng: torch.Generator, teacher: Teacher | None = None
+        self, real: RealData, rng: torch.Generator, teacher: Teacher | None = None
     ) -> CanvasModule:
+        from distill_datasets.canvases.modules import PosterImage
+
         shape = real.shape
         (height, width), crops = self._lay_out(shape)
         rows = self._class_rows(shape.k)

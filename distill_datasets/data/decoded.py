@@ -3,15 +3,16 @@
 Shape suffixes: N rows, B a batch, K classes, C channels, H W pixels, D = C * H * W.
 """
 
+from __future__ import annotations
+
 import logging
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor
 from torch.nn import functional
 
 from distill_datasets.data.memory import GIB, available_bytes
@@ -20,6 +21,9 @@ from distill_datasets.data.provenance import Provenance
 from distill_datasets.data.reading import BadRow, Split
 from distill_datasets.errors import DataError
 from distill_datasets.types import Batch, Shape
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 logger = logging.getLogger("distill_datasets")
 
@@ -68,7 +72,7 @@ class Decoded:
         note: Mapping[str, Any],
         train_NCHW: Tensor,
         test_NCHW: Tensor,
-    ) -> "Decoded":
+    ) -> Decoded:
         """The inverse of `to_tensors`, given the images."""
         return cls(
             Split(train_NCHW, tensors["train_labels"]),
@@ -105,7 +109,7 @@ class RealData:
         device: torch.device,
         sampling: Sampling = "uniform",
         calibrate: bool = False,
-    ) -> "RealData":
+    ) -> RealData:
         """What was read, for a device."""
         splits = [decoded.train, decoded.test]
         moving = resident(sum(split.images_NCHW.numel() for split in splits), device)

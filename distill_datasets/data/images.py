@@ -18,15 +18,19 @@ An image is gray when its *mode* is gray. Pixels are not looked at: a gray photo
 is a color image.
 """
 
+from __future__ import annotations
+
 import struct
 import zlib
 from io import BytesIO
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 GRAY_MODES = frozenset({"1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L", "I;16N"})
 WIDE_MODES = frozenset({"I", "I;16", "I;16B", "I;16L", "I;16N"})

@@ -14,19 +14,23 @@ Shape suffixes: B N images, C channels, H W pixels, D = C * H * W values of one 
 256 values of a pixel.
 """
 
+from __future__ import annotations
+
 import hashlib
 import logging
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor
 
 from distill_datasets.data.memory import GIB, available_bytes
 from distill_datasets.data.reading import Split
 from distill_datasets.errors import DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 logger = logging.getLogger("distill_datasets")
 
@@ -143,7 +147,7 @@ class Normalization:
     fitted_images: int = 0
 
     @classmethod
-    def fit(cls, train: Split, kind: Kind, regularization: float) -> "Normalization":
+    def fit(cls, train: Split, kind: Kind, regularization: float) -> Normalization:
         """Fit on the training images.
 
         Args:
@@ -166,7 +170,7 @@ class Normalization:
         )
 
     @classmethod
-    def of_counts(cls, counts_CV: Tensor, images: int) -> "Normalization":
+    def of_counts(cls, counts_CV: Tensor, images: int) -> Normalization:
         """`mean_std`, of how often every value occurs in `images` training images."""
         return cls(*_mean_std(counts_CV), fitted_images=images)
 
@@ -184,7 +188,7 @@ class Normalization:
         mean_C, std_C = self.display_mean_C.to(device), self.display_std_C.to(device)
         return (images_BCHW.float() / 255 - mean_C[:, None, None]) / std_C[:, None, None]
 
-    def to(self, device: torch.device) -> "Normalization":
+    def to(self, device: torch.device) -> Normalization:
         """The same on another device."""
         return replace(
             self,
@@ -206,7 +210,7 @@ class Normalization:
         return tensors
 
     @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "Normalization":
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Normalization:
         """The inverse of `to_tensors`."""
         regularization = tensors.get("regularization")
         return cls(

@@ -1,15 +1,20 @@
 """The rows of a split that are read, and how their pixels get into a store."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from distill_datasets.data.reading import Agreement, BadRow, Split, Table, decode
 from distill_datasets.data.rows import Row
 from distill_datasets.data.storing import Store
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)

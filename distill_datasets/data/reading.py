@@ -7,6 +7,8 @@ of rows of a table, whole shards (tars) of a stream.
 Shape suffixes: B N rows, C channels, H W pixels.
 """
 
+from __future__ import annotations
+
 import bisect
 import itertools
 import json
@@ -18,14 +20,16 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import torch
-from torch import Tensor
 
 from distill_datasets.data import columns, images
 from distill_datasets.data.rows import Row
 from distill_datasets.errors import DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 BATCH_ROWS = 256
 BATCH_BYTES = 2**24

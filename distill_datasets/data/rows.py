@@ -1,5 +1,7 @@
 """Which rows are read: those of the chosen classes, a part cut off for test, a drawn few."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterable
 from typing import NamedTuple

@@ -5,6 +5,8 @@ rows are never among the training rows: they are another split, or cut off befor
 drawn.
 """
 
+from __future__ import annotations
+
 import itertools
 import logging
 from collections.abc import Callable

@@ -1,13 +1,17 @@
 """Where decoded pixels are put, and how the work of decoding them is shared."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from torch import Tensor
 
 from distill_datasets.data.memory import GIB, available_bytes
 from distill_datasets.errors import DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Store(Protocol):

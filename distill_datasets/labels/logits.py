@@ -4,35 +4,21 @@ Shape suffixes: B examples of a batch, N all examples, G cells, K classes, M mem
 stage.
 """
 
-from typing import ClassVar, Literal
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor, nn
 
 from distill_datasets.errors import RecipeError
-from distill_datasets.types import CanvasModule, LabelModule, Labels
+from distill_datasets.types import Labels
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-class LogitLabels(LabelModule):
-    """Trained logits per cell; an example's target is the softmax of their mean by area."""
-
-    mix_NG: Tensor
-
-    def __init__(self, mix_NG: Tensor, logits_GK: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("mix_NG", mix_NG)
-        self.logits_GK = nn.Parameter(logits_GK)
-
-    def forward(self, index_B: Tensor) -> Tensor:
-        return (self.mix_NG.index_select(0, index_B) @ self.logits_GK).softmax(dim=1)
-
-    def project(self) -> None:
-        """Any logits make a distribution."""
-
-    def table_GK(self) -> Tensor:
-        return self.logits_GK.detach().softmax(dim=1)
+    from distill_datasets.distilled_modules import CanvasModule, LabelModule
 
 
 class Logits(Labels):
@@ -70,6 +56,8 @@ class Logits(Labels):
 
         Source: DATM (arXiv:2310.05773), section 4.3.
         """
+        from distill_datasets.labels.modules import LogitLabels
+
         right_GK = F.one_hot(canvas.cells_G, classes).to(canvas.mix_NG.dtype)
         logits_GK = self.confidence * right_GK
         if self.init == "squeezed":

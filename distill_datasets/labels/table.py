@@ -5,60 +5,20 @@ An example of a poster shows parts of several cells; an example of its own pixel
 Shape suffixes: B examples of a batch, G cells, K classes.
 """
 
-from typing import ClassVar, Literal
+from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING, ClassVar, Literal
+
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor, nn
 
 from distill_datasets.errors import RecipeError
-from distill_datasets.types import CanvasModule, LabelModule, Labels
+from distill_datasets.types import Labels
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-class FixedLabels(LabelModule):
-    """Targets that geometry decides."""
-
-    targets_NK: Tensor
-    cells_GK: Tensor
-
-    def __init__(self, targets_NK: Tensor, cells_GK: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("targets_NK", targets_NK)
-        self.register_buffer("cells_GK", cells_GK)
-
-    def forward(self, index_B: Tensor) -> Tensor:
-        return self.targets_NK[index_B]
-
-    def project(self) -> None:
-        """Nothing is trained."""
-
-    def table_GK(self) -> Tensor:
-        return self.cells_GK
-
-
-class LearnedLabels(LabelModule):
-    """One trained distribution per cell; an example's target is their mean by area, normalized."""
-
-    mix_NG: Tensor
-
-    def __init__(self, mix_NG: Tensor, cells_GK: Tensor, floor: float) -> None:
-        super().__init__()
-        self.register_buffer("mix_NG", mix_NG)
-        self._floor = floor
-        self.cells_GK = nn.Parameter(cells_GK.clamp(min=floor))
-
-    def forward(self, index_B: Tensor) -> Tensor:
-        mixed_BK = self.mix_NG.index_select(0, index_B) @ self.cells_GK
-        return mixed_BK / mixed_BK.sum(dim=1, keepdim=True)
-
-    @torch.no_grad()
-    def project(self) -> None:
-        """Clip at a floor above zero: a cell of zeros would make its labels NaN (PoDD's code)."""
-        self.cells_GK.clamp_(min=self._floor)
-
-    def table_GK(self) -> Tensor:
-        return self.cells_GK.detach()
+    from distill_datasets.distilled_modules import CanvasModule, LabelModule
 
 
 class Area(Labels):
@@ -74,6 +34,8 @@ class Area(Labels):
     def build(
         self, canvas: CanvasModule, classes: int, logits_MNK: Tensor | None = None
     ) -> LabelModule:
+        from distill_datasets.labels.modules import FixedLabels
+
         cells_GK = F.one_hot(canvas.cells_G, classes).to(canvas.mix_NG.dtype)
         areas_NK = canvas.mix_NG @ cells_GK
         if self.rule == "one_hot":
@@ -100,5 +62,7 @@ class Learned(Labels):
     def build(
         self, canvas: CanvasModule, classes: int, logits_MNK: Tensor | None = None
     ) -> LabelModule:
+        from distill_datasets.labels.modules import LearnedLabels
+
         cells_GK = F.one_hot(canvas.cells_G, classes).to(canvas.mix_NG.dtype)
         return LearnedLabels(canvas.mix_NG, cells_GK, self.floor)

@@ -3,13 +3,14 @@
 Shape suffixes: B images, C channels, H W pixels, K classes, P all weights in one vector.
 """
 
+from __future__ import annotations
+
 import copy
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field, SerializeAsAny
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import nn
 
 from distill_datasets.errors import RecipeError
 from distill_datasets.networks.zoo import ConvNet, initialize
@@ -25,6 +26,9 @@ from distill_datasets.types import (
     Shape,
     Squeezed,
 )
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ArchitectureField = Annotated[SerializeAsAny[Architecture], part("architectures")]
 
@@ -48,17 +52,19 @@ class FlatNetwork:
         self.target_P = target_P
 
     def __call__(self, weights_P: Tensor, images_BCHW: Tensor) -> Tensor:
-        logits_BK: Tensor = functional_call(self._module, self._named(weights_P), (images_BCHW,))
+        logits_BK: Tensor = torch.func.functional_call(
+            self._module, self._named(weights_P), (images_BCHW,)
+        )
         return logits_BK
 
     def layers(self, weights_P: Tensor, images_BCHW: Tensor) -> Layers:
-        kept = list[Tensor]()
+        kept = list[torch.Tensor]()
         hooks = [
             layer.register_forward_hook(lambda _, inputs, output: kept.append(output))
             for layer in self._module.modules()
             if isinstance(layer, nn.ReLU)
         ]
-        embedded = list[Tensor]()
+        embedded = list[torch.Tensor]()
         *_, classifier = (layer for layer in self._module.modules() if isinstance(layer, nn.Linear))
         hooks.append(
             classifier.register_forward_pre_hook(lambda _, inputs: embedded.append(inputs[0]))

@@ -3,11 +3,12 @@
 Shape suffixes: P all weights of a network in one vector.
 """
 
-from typing import ClassVar, Literal, Self
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
-from torch import Tensor
 
 from distill_datasets.errors import RecipeError
 from distill_datasets.networks.sources import FlatNetwork, skeleton_of
@@ -22,6 +23,9 @@ from distill_datasets.types import (
     Shape,
     Squeezed,
 )
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def present(squeezed: Squeezed | None, networks: Networks) -> Squeezed:
@@ -66,7 +70,7 @@ class TrajectorySource(NetworkSource):
     """An expert at a random epoch, and where it was some epochs later."""
 
     def __init__(
-        self, networks: "Trajectories", squeezed: Squeezed, shape: Shape, device: torch.device
+        self, networks: Trajectories, squeezed: Squeezed, shape: Shape, device: torch.device
     ) -> None:
         self._networks = networks
         self._squeezed = squeezed

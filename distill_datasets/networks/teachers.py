@@ -3,6 +3,8 @@
 Shape suffixes: K classes, C channels of a layer.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 

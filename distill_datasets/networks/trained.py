@@ -7,6 +7,8 @@ step to step and into the saved state.
 Shape suffixes: B examples of a batch, N rows to choose from, K classes, P all weights of a network.
 """
 
+from __future__ import annotations
+
 import math
 from abc import abstractmethod
 from collections.abc import Iterator
@@ -15,7 +17,6 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 import torch
 import torch.nn.functional as F
 from pydantic import Field, SerializeAsAny
-from torch import Tensor
 
 from distill_datasets.augment import Augment
 from distill_datasets.inner import Optimizer, Sgd
@@ -31,7 +32,6 @@ from distill_datasets.types import (
     Architecture,
     Batch,
     CarryingSource,
-    Distilled,
     LaneDraw,
     Networks,
     NetworkSource,
@@ -41,7 +41,10 @@ from distill_datasets.types import (
 )
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from distill_datasets.data.source import RealData
+    from distill_datasets.distilled_modules import Distilled
 
 CUTMIX_PROBABILITY = 0.5
 
@@ -64,11 +67,11 @@ class Trained(Networks):
         """Outer steps from one fresh network to the next."""
 
     @abstractmethod
-    def examples(self, distilled: Distilled, real: "RealData", draw: LaneDraw) -> Iterator[Batch]:
+    def examples(self, distilled: Distilled, real: RealData, draw: LaneDraw) -> Iterator[Batch]:
         """The batches that the network is trained on after one outer step."""
 
     @abstractmethod
-    def steps(self, distilled: Distilled, real: "RealData") -> int:
+    def steps(self, distilled: Distilled, real: RealData) -> int:
         """How many batches `examples` gives."""
 
     @abstractmethod
@@ -79,7 +82,7 @@ class Trained(Networks):
         # 2.93 is a gradient of the weights in forward passes, measured as in `objectives/`
         return 2.93 * flops_per_image * self.images(examples) * (self.cycle - 1) / self.cycle
 
-    def loss(self, logits_BK: Tensor, targets_BK: Tensor, real: "RealData") -> Tensor:
+    def loss(self, logits_BK: Tensor, targets_BK: Tensor, real: RealData) -> Tensor:
         """The mean loss of a training step."""
         return F.cross_entropy(logits_BK, targets_BK)
 
@@ -118,7 +121,7 @@ class TrainedSource(CarryingSource):
         weights_P = fresh_weights(self._skeleton, draw("network"), self._device)
         return torch.cat([weights_P, *self._settings.optimizer.start(weights_P)])
 
-    def advance(self, distilled: Distilled, real: "RealData", draw: LaneDraw) -> Tensor:
+    def advance(self, distilled: Distilled, real: RealData, draw: LaneDraw) -> Tensor:
         """The lane's network after its training, or as it is where a fresh one comes next.
 
         Source: DC (arXiv:2006.05929), algorithm 1.
@@ -162,18 +165,18 @@ class TrainedOnDistilled(Trained):
     def cycle(self) -> int:
         return self.outer
 
-    def steps(self, distilled: Distilled, real: "RealData") -> int:
+    def steps(self, distilled: Distilled, real: RealData) -> int:
         return self.epochs * math.ceil(distilled.count / self.batch)
 
     def images(self, examples: int) -> int:
         return self.epochs * examples
 
-    @torch.no_grad()
     def _batch(self, distilled: Distilled, index_B: Tensor, rng: torch.Generator) -> Batch:
-        images_BCHW, targets_BK = distilled(index_B.to(distilled.mean_C.device))
-        return Batch(self.augment(images_BCHW, rng), targets_BK)
+        with torch.no_grad():
+            images_BCHW, targets_BK = distilled(index_B.to(distilled.mean_C.device))
+            return Batch(self.augment(images_BCHW, rng), targets_BK)
 
-    def examples(self, distilled: Distilled, real: "RealData", draw: LaneDraw) -> Iterator[Batch]:
+    def examples(self, distilled: Distilled, real: RealData, draw: LaneDraw) -> Iterator[Batch]:
         for epoch in range(self.epochs):
             order_N = torch.randperm(distilled.count, generator=draw("train", "order", epoch))
             for place, index_B in enumerate(torch.split(order_N, self.batch)):
@@ -206,27 +209,27 @@ class TrainedOnReal(Trained):
     def cycle(self) -> int:
         return self.every
 
-    def _rows(self, real: "RealData") -> int:
+    def _rows(self, real: RealData) -> int:
         return min(self.real_images, len(real.train.labels_N))
 
-    def steps(self, distilled: Distilled, real: "RealData") -> int:
+    def steps(self, distilled: Distilled, real: RealData) -> int:
         return math.ceil(self._rows(real) / self.batch)
 
     def images(self, examples: int) -> int:
         return self.real_images
 
-    def loss(self, logits_BK: Tensor, targets_BK: Tensor, real: "RealData") -> Tensor:
+    def loss(self, logits_BK: Tensor, targets_BK: Tensor, real: RealData) -> Tensor:
         return real.cross_entropy(logits_BK, targets_BK)
 
-    @torch.no_grad()
-    def _batch(self, real: "RealData", index_B: Tensor, rng: torch.Generator) -> Batch:
-        images_BCHW, targets_BK = real.select(index_B.to(real.train.labels_N.device))
-        batch = Batch(self.augment(images_BCHW, rng), targets_BK)
-        if self.cutmix and float(torch.rand((), generator=rng)) < CUTMIX_PROBABILITY:
-            return cut_and_mix(batch, rng)
-        return batch
+    def _batch(self, real: RealData, index_B: Tensor, rng: torch.Generator) -> Batch:
+        with torch.no_grad():
+            images_BCHW, targets_BK = real.select(index_B.to(real.train.labels_N.device))
+            batch = Batch(self.augment(images_BCHW, rng), targets_BK)
+            if self.cutmix and float(torch.rand((), generator=rng)) < CUTMIX_PROBABILITY:
+                return cut_and_mix(batch, rng)
+            return batch
 
-    def examples(self, distilled: Distilled, real: "RealData", draw: LaneDraw) -> Iterator[Batch]:
+    def examples(self, distilled: Distilled, real: RealData, draw: LaneDraw) -> Iterator[Batch]:
         order_N = real.order(draw("train", "order"))
         for place, index_B in enumerate(torch.split(order_N[: self._rows(real)], self.batch)):
             yield self._batch(real, index_B, draw("train", "augment", place))

@@ -4,29 +4,26 @@ Their weights have torchvision's names, so that files made for it or by timm fit
 drawn as torchvision's constructors draw them, from a generator.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import torch
 import torchvision.models
 from pydantic import Field, field_validator, model_validator
-from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, Bottleneck
+from torch import nn
 
 from distill_datasets.errors import RecipeError, did_you_mean
-from distill_datasets.networks.drawing import OwnRule
 from distill_datasets.types import Architecture, Shape
 
+if TYPE_CHECKING:
+    pass
+
 RESNET = "ResNet, arXiv:1512.03385"
-BLOCKS: dict[int, tuple[Callable[..., Any], tuple[int, ...]]] = {
-    18: (BasicBlock, (2, 2, 2, 2)),
-    34: (BasicBlock, (3, 4, 6, 3)),
-    50: (Bottleneck, (3, 4, 6, 3)),
-}
-"""By depth: the block, and how many of it each stage has."""
 PAPERS = {
     "alexnet": "AlexNet, arXiv:1404.5997",
     "convnext": "ConvNeXt, arXiv:2201.03545",
@@ -51,56 +48,15 @@ PAPERS = {
     "wide_resnet": "Wide ResNet, arXiv:1605.07146",
 }
 """By the beginning of a model's name; the first that fits."""
+RESNETS = {"resnet18", "resnet34", "resnet50", "resnet101", "resnet152"}
+USUAL = RESNETS | {"densenet121", "efficientnet_b0", "mobilenet_v2", "shufflenet_v2_x0_5"}
+"""Models that every torchvision has; other names are looked up in it, which takes seconds."""
 # the auxiliary classifiers would make the output a tuple while the network trains
 WITHOUT_AUXILIARY = {"aux_logits": False, "init_weights": True}
 OPTIONS: dict[str, dict[str, Any]] = {
     "googlenet": WITHOUT_AUXILIARY,
     "inception_v3": WITHOUT_AUXILIARY | {"transform_input": False},
 }
-
-
-class SmallImageResNet(nn.Module):
-    """The layers of torchvision's ResNet of any width, with a stem that keeps small images whole.
-
-    Convolutions start by Kaiming's normal rule (fan out), norms at one and zero, the linear layer
-    uniformly within +-1/sqrt(fan in), as in torchvision.
-    """
-
-    def __init__(self, depth: int, width: int, shape: Shape) -> None:
-        super().__init__()
-        block, counts = BLOCKS[depth]
-        self.conv1 = nn.Conv2d(shape.c, width, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.relu = nn.ReLU(inplace=True)
-        channels, stages = width, []
-        for stage, count in enumerate(counts):
-            inner, stride = width * 2**stage, 1 if stage == 0 else 2
-            blocks = []
-            for place in range(count):
-                step = stride if place == 0 else 1
-                outer = inner * block.expansion  # type: ignore[attr-defined]
-                shortcut = None
-                if step != 1 or channels != outer:
-                    shortcut = nn.Sequential(
-                        nn.Conv2d(channels, outer, 1, stride=step, bias=False),
-                        nn.BatchNorm2d(outer),
-                    )
-                blocks.append(block(channels, inner, step, shortcut))
-                channels = outer
-            stages.append(nn.Sequential(*blocks))
-        self.layer1, self.layer2, self.layer3, self.layer4 = stages
-        self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(channels, shape.k)
-        for layer in self.modules():
-            if isinstance(layer, nn.Conv2d):
-                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-
-    def forward(self, images_BCHW: Tensor) -> Tensor:
-        """Logits (B, K)."""
-        maps = self.relu(self.bn1(self.conv1(images_BCHW)))
-        maps = self.layer4(self.layer3(self.layer2(self.layer1(maps))))
-        logits_BK: Tensor = self.fc(self.avgpool(maps).flatten(1))
-        return logits_BK
 
 
 class ResNet(Architecture):
@@ -116,6 +72,8 @@ class ResNet(Architecture):
     width: int = Field(default=64, ge=1, description="channels of the first stage; each doubles")
 
     def build(self, shape: Shape) -> nn.Module:
+        from distill_datasets.networks.small_resnet import SmallImageResNet
+
         return _with_rule(partial(SmallImageResNet, self.depth, self.width, shape))
 
 
@@ -137,6 +95,8 @@ class Torchvision(Architecture):
     @field_validator("model")
     @classmethod
     def _known(cls, model: str) -> str:
+        if model in USUAL:
+            return model
         known = torchvision.models.list_models(module=torchvision.models)
         if model not in known:
             raise ValueError(
@@ -193,14 +153,16 @@ class Torchvision(Architecture):
 
 def _with_rule(make: Callable[[], nn.Module]) -> nn.Module:
     """The network that `make` makes, and how to draw it again."""
+    from distill_datasets.networks.drawing import OwnRule
+
     module = make()
     module.add_module("own_rule", OwnRule(make))
     return module
 
 
-@torch.no_grad()
 def _take_channels(module: nn.Module, channels: int) -> None:
     """Let the first convolution take fewer input channels."""
-    first = next(layer for layer in module.modules() if isinstance(layer, nn.Conv2d))
-    kept = first.weight[:, :channels] * math.sqrt(first.in_channels / channels)
-    first.weight, first.in_channels = nn.Parameter(kept), channels
+    with torch.no_grad():
+        first = next(layer for layer in module.modules() if isinstance(layer, nn.Conv2d))
+        kept = first.weight[:, :channels] * math.sqrt(first.in_channels / channels)
+        first.weight, first.in_channels = nn.Parameter(kept), channels

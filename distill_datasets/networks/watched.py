@@ -3,16 +3,21 @@
 Shape suffixes: B images, C channels of a layer, K classes.
 """
 
+from __future__ import annotations
+
 import copy
 import functools
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import nn
 
 from distill_datasets.errors import RecipeError
 from distill_datasets.types import TeacherNetwork
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn.modules.batchnorm import _BatchNorm
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -39,7 +44,7 @@ def batch_norms(module: nn.Module) -> list[_BatchNorm]:
     return [
         layer
         for layer in module.modules()
-        if isinstance(layer, _BatchNorm) and layer.running_mean is not None
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.running_mean is not None
     ]
 
 

@@ -1,36 +1,19 @@
 """The plain networks that recipes name, and how fresh weights of any network are drawn."""
 
+from __future__ import annotations
+
 import math
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from distill_datasets.errors import RecipeError
-from distill_datasets.networks.drawing import own_rule
 from distill_datasets.types import Architecture, Shape
 
-
-class AvgPool2d(nn.AvgPool2d):
-    """Means of 2x2 pixels; on a CPU two rows at a time by a matrix product.
-
-    torch's own kernel took a third of a ConvNet's forward pass there (AVX-512, torch 2.15), and the
-    product is three to twelve times as fast, forward and backward.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(2)
-
-    def forward(self, input: Tensor) -> Tensor:
-        """The input (..., H, W) at half the sides; an odd last row or column is left out."""
-        if input.device.type != "cpu":
-            return super().forward(input)
-        high, wide = input.shape[-2] // 2, input.shape[-1] // 2
-        pairs = input[..., : 2 * high, : 2 * wide].reshape(-1, 4 * wide)
-        quarters = torch.eye(wide, dtype=input.dtype, device=input.device) / 4
-        means = pairs @ quarters.repeat_interleave(2, dim=0).repeat(2, 1)
-        return means.view(*input.shape[:-2], high, wide)
+if TYPE_CHECKING:
+    pass
 
 
 class ConvNet(Architecture):
@@ -58,6 +41,8 @@ class ConvNet(Architecture):
         return [*super().papers(), *batch]
 
     def build(self, shape: Shape) -> nn.Module:
+        from distill_datasets.networks.layers import AvgPool2d
+
         side = min(shape.h, shape.w)
         depth = self.depth or max(1, round(math.log2(side / 4)))
         if side < 2**depth:
@@ -83,10 +68,6 @@ class ConvNet(Architecture):
         return nn.Sequential(*layers)
 
 
-class XavierChain(nn.Sequential):
-    """Layers whose fresh weights are drawn by Xavier's normal rule, with biases of zero."""
-
-
 class LeNet(Architecture):
     """LeNet of Dataset Distillation: two 5x5 convolutions with max pooling, three linear layers.
 
@@ -98,6 +79,8 @@ class LeNet(Architecture):
     name: Literal["lenet"] = "lenet"
 
     def build(self, shape: Shape) -> nn.Module:
+        from distill_datasets.networks.layers import XavierChain
+
         # the first convolution keeps the sides, each pooling halves them, the second takes 4 px
         sides = [(side // 2 - 4) // 2 for side in (shape.h, shape.w)]
         if min(sides) < 1:
@@ -121,7 +104,6 @@ class LeNet(Architecture):
         )
 
 
-@torch.no_grad()
 def initialize(module: nn.Module, rng: torch.Generator) -> None:
     """Draw fresh weights by torch's default rule, from a generator instead of global state.
 
@@ -137,31 +119,35 @@ def initialize(module: nn.Module, rng: torch.Generator) -> None:
     Raises:
         RecipeError: a layer with weights of a kind that this rule does not know.
     """
-    rule = own_rule(module)
-    if rule is not None:
-        module.load_state_dict(rule.drawn(rng).state_dict())
-        return
-    for layer in module.modules():
-        own = dict(layer.named_parameters(recurse=False))
-        if not own:
-            continue
-        if isinstance(layer, nn.Conv2d | nn.Linear) and isinstance(module, XavierChain):
-            drawn = nn.init.xavier_normal_(torch.empty(layer.weight.shape), generator=rng)
-            layer.weight.copy_(drawn)
-            if layer.bias is not None:
-                layer.bias.zero_()
-        elif isinstance(layer, nn.Conv2d | nn.Linear):
-            bound = 1 / math.sqrt(layer.weight[0].numel())
-            for parameter in own.values():
-                drawn = torch.empty(parameter.shape).uniform_(-bound, bound, generator=rng)
-                parameter.copy_(drawn)
-        elif isinstance(layer, nn.BatchNorm2d):
-            layer.reset_parameters()  # draws nothing
-        elif isinstance(layer, nn.GroupNorm):
-            layer.weight.fill_(1)
-            layer.bias.fill_(0)
-        else:
-            raise RecipeError(
-                f"no rule to draw fresh weights of a {type(layer).__name__}; "
-                "known: Conv2d, Linear, GroupNorm, BatchNorm2d and torchvision's networks"
-            )
+    from distill_datasets.networks.drawing import own_rule
+    from distill_datasets.networks.layers import XavierChain
+
+    with torch.no_grad():
+        rule = own_rule(module)
+        if rule is not None:
+            module.load_state_dict(rule.drawn(rng).state_dict())
+            return
+        for layer in module.modules():
+            own = dict(layer.named_parameters(recurse=False))
+            if not own:
+                continue
+            if isinstance(layer, nn.Conv2d | nn.Linear) and isinstance(module, XavierChain):
+                drawn = nn.init.xavier_normal_(torch.empty(layer.weight.shape), generator=rng)
+                layer.weight.copy_(drawn)
+                if layer.bias is not None:
+                    layer.bias.zero_()
+            elif isinstance(layer, nn.Conv2d | nn.Linear):
+                bound = 1 / math.sqrt(layer.weight[0].numel())
+                for parameter in own.values():
+                    drawn = torch.empty(parameter.shape).uniform_(-bound, bound, generator=rng)
+                    parameter.copy_(drawn)
+            elif isinstance(layer, nn.BatchNorm2d):
+                layer.reset_parameters()  # draws nothing
+            elif isinstance(layer, nn.GroupNorm):
+                layer.weight.fill_(1)
+                layer.bias.fill_(0)
+            else:
+                raise RecipeError(
+                    f"no rule to draw fresh weights of a {type(layer).__name__}; "
+                    "known: Conv2d, Linear, GroupNorm, BatchNorm2d and torchvision's networks"
+                )

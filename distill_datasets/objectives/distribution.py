@@ -8,6 +8,8 @@ Shape suffixes: B examples of a batch, N the examples of a step, K classes, D va
 C channels, H W pixels, P all weights of a network.
 """
 
+from __future__ import annotations
+
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -16,13 +18,11 @@ from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Self
 import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
-from torch import Tensor
 
 from distill_datasets.augment import Augment
 from distill_datasets.errors import RecipeError
 from distill_datasets.types import (
     Batch,
-    Distilled,
     Estimate,
     LaneDraw,
     Layers,
@@ -34,9 +34,12 @@ from distill_datasets.types import (
 )
 
 if TYPE_CHECKING:
-    from distill_datasets.data.source import RealData
+    from torch import Tensor
 
-Features = Callable[[Layers, torch.dtype], list[Tensor]]
+    from distill_datasets.data.source import RealData
+    from distill_datasets.distilled_modules import Distilled
+
+Features = Callable[[Layers, "torch.dtype"], list["Tensor"]]
 """Tables (B, D), one row per image, whose class means are compared."""
 
 
@@ -246,7 +249,7 @@ class Distribution(Objective):
         return flops_per_image * (self.real_batch * chosen + (2 + again) * matched)
 
     def estimate(
-        self, distilled: Distilled, networks: NetworkSource, real: "RealData", draw: LaneDraw
+        self, distilled: Distilled, networks: NetworkSource, real: RealData, draw: LaneDraw
     ) -> Estimate:
         """Sum over classes of the distance of means, and its gradient.
 
@@ -301,20 +304,22 @@ class Distribution(Objective):
             return [Group(("augment",), chosen)] if chosen else []
         return [Group(("augment", label), [label]) for label in chosen]
 
-    @torch.no_grad()
-    def _real_means(self, view: View, real: "RealData", label: int, group: Group) -> list[Tensor]:
+    def _real_means(self, view: View, real: RealData, label: int, group: Group) -> list[Tensor]:
         """Mean features (D,) of real images of a class; sums of chunks, divided once."""
-        count = min(self.real_batch, len(real.rows_of_class[label]))
-        images_BCHW = real.class_images(view.draw("real", label), label, count)
-        images_BCHW = self.augment(images_BCHW, view.draw(*group.words), shared=True)
-        summed: list[Tensor] = []
-        on_cpu = images_BCHW.device.type == "cpu"
-        for images in torch.split(images_BCHW, self.chunk or (16 if on_cpu else count)):
-            with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16_real):
-                layers = view.network.layers(view.network.weights_P, images)
-            more = [table_BD.sum(dim=0) for table_BD in view.features(layers, images.dtype)]
-            summed = [old + new for old, new in zip(summed, more, strict=True)] if summed else more
-        return [sum_D / count for sum_D in summed]
+        with torch.no_grad():
+            count = min(self.real_batch, len(real.rows_of_class[label]))
+            images_BCHW = real.class_images(view.draw("real", label), label, count)
+            images_BCHW = self.augment(images_BCHW, view.draw(*group.words), shared=True)
+            summed: list[Tensor] = []
+            on_cpu = images_BCHW.device.type == "cpu"
+            for images in torch.split(images_BCHW, self.chunk or (16 if on_cpu else count)):
+                with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16_real):
+                    layers = view.network.layers(view.network.weights_P, images)
+                more = [table_BD.sum(dim=0) for table_BD in view.features(layers, images.dtype)]
+                summed = (
+                    [old + new for old, new in zip(summed, more, strict=True)] if summed else more
+                )
+            return [sum_D / count for sum_D in summed]
 
     def _pull(
         self, view: View, leaves: Batch, pulls: Batch, theirs: list[Tensor], group: Group

@@ -6,26 +6,23 @@ real images: the objective of DC, of DSA (both sides augmented alike) and of IDC
 Shape suffixes: B examples of a batch, N all distilled examples, K classes, P all weights.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor
 
 from distill_datasets.augment import Augment
-from distill_datasets.types import (
-    Distilled,
-    Estimate,
-    LaneDraw,
-    NetworkSource,
-    Objective,
-    Sampled,
-)
+from distill_datasets.types import Estimate, LaneDraw, NetworkSource, Objective, Sampled
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from distill_datasets.data.source import RealData
+    from distill_datasets.distilled_modules import Distilled
 
 Distance = Literal["rows_cosine", "mse", "l1"]
 Matched = Literal["all", "convolutions"]
@@ -127,7 +124,7 @@ class Gradient(Objective):
         return flops_per_image * (2.93 * self.real_batch * classes + 7.79 * matched)
 
     def estimate(
-        self, distilled: Distilled, networks: NetworkSource, real: "RealData", draw: LaneDraw
+        self, distilled: Distilled, networks: NetworkSource, real: RealData, draw: LaneDraw
     ) -> Estimate:
         """Sum over classes of the distance, and its gradient.
 
@@ -166,7 +163,7 @@ class Gradient(Objective):
         return index_B[drawn.to(index_B.device)]
 
     def _real_gradient(
-        self, network: Sampled, real: "RealData", label: int, draw: LaneDraw
+        self, network: Sampled, real: RealData, label: int, draw: LaneDraw
     ) -> Tensor:
         """Gradient of the mean cross-entropy on real images of a class, (P,), chunk by chunk."""
         images_BCHW = real.class_images(draw("real", label), label, self.real_batch)

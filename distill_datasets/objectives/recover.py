@@ -7,6 +7,8 @@ batch decides what its statistics can be, so the recipe says it, and no number o
 Shape suffixes: B images of a block, C channels, H W pixels, K classes, T channels of all layers.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -15,7 +17,6 @@ from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Self
 import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
-from torch import Tensor
 
 from distill_datasets.composition import Composition, match_blocks
 from distill_datasets.errors import RecipeError
@@ -24,7 +25,6 @@ from distill_datasets.relabeling import RandomCrop
 from distill_datasets.shared_view import Curriculum, draw_view, smallest_area
 from distill_datasets.types import (
     Block,
-    Distilled,
     Estimate,
     LaneDraw,
     NetworkSource,
@@ -35,7 +35,10 @@ from distill_datasets.types import (
 )
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from distill_datasets.data.source import RealData
+    from distill_datasets.distilled_modules import Distilled
 
 Standard = Literal["global", "class", "both"]
 MOST_GRAPHS = 64
@@ -251,7 +254,7 @@ class Recover(Objective):
         return 2 * flops_per_image * examples
 
     def estimate(
-        self, distilled: Distilled, networks: NetworkSource, real: "RealData", draw: LaneDraw
+        self, distilled: Distilled, networks: NetworkSource, real: RealData, draw: LaneDraw
     ) -> Estimate:
         """The loss of the whole block in one shared view, and its gradient in the pixels."""
         assert isinstance(networks, Teachers), "networks that offer batch_norm are teachers"
@@ -280,15 +283,15 @@ class Recover(Objective):
         metrics = dict(zip(Terms._fields, told[1:], strict=True))
         return Estimate(told[0], dict(zip(names, grads, strict=True)), metrics)
 
-    @torch.no_grad()
     def facts(self, distilled: Distilled, networks: NetworkSource) -> dict[str, float]:
         """Loss, cross-entropy and statistics by all teachers, of the images as they are."""
-        assert isinstance(networks, Teachers)
-        images_BCHW, targets_BK = distilled(self._every(distilled))
-        everyone = list(range(len(networks.members)))
-        loss, terms = self._loss(images_BCHW, targets_BK, networks, everyone, compiled=False)
-        told = torch.stack([loss, *terms]).tolist()
-        return dict(zip(["loss", *Terms._fields], told, strict=True))
+        with torch.no_grad():
+            assert isinstance(networks, Teachers)
+            images_BCHW, targets_BK = distilled(self._every(distilled))
+            everyone = list(range(len(networks.members)))
+            loss, terms = self._loss(images_BCHW, targets_BK, networks, everyone, compiled=False)
+            told = torch.stack([loss, *terms]).tolist()
+            return dict(zip(["loss", *Terms._fields], told, strict=True))
 
     def _every(self, distilled: Distilled) -> Tensor:
         return torch.arange(distilled.count, device=distilled.mean_C.device)

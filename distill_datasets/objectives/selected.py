@@ -4,20 +4,16 @@ The methods that choose or assemble real images (RDED, herding, random real imag
 than this objective, no steps, and the selection as initial images of the canvas.
 """
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from distill_datasets.composition import match_blocks
-from distill_datasets.types import (
-    Block,
-    Distilled,
-    Estimate,
-    LaneDraw,
-    NetworkSource,
-    Objective,
-)
+from distill_datasets.types import Block, Estimate, LaneDraw, NetworkSource, Objective
 
 if TYPE_CHECKING:
     from distill_datasets.data.source import RealData
+    from distill_datasets.distilled_modules import Distilled
 
 
 class Selected(Objective):
@@ -39,6 +35,6 @@ class Selected(Objective):
         return 0.0
 
     def estimate(
-        self, distilled: Distilled, networks: NetworkSource, real: "RealData", draw: LaneDraw
+        self, distilled: Distilled, networks: NetworkSource, real: RealData, draw: LaneDraw
     ) -> Estimate:
         raise AssertionError("an objective that minimizes nothing is asked for no gradient")

@@ -9,27 +9,23 @@ Shape suffixes: B examples of a step, N all training examples, K classes, P all 
 network, T learned step sizes.
 """
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor
 
 from distill_datasets.augment import Augment
 from distill_datasets.errors import DistillError
-from distill_datasets.types import (
-    Distilled,
-    Draw,
-    Estimate,
-    LaneDraw,
-    NetworkSource,
-    Objective,
-    Sampled,
-)
+from distill_datasets.types import Draw, Estimate, LaneDraw, NetworkSource, Objective, Sampled
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from distill_datasets.data.source import RealData
+    from distill_datasets.distilled_modules import Distilled
 
 
 class Trajectory(Objective):
@@ -84,7 +80,7 @@ class Trajectory(Objective):
         return [self.step_size] if self.learn_step_size else []
 
     def estimate(
-        self, distilled: Distilled, networks: NetworkSource, real: "RealData", draw: LaneDraw
+        self, distilled: Distilled, networks: NetworkSource, real: RealData, draw: LaneDraw
     ) -> Estimate:
         """The squared distance that is left, as a share of the one at the start, and its gradient.
 

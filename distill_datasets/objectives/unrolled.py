@@ -10,13 +10,14 @@ to give it back and fault it in again.
 Shape suffixes: B examples of a step, K classes, P all weights of a network.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field, SerializeAsAny, model_validator
-from torch import Tensor
 
 from distill_datasets.augment import Augment
 from distill_datasets.errors import RecipeError
@@ -24,7 +25,6 @@ from distill_datasets.inner import Adam, Optimizer, Sgd, State
 from distill_datasets.plugins import part
 from distill_datasets.types import (
     Batch,
-    Distilled,
     Draw,
     Estimate,
     LaneDraw,
@@ -36,7 +36,10 @@ from distill_datasets.types import (
 )
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from distill_datasets.data.source import RealData
+    from distill_datasets.distilled_modules import Distilled
 
 
 class Point(NamedTuple):
@@ -46,7 +49,7 @@ class Point(NamedTuple):
     state: State
     step: int
 
-    def leaf(self) -> "Point":
+    def leaf(self) -> Point:
         """The same values, cut from their past and ready to be differentiated."""
         weights_P = self.weights_P.detach().requires_grad_()
         return Point(
@@ -178,7 +181,7 @@ class Unrolled(Objective):
     def published_order(self, examples: int) -> list[list[int]]:
         if self.order == "shuffled":
             return []
-        return [self._fixed_batch(examples, step).tolist() for step in range(self.inner_steps)]
+        return [list(self._fixed_batch(examples, step)) for step in range(self.inner_steps)]
 
     def attacks(self) -> tuple[int, int] | None:
         return None if self.attack is None else (self.attack.attacked, self.attack.target)
@@ -187,10 +190,10 @@ class Unrolled(Objective):
         """How many batches the examples make; a rest is spread over the first ones."""
         return max(1, examples // (self.batch or examples))
 
-    def _fixed_batch(self, examples: int, step: int) -> Tensor:
+    def _fixed_batch(self, examples: int, step: int) -> range:
         """The examples of an inner step in the fixed order."""
         batches = self._batches(examples)
-        return torch.arange(step % batches, examples, batches)
+        return range(step % batches, examples, batches)
 
     def work(self, flops_per_image: float, examples: int, classes: int) -> float:
         # Measured with torch's counter on ConvNet-3 (factors of one forward pass): 2.93 for a
@@ -207,7 +210,7 @@ class Unrolled(Objective):
         return self.real_batch
 
     def estimate(
-        self, distilled: Distilled, networks: NetworkSource, real: "RealData", draw: LaneDraw
+        self, distilled: Distilled, networks: NetworkSource, real: RealData, draw: LaneDraw
     ) -> Estimate:
         """Loss on real images after a random number of steps, and its gradient.
 
@@ -225,7 +228,7 @@ class Unrolled(Objective):
         return self._through_recomputation(distilled, network, point, real, draw)
 
     def _through_graph(
-        self, distilled: Distilled, network: Sampled, start: Point, real: "RealData", draw: Draw
+        self, distilled: Distilled, network: Sampled, start: Point, real: RealData, draw: Draw
     ) -> Estimate:
         point = start.leaf()
         for _ in range(self.window):
@@ -236,9 +239,9 @@ class Unrolled(Objective):
         return Estimate(loss, dict(zip(names, grads, strict=True)), {"inner_steps": point.step})
 
     def _through_recomputation(
-        self, distilled: Distilled, network: Sampled, start: Point, real: "RealData", draw: Draw
+        self, distilled: Distilled, network: Sampled, start: Point, real: RealData, draw: Draw
     ) -> Estimate:
-        point, trail = start, list[tuple[Point, Tensor]]()
+        point, trail = start, list[tuple[Point, torch.Tensor]]()
         for _ in range(self.window):
             after, slope_P = self._plain_step(distilled, network, point, draw)
             trail.append((point, slope_P))
@@ -275,9 +278,9 @@ class Unrolled(Objective):
         (through_P, *through), pull_P = pulled[: len(adjoint)], pulled[len(adjoint)]
         shares = list(pulled[len(adjoint) + 1 :])
         shown = self._examples(distilled, start.step, draw)
-        back = list[tuple[Tensor, ...]]()
+        back = list[tuple[torch.Tensor, ...]]()
         leaves = Batch(*(tensor.detach().requires_grad_() for tensor in shown))
-        for chunk in self._chunks(leaves):
+        for chunk in self.chunks(leaves):
             part_P = self._part_of_slope(network, start.weights_P, chunk, len(shown[0]), True)
             curved_P, *of_chunk = torch.autograd.grad(part_P, [start.weights_P, *chunk], pull_P)
             through_P = through_P + curved_P
@@ -297,7 +300,7 @@ class Unrolled(Objective):
         """Augmented examples of inner step `step`; the same draw whenever they are asked for."""
         rng = draw("inner", step)
         if self.order == "fixed":
-            index_B = self._fixed_batch(distilled.count, step)
+            index_B = torch.tensor(self._fixed_batch(distilled.count, step))
         elif self.batch is None or self.batch >= distilled.count:
             index_B = torch.arange(distilled.count)
         else:
@@ -306,7 +309,7 @@ class Unrolled(Objective):
         images_BCHW, targets_BK = distilled(index_B.to(distilled.mean_C.device))
         return Batch(self.augment(images_BCHW, rng), targets_BK)
 
-    def _chunks(self, batch: Batch) -> Iterator[Batch]:
+    def chunks(self, batch: Batch) -> Iterator[Batch]:
         """The batch in pieces that are differentiated one after another."""
         on_cpu = batch.images_BCHW.device.type == "cpu"
         size = self.chunk or (32 if on_cpu else 512)
@@ -322,11 +325,11 @@ class Unrolled(Objective):
         (part_P,) = torch.autograd.grad(share, weights_P, create_graph=tracked)
         return part_P
 
-    def _slope(self, network: Sampled, weights_P: Tensor, batch: Batch, tracked: bool) -> Tensor:
+    def slope(self, network: Sampled, weights_P: Tensor, batch: Batch, tracked: bool) -> Tensor:
         """The gradient (P,) of the mean loss of a batch."""
         parts = [
             self._part_of_slope(network, weights_P, chunk, len(batch.images_BCHW), tracked)
-            for chunk in self._chunks(batch)
+            for chunk in self.chunks(batch)
         ]
         return parts[0] if len(parts) == 1 else torch.stack(parts).sum(dim=0)
 
@@ -336,7 +339,7 @@ class Unrolled(Objective):
         """A step of training that leaves no graph, and the gradient that it followed."""
         with torch.no_grad():
             batch = self._examples(distilled, point.step, draw)
-        slope_P = self._slope(network, point.weights_P.detach().requires_grad_(), batch, False)
+        slope_P = self.slope(network, point.weights_P.detach().requires_grad_(), batch, False)
         with torch.no_grad():
             return self._moved(distilled, point, slope_P), slope_P
 
@@ -345,7 +348,7 @@ class Unrolled(Objective):
     ) -> Point:
         """A step of training as a differentiable function of the point and the distilled set."""
         batch = self._examples(distilled, point.step, draw)
-        slope_P = self._slope(network, point.weights_P, batch, True)
+        slope_P = self.slope(network, point.weights_P, batch, True)
         return self._moved(distilled, point, slope_P)
 
     def _moved(self, distilled: Distilled, point: Point, slope_P: Tensor) -> Point:
@@ -361,7 +364,7 @@ class Unrolled(Objective):
         return self.optimizer.model_copy(update={"lr": distilled.step_sizes()[step]})
 
     def _judge(
-        self, network: Sampled, weights_P: Tensor, real: "RealData", draw: Draw
+        self, network: Sampled, weights_P: Tensor, real: RealData, draw: Draw
     ) -> tuple[float, Tensor]:
         """The source's cross-entropy on one real batch, and its gradient, chunk by chunk."""
         rng = draw("real")
@@ -371,7 +374,7 @@ class Unrolled(Objective):
         images_BCHW = self.augment(images_BCHW, rng)
         leaf_P = weights_P.detach().requires_grad_()
         loss, adjoint_P = 0.0, torch.zeros_like(leaf_P)
-        for images, targets in self._chunks(Batch(images_BCHW, targets_BK)):
+        for images, targets in self.chunks(Batch(images_BCHW, targets_BK)):
             summed = real.cross_entropy(network(leaf_P, images), targets, reduction="sum")
             share = summed / len(images_BCHW)
             adjoint_P += torch.autograd.grad(share, leaf_P)[0]

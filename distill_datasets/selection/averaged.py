@@ -3,15 +3,18 @@
 Shape suffixes: N images of a class, D pixel values of one, J clusters.
 """
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
-from torch import Tensor
 
 from distill_datasets.selection.chosen import repeated, squared_distances
 from distill_datasets.types import Selection, Teacher
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from distill_datasets.data.source import RealData
 
 ROUNDS = 10
@@ -28,14 +31,14 @@ class ClassMean(Selection):
     name: Literal["class_mean"] = "class_mean"
 
     def images(
-        self, real: "RealData", per_class: int, rng: torch.Generator, teacher: Teacher | None = None
+        self, real: RealData, per_class: int, rng: torch.Generator, teacher: Teacher | None = None
     ) -> Tensor:
         labels = range(real.shape.k)
         return torch.cat([self.of_class(real, label, per_class, rng) for label in labels])
 
     def of_class(
         self,
-        real: "RealData",
+        real: RealData,
         label: int,
         per_class: int,
         rng: torch.Generator,

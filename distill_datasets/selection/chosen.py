@@ -5,18 +5,21 @@ Distances are those of normalized pixels, as a student sees them, in double prec
 Shape suffixes: N images of a class, D pixel values of one, M networks, B a batch, K classes.
 """
 
+from __future__ import annotations
+
 import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
 from distill_datasets.errors import DataError, RecipeError
 from distill_datasets.types import Selection, Teacher
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from distill_datasets.data.source import RealData
 
 logger = logging.getLogger("distill_datasets")
@@ -92,7 +95,7 @@ def present(teacher: Teacher | None, selection: Selection) -> Teacher:
 
 
 def chosen_of(
-    real: "RealData", label: int, per_class: int, choose: Callable[[Tensor, int], list[int]]
+    real: RealData, label: int, per_class: int, choose: Callable[[Tensor, int], list[int]]
 ) -> Tensor:
     """What `choose` picks among the normalized pixels (N, D) of a class, as displayable images.
 
@@ -106,7 +109,7 @@ def chosen_of(
 
 
 def of_every_class(
-    real: "RealData", per_class: int, choose: Callable[[Tensor, int], list[int]]
+    real: RealData, per_class: int, choose: Callable[[Tensor, int], list[int]]
 ) -> Tensor:
     """`chosen_of` for all classes, in order."""
     labels = range(real.shape.k)
@@ -120,13 +123,13 @@ class Herding(Selection):
     name: Literal["herding"] = "herding"
 
     def images(
-        self, real: "RealData", per_class: int, rng: torch.Generator, teacher: Teacher | None = None
+        self, real: RealData, per_class: int, rng: torch.Generator, teacher: Teacher | None = None
     ) -> Tensor:
         return of_every_class(real, per_class, herded)
 
     def of_class(
         self,
-        real: "RealData",
+        real: RealData,
         label: int,
         per_class: int,
         rng: torch.Generator,
@@ -142,13 +145,13 @@ class KCenter(Selection):
     name: Literal["k_center"] = "k_center"
 
     def images(
-        self, real: "RealData", per_class: int, rng: torch.Generator, teacher: Teacher | None = None
+        self, real: RealData, per_class: int, rng: torch.Generator, teacher: Teacher | None = None
     ) -> Tensor:
         return of_every_class(real, per_class, spread_out)
 
     def of_class(
         self,
-        real: "RealData",
+        real: RealData,
         label: int,
         per_class: int,
         rng: torch.Generator,
@@ -168,7 +171,7 @@ class Correct(Selection):
     )
 
     def images(
-        self, real: "RealData", per_class: int, rng: torch.Generator, teacher: Teacher | None = None
+        self, real: RealData, per_class: int, rng: torch.Generator, teacher: Teacher | None = None
     ) -> Tensor:
         """Displayable images (K * per_class, C, H, W); a class with fewer correct ones repeats.
 
@@ -181,7 +184,7 @@ class Correct(Selection):
 
     def of_class(
         self,
-        real: "RealData",
+        real: RealData,
         label: int,
         per_class: int,
         rng: torch.Generator,
@@ -191,7 +194,7 @@ class Correct(Selection):
 
     def _repeated(
         self,
-        real: "RealData",
+        real: RealData,
         labels: Sequence[int],
         per_class: int,
         rng: torch.Generator,
@@ -217,7 +220,7 @@ class Correct(Selection):
         return real.displayable(torch.cat(rows))
 
     def _correct(
-        self, real: "RealData", label: int, count: int, rng: torch.Generator, teacher: Teacher
+        self, real: RealData, label: int, count: int, rng: torch.Generator, teacher: Teacher
     ) -> list[int]:
         """The first `count` correct images of a class in random order, or all there are."""
         own_N = real.rows_of_class[label]

@@ -3,6 +3,8 @@
 Shape suffixes: N published rows, K classes, C channels, H W pixels.
 """
 
+from __future__ import annotations
+
 import json
 import re
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -11,7 +13,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import Field, StringConstraints
-from torch import Tensor
 
 from distill_datasets.data.opening import open_splits
 from distill_datasets.errors import DataError
@@ -19,6 +20,8 @@ from distill_datasets.selection.chosen import repeated
 from distill_datasets.types import Selection, Shape, Teacher
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from distill_datasets.data.source import RealData
 
 Name = Annotated[str, StringConstraints(min_length=1)]
@@ -48,7 +51,7 @@ class Published(Selection):
         self._columns("recipe", "normalization_json")
 
     def images(
-        self, real: "RealData", per_class: int, rng: torch.Generator, teacher: Teacher | None = None
+        self, real: RealData, per_class: int, rng: torch.Generator, teacher: Teacher | None = None
     ) -> Tensor:
         """Displayable images (K * per_class, C, H, W), resized where the published size differs.
 

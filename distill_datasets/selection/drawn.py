@@ -3,15 +3,18 @@
 Shape suffixes: N images, C channels, H W pixels.
 """
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
 from distill_datasets.types import Selection, Teacher
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from distill_datasets.data.source import RealData
 
 
@@ -28,14 +31,14 @@ class Noise(Selection):
         return 0.5 + self.std * torch.randn(size, generator=rng)
 
     def images(
-        self, real: "RealData", per_class: int, rng: torch.Generator, teacher: Teacher | None = None
+        self, real: RealData, per_class: int, rng: torch.Generator, teacher: Teacher | None = None
     ) -> Tensor:
         shape = real.shape
         return self.draw((shape.k * per_class, shape.c, shape.h, shape.w), rng)
 
     def of_class(
         self,
-        real: "RealData",
+        real: RealData,
         label: int,
         per_class: int,
         rng: torch.Generator,
@@ -52,13 +55,13 @@ class Real(Selection):
     name: Literal["real"] = "real"
 
     def images(
-        self, real: "RealData", per_class: int, rng: torch.Generator, teacher: Teacher | None = None
+        self, real: RealData, per_class: int, rng: torch.Generator, teacher: Teacher | None = None
     ) -> Tensor:
         return real.examples(rng, per_class)
 
     def of_class(
         self,
-        real: "RealData",
+        real: RealData,
         label: int,
         per_class: int,
         rng: torch.Generator,

@@ -4,19 +4,22 @@ Shape suffixes: N images of a class, T crops of each, M networks, B a batch, K c
 H W pixels of an image, h w pixels of a tile.
 """
 
+from __future__ import annotations
+
 import math
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
-from torch import Tensor
 
 from distill_datasets.errors import RecipeError
 from distill_datasets.selection.chosen import AT_ONCE, present, repeated
 from distill_datasets.types import Selection, Shape, Teacher
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from distill_datasets.data.source import RealData
 
 
@@ -69,7 +72,7 @@ class Rded(Selection):
             )
 
     def images(
-        self, real: "RealData", per_class: int, rng: torch.Generator, teacher: Teacher | None = None
+        self, real: RealData, per_class: int, rng: torch.Generator, teacher: Teacher | None = None
     ) -> Tensor:
         """Displayable mosaics (K * per_class, C, H, W); a class with few images repeats crops.
 
@@ -81,7 +84,7 @@ class Rded(Selection):
 
     def of_class(
         self,
-        real: "RealData",
+        real: RealData,
         label: int,
         per_class: int,
         rng: torch.Generator,
@@ -98,7 +101,7 @@ class Rded(Selection):
         return self._mosaics(ranked_NChw, per_class, (shape.h, shape.w))
 
     def _best_crops(
-        self, real: "RealData", label: int, rows_N: Tensor, rng: torch.Generator, teacher: Teacher
+        self, real: RealData, label: int, rows_N: Tensor, rng: torch.Generator, teacher: Teacher
     ) -> Tensor:
         """The best crop of every image, (N, C, h, w), the best recognized image first."""
         best, losses = [], []
@@ -126,9 +129,7 @@ class Rded(Selection):
             found.append(F.interpolate(cut_CHW[None], tile, mode="bilinear", antialias=True))
         return torch.cat(found).clamp(0, 1)
 
-    def _scores(
-        self, real: "RealData", crops_BTChw: Tensor, label: int, teacher: Teacher
-    ) -> Tensor:
+    def _scores(self, real: RealData, crops_BTChw: Tensor, label: int, teacher: Teacher) -> Tensor:
         """Mean cross-entropy of the networks on every crop in the middle of mean color, (B, T)."""
         tiles_BChw = crops_BTChw.flatten(0, 1)
         mean_C = real.normalization.display_mean_C.cpu()

@@ -33,9 +33,12 @@ from distill_datasets.artifacts import (
     write_rows,
     write_tensors,
 )
-from distill_datasets.canvases.pixels import PixelImages, Pixels
+from distill_datasets.canvases.modules import PixelImages
+from distill_datasets.canvases.pixels import Pixels
+from distill_datasets.distilled import Recovered
+from distill_datasets.distilled_modules import Distilled
 from distill_datasets.errors import ArtifactError
-from distill_datasets.labels.table import FixedLabels
+from distill_datasets.labels.modules import FixedLabels
 from distill_datasets.objectives.recover import Recover
 from distill_datasets.optimize import STATE, Distill, optimize
 from distill_datasets.pictures import overview, to_bytes
@@ -44,7 +47,7 @@ from distill_datasets.runtime import LaneDraws, Runtime, rng_for
 from distill_datasets.stages.initial import InitialImages
 from distill_datasets.stages.source import LoadedSource
 from distill_datasets.stages.squeeze import Members, SqueezedFolder
-from distill_datasets.types import Block, Distilled, Recovered, Shape, Teachers
+from distill_datasets.types import Block, Shape, Teachers
 
 logger = logging.getLogger("distill_datasets")
 

@@ -13,14 +13,13 @@ from distill_datasets.artifacts import (
     write_atomically,
 )
 from distill_datasets.data.source import RealData
-from distill_datasets.inner import StepSizes
+from distill_datasets.distilled_modules import Distilled, StepSizes
 from distill_datasets.optimize import STATE, Distill, Progressing, optimize
 from distill_datasets.pictures import overview
 from distill_datasets.progress import progress_bar
 from distill_datasets.runtime import Runtime, rng_for
 from distill_datasets.stages.source import LoadedSource
 from distill_datasets.stages.squeeze import Members, SqueezedFolder
-from distill_datasets.types import Distilled
 
 logger = logging.getLogger("distill_datasets")
 

@@ -13,11 +13,12 @@ import torchvision
 import torchvision.transforms.v2 as tv
 from torch import Tensor, nn
 
-from distill_datasets.canvases.pixels import PixelImages
-from distill_datasets.labels.table import FixedLabels
+from distill_datasets.canvases.modules import PixelImages
+from distill_datasets.distilled_modules import Distilled
+from distill_datasets.labels.modules import FixedLabels
 from distill_datasets.objectives.recover import Recover
 from distill_datasets.runtime import LaneDraws
-from distill_datasets.types import Distilled, TeacherNetwork, Teachers
+from distill_datasets.types import TeacherNetwork, Teachers
 from tests.benchmarks.work import REFERENCE, Run, Size, Work, relative_error
 
 CPU = torch.device("cpu")
