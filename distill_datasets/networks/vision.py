@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 import torchvision.models
@@ -19,9 +19,6 @@ from torch import nn
 
 from distill_datasets.errors import RecipeError, did_you_mean
 from distill_datasets.types import Architecture, Shape
-
-if TYPE_CHECKING:
-    pass
 
 RESNET = "ResNet, arXiv:1512.03385"
 PAPERS = {

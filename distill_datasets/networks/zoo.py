@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -11,9 +11,6 @@ from torch import nn
 
 from distill_datasets.errors import RecipeError
 from distill_datasets.types import Architecture, Shape
-
-if TYPE_CHECKING:
-    pass
 
 
 class ConvNet(Architecture):

@@ -12,7 +12,7 @@ import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
@@ -32,9 +32,6 @@ from distill_datasets.stages.squeeze import SqueezedFolder
 from distill_datasets.students import Evaluate, steps_of, train_student
 from distill_datasets.training_state import Checkpoint
 from distill_datasets.types import Draw
-
-if TYPE_CHECKING:
-    pass
 
 VERSION = 2
 TEST_BATCH = 500
