@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 
-from distill_datasets.selection.chosen import repeated, squared_distances
-from distill_datasets.types import Selection, Teacher
+from distill_datasets.selection.chosen import ByClass, repeated, squared_distances
+from distill_datasets.types import Teacher
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,7 +21,7 @@ ROUNDS = 10
 """Most updates of the cluster means."""
 
 
-class ClassMean(Selection):
+class ClassMean(ByClass):
     """The mean training image of every class, or the means of as many clusters as are asked for.
 
     Clusters are found by k-means among normalized pixels, then averaged as displayable ones.
@@ -29,12 +29,6 @@ class ClassMean(Selection):
 
     paper: ClassVar[str] = "Dataset Distillation, arXiv:1811.10959, baselines"
     name: Literal["class_mean"] = "class_mean"
-
-    def images(
-        self, real: RealData, per_class: int, rng: torch.Generator, teacher: Teacher | None = None
-    ) -> Tensor:
-        labels = range(real.shape.k)
-        return torch.cat([self.of_class(real, label, per_class, rng) for label in labels])
 
     def of_class(
         self,

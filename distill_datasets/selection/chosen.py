@@ -8,7 +8,8 @@ Shape suffixes: N images of a class, D pixel values of one, M networks, B a batc
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from abc import abstractmethod
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
@@ -94,70 +95,67 @@ def present(teacher: Teacher | None, selection: Selection) -> Teacher:
     return teacher
 
 
-def chosen_of(
-    real: RealData, label: int, per_class: int, choose: Callable[[Tensor, int], list[int]]
-) -> Tensor:
-    """What `choose` picks among the normalized pixels (N, D) of a class, as displayable images.
+class ByClass(Selection):
+    """Images that are made class by class, all classes from one stream of draws."""
 
-    It is asked for no more images than there are; a class with fewer than `per_class` repeats them.
-    """
-    real.warn_of_few(per_class)
-    own_N = real.rows_of_class[label]
-    pixels_ND = real.select(own_N).images_BCHW.flatten(1).cpu()
-    places = choose(pixels_ND, min(per_class, len(own_N)))
-    return real.displayable(own_N.cpu()[repeated(places, per_class)])
+    def images(
+        self, real: RealData, per_class: int, rng: torch.Generator, teacher: Teacher | None = None
+    ) -> Tensor:
+        labels = range(real.shape.k)
+        return torch.cat([self.of_class(real, label, per_class, rng, teacher) for label in labels])
+
+    @abstractmethod
+    def of_class(
+        self,
+        real: RealData,
+        label: int,
+        per_class: int,
+        rng: torch.Generator,
+        teacher: Teacher | None = None,
+    ) -> Tensor:
+        """See `Selection.of_class`."""
 
 
-def of_every_class(
-    real: RealData, per_class: int, choose: Callable[[Tensor, int], list[int]]
-) -> Tensor:
-    """`chosen_of` for all classes, in order."""
-    labels = range(real.shape.k)
-    return torch.cat([chosen_of(real, label, per_class, choose) for label in labels])
+class Greedy(ByClass):
+    """Training images of a class, chosen one after another by their normalized pixels."""
+
+    @abstractmethod
+    def places(self, pixels_ND: Tensor, count: int) -> list[int]:
+        """Which of the images (N, D) are chosen; of no more images than there are."""
+
+    def of_class(
+        self,
+        real: RealData,
+        label: int,
+        per_class: int,
+        rng: torch.Generator,
+        teacher: Teacher | None = None,
+    ) -> Tensor:
+        real.warn_of_few(per_class)
+        own_N = real.rows_of_class[label]
+        pixels_ND = real.select(own_N).images_BCHW.flatten(1).cpu()
+        places = self.places(pixels_ND, min(per_class, len(own_N)))
+        return real.displayable(own_N.cpu()[repeated(places, per_class)])
 
 
-class Herding(Selection):
+class Herding(Greedy):
     """Training images of every class whose mean is greedily kept at the class mean."""
 
     paper: ClassVar[str] = "iCaRL, arXiv:1611.07725; DC, arXiv:2006.05929"
     name: Literal["herding"] = "herding"
 
-    def images(
-        self, real: RealData, per_class: int, rng: torch.Generator, teacher: Teacher | None = None
-    ) -> Tensor:
-        return of_every_class(real, per_class, herded)
-
-    def of_class(
-        self,
-        real: RealData,
-        label: int,
-        per_class: int,
-        rng: torch.Generator,
-        teacher: Teacher | None = None,
-    ) -> Tensor:
-        return chosen_of(real, label, per_class, herded)
+    def places(self, pixels_ND: Tensor, count: int) -> list[int]:
+        return herded(pixels_ND, count)
 
 
-class KCenter(Selection):
+class KCenter(Greedy):
     """Training images of every class, the most central one and then each time the farthest."""
 
     paper: ClassVar[str] = "core-set selection, arXiv:1708.00489; DC, arXiv:2006.05929"
     name: Literal["k_center"] = "k_center"
 
-    def images(
-        self, real: RealData, per_class: int, rng: torch.Generator, teacher: Teacher | None = None
-    ) -> Tensor:
-        return of_every_class(real, per_class, spread_out)
-
-    def of_class(
-        self,
-        real: RealData,
-        label: int,
-        per_class: int,
-        rng: torch.Generator,
-        teacher: Teacher | None = None,
-    ) -> Tensor:
-        return chosen_of(real, label, per_class, spread_out)
+    def places(self, pixels_ND: Tensor, count: int) -> list[int]:
+        return spread_out(pixels_ND, count)
 
 
 class Correct(Selection):

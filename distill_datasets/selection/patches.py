@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 
 from distill_datasets.errors import RecipeError
-from distill_datasets.selection.chosen import AT_ONCE, present, repeated
-from distill_datasets.types import Selection, Shape, Teacher
+from distill_datasets.selection.chosen import AT_ONCE, ByClass, present, repeated
+from distill_datasets.types import Shape, Teacher
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from distill_datasets.data.source import RealData
 
 
-class Rded(Selection):
+class Rded(ByClass):
     """Mosaics of the most realistic crops: of some random ones per image, the best recognized.
 
     A crop is made as small as a tile, surrounded by the mean color, and scored by the cross-entropy
@@ -71,17 +71,6 @@ class Rded(Selection):
                 f"set it to at most {side}, usually 1 or 2"
             )
 
-    def images(
-        self, real: RealData, per_class: int, rng: torch.Generator, teacher: Teacher | None = None
-    ) -> Tensor:
-        """Displayable mosaics (K * per_class, C, H, W); a class with few images repeats crops.
-
-        Raises:
-            RecipeError: see `check`.
-        """
-        labels = range(real.shape.k)
-        return torch.cat([self.of_class(real, label, per_class, rng, teacher) for label in labels])
-
     def of_class(
         self,
         real: RealData,
@@ -90,6 +79,11 @@ class Rded(Selection):
         rng: torch.Generator,
         teacher: Teacher | None = None,
     ) -> Tensor:
+        """Displayable mosaics (per_class, C, H, W); a class with few images repeats crops.
+
+        Raises:
+            RecipeError: see `check`.
+        """
         self.check(real.shape)
         asked, shape = present(teacher, self), real.shape
         tiles = self.factor**2 * per_class
