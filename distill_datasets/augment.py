@@ -20,10 +20,10 @@ from distill_datasets.types import Section
 if TYPE_CHECKING:
     from torch import Tensor
 
-Operation = Literal["flip", "rotate", "shift", "scale", "color", "crop", "cutout"]
+Operation = Literal["flip", "rotate", "shift", "scale", "resized_crop", "color", "crop", "cutout"]
 Uniform = Callable[[float, float], "Tensor"]
 """Draws one number per image, or one for all."""
-WARPS = {"rotate", "shift", "scale"}
+WARPS = {"rotate", "shift", "scale", "resized_crop"}
 
 
 def _whole(pixels: float) -> int:
@@ -50,6 +50,15 @@ class Augment(Section):
     )
     scale_factor: float = Field(
         default=1.2, gt=1, description="each side is stretched by a factor between 1 / it and it"
+    )
+    crop_area: float = Field(
+        default=0.08,
+        gt=0,
+        le=1,
+        description="least share of the image that resized_crop enlarges to the whole",
+    )
+    crop_aspect: float = Field(
+        default=4 / 3, ge=1, description="sides of resized_crop stand between 1 : it and it : 1"
     )
     brightness: float = Field(default=1.0, gt=0, description="width of the range added by color")
     saturation: float = Field(
@@ -160,7 +169,7 @@ class Augment(Section):
         return torch.where(blank.to(images_BCHW.device), images_BCHW.new_zeros(()), images_BCHW)
 
     def _warp(self, images_BCHW: Tensor, chosen: list[Operation], uniform: Uniform) -> Tensor:
-        """Rotation, scale and shift in one bilinear resampling."""
+        """Rotation, scale, shift and the enlarged crop in one bilinear resampling."""
         angle_B = torch.zeros(1, dtype=torch.float64)
         zoom_B2 = torch.ones(1, 2, dtype=torch.float64)
         shift_B2 = torch.zeros(1, 2, dtype=torch.float64)
@@ -174,6 +183,12 @@ class Augment(Section):
             shift_B2 = 2 * torch.stack(
                 [uniform(-self.shift_fraction, self.shift_fraction) for _ in range(2)], dim=1
             )
+        if "resized_crop" in chosen:
+            side_B2 = self._crop_sides(images_BCHW, uniform)
+            zoom_B2 = zoom_B2 * side_B2
+            # in half sides too: the center may lie so far from the image's
+            room = torch.stack([uniform(-1, 1) for _ in range(2)], dim=1)
+            shift_B2 = shift_B2 + room * (1 - side_B2)
         # the grid says where a pixel comes from: rotated first, then stretched
         count = max(len(angle_B), len(zoom_B2), len(shift_B2))
         (cosine_B, sine_B), (wide_B, high_B) = (angle_B.cos(), angle_B.sin()), zoom_B2.unbind(1)
@@ -190,3 +205,12 @@ class Augment(Section):
         return F.grid_sample(
             images_BCHW, grid, mode="bilinear", padding_mode="zeros", align_corners=False
         )
+
+    def _crop_sides(self, images_BCHW: Tensor, uniform: Uniform) -> Tensor:
+        """Width and height (B, 2) of a crop, as shares; a side that is too long is cut off.
+
+        Source: RandomResizedCrop, Inception (arXiv:1409.4842), section 6.
+        """
+        area_B, turn = uniform(self.crop_area, 1), math.log(self.crop_aspect)
+        aspect_B = uniform(-turn, turn).exp() * (images_BCHW.shape[-2] / images_BCHW.shape[-1])
+        return torch.stack([(area_B * aspect_B).sqrt(), (area_B / aspect_B).sqrt()], 1).clamp(max=1)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from distill_datasets.augment import Augment
+from distill_datasets.augment import Augment, Uniform
 from distill_datasets.runtime import rng_for
 
 
@@ -149,6 +149,44 @@ def test_both_sides_are_stretched_apart_by_factors_of_dsa() -> None:
         assert 2 / 3 <= float(factors.min()) < 0.68 and 1.48 < float(factors.max()) <= 1.5
         assert float(factors.mean()) == pytest.approx((2 / 3 + 3 / 2) / 2, abs=0.02)
     assert abs(float(torch.corrcoef(torch.stack([wide, high]))[0, 1])) < 0.1
+
+
+def seen(augment: Augment, high: int = 64, wide: int = 64) -> Tensor:
+    """Where the first and the last pixel of each image come from: (B, 2, rows and columns)."""
+    down, right = torch.arange(high, dtype=torch.float64), torch.arange(wide, dtype=torch.float64)
+    places = torch.stack([down[:, None].expand(high, wide), right.expand(high, wide)])
+    moved = augment(places.expand(400, -1, -1, -1), rng_for(0))
+    return torch.stack([moved[:, :, 1, 1], moved[:, :, -2, -2]], dim=1)
+
+
+def test_an_enlarged_crop_of_a_quarter_shows_half_of_each_side_anywhere_in_the_image() -> None:
+    whole = Augment(operations=["resized_crop"], crop_area=1.0, crop_aspect=1)
+    first, last = seen(whole).unbind(1)
+    assert torch.allclose(first, torch.ones_like(first))
+    assert torch.allclose(last, torch.full_like(last, 62))
+
+    class Quarter(Augment):
+        def _crop_sides(self, images_BCHW: Tensor, uniform: Uniform) -> Tensor:
+            return torch.full((len(images_BCHW), 2), 0.5, dtype=torch.float64)
+
+    first, last = seen(Quarter(operations=["resized_crop"])).unbind(1)
+    # 61 steps between the two pixels, each half a pixel of the image
+    assert torch.allclose(last - first, torch.full_like(first, 30.5))
+    assert 0 <= first.min() < 1.5 and 61.5 < last.max() <= 63
+
+
+@pytest.mark.parametrize(("high", "wide", "largest"), [(64, 64, 1.0), (32, 64, 0.75)])
+def test_enlarged_crops_have_the_areas_and_aspects_of_the_fields(
+    high: int, wide: int, largest: float
+) -> None:
+    augment = Augment(operations=["resized_crop"], crop_area=0.2, crop_aspect=1.5)
+    first, last = seen(augment, high, wide).unbind(1)
+    assert first.min() >= 0 and (last <= torch.tensor([high - 1.0, wide - 1.0])).all()
+    down, right = ((last - first) / (torch.tensor([high, wide]) - 3)).unbind(1)
+    whole = (down < 0.999) & (right < 0.999)  # the others were cut off
+    areas, aspects = (down * right)[whole], (right * wide / (down * high))[whole]
+    assert 0.2 <= areas.min() < 0.23 and 0.9 * largest < areas.max() <= largest
+    assert 1 / 1.5 <= aspects.min() < 0.7 and 1.4 < aspects.max() <= 1.5
 
 
 def test_what_comes_from_outside_is_zero(monkeypatch: pytest.MonkeyPatch) -> None:
