@@ -78,6 +78,9 @@ def measured(name: str, size: Size, threads: int, rounds: int) -> dict[str, Any]
     sides = {side: Side(name, side, size, threads) for side in work.sides}
     (device,) = {worker.ready() for worker in sides.values()}
     counts = {side: worker.ask("count") for side, worker in sides.items()}
+    for _ in range(work.warm_up):
+        for worker in sides.values():
+            worker.ask("run")
     tops = [ceiling(torch.device(device), size)]
     for _ in range(rounds):
         for worker in sides.values():

@@ -111,6 +111,8 @@ PROCESSES = Work(
     {"two": 1.7},
     check,
     {"gradient": 0.0},
+    # two allocators settle more slowly than one
+    warm_up=3,
 )
 
 if __name__ == "__main__":

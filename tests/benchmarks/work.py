@@ -32,6 +32,8 @@ class Work:
     target: Mapping[str, float]
     check: Callable[[], dict[str, float]]
     bounds: Mapping[str, float]
+    warm_up: int = 0
+    """Rounds before those that are timed."""
 
 
 def relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:
