@@ -130,7 +130,7 @@ def test_curves_are_drawn_where_the_numbers_say(tmp_path: Path) -> None:
     curves.main([str(file), "--output", str(picture)])
     drawn = Image.open(picture).convert("RGB")
     assert drawn.size == curves.SIZE
-    x, y = curves.place_of(10, 0.4, 10, 0.4)
+    x, y = curves.place_of(10, 0.4, 10, 0.1, 0.4)
     assert drawn.getpixel((round(x), round(y))) == (0x1F, 0x5F, 0xB4)
     assert drawn.getpixel((round(x) - 20, curves.SIZE[1] - curves.BOTTOM - 20)) == (255, 255, 255)
 
@@ -142,6 +142,14 @@ def test_ticks_are_round_and_reach_the_top(top: float, expected: list[float] | N
     found = curves.ticks(top)
     assert found[0] == 0 and found[-1] >= top and len(found) <= 7
     assert expected is None or found == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("bottom", "top", "expected"),
+    [(0.837, 0.888, [0.82, 0.84, 0.86, 0.88, 0.9]), (0.4, 0.4, [0.4, 0.5])],
+)
+def test_ticks_begin_near_the_smallest(bottom: float, top: float, expected: list[float]) -> None:
+    assert curves.ticks(top, bottom) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(

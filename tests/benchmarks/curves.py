@@ -35,39 +35,44 @@ def read(path: Path) -> dict[str, Any]:
     return curve
 
 
-def ticks(top: float) -> list[float]:
-    """About five round numbers from zero to at least `top`."""
-    unit = 10 ** math.floor(math.log10(top / 5))
-    step = next(unit * factor for factor in (1, 2, 5, 10) if unit * factor * 5 >= top)
-    return [step * place for place in range(math.ceil(round(top / step, 9)) + 1)]
+def ticks(top: float, bottom: float = 0.0) -> list[float]:
+    """About five round numbers from at most `bottom` to at least `top`."""
+    span = top - bottom or top
+    unit = 10 ** math.floor(math.log10(span / 5))
+    step = next(unit * factor for factor in (1, 2, 5, 10) if unit * factor * 5 >= span)
+    first, last = math.floor(round(bottom / step, 9)), math.ceil(round(top / step, 9))
+    return [step * place for place in range(first, max(last, first + 1) + 1)]
 
 
-def place_of(minute: float, accuracy: float, last: float, top: float) -> tuple[float, float]:
+def place_of(
+    minute: float, accuracy: float, last: float, bottom: float, top: float
+) -> tuple[float, float]:
     """Where a point lies in the picture."""
     wide, high = SIZE[0] - LEFT - RIGHT, SIZE[1] - TOP - BOTTOM
-    return LEFT + wide * minute / last, TOP + high * (1 - accuracy / top)
+    return LEFT + wide * minute / last, TOP + high * (top - accuracy) / (top - bottom)
 
 
 def draw(curves: Sequence[dict[str, Any]]) -> Image.Image:
     """All curves in one picture."""
     minutes = ticks(max(value for curve in curves for value in curve["minutes"]) or 1.0)
-    shares = ticks(max(value for curve in curves for value in curve["accuracy"]) or 1.0)
-    last, top = minutes[-1], shares[-1]
+    accuracies = [value for curve in curves for value in curve["accuracy"]]
+    shares = ticks(max(accuracies) or 1.0, min(accuracies))
+    last, bottom, top = minutes[-1], shares[0], shares[-1]
     picture = Image.new("RGB", SIZE, "white")
     pen = ImageDraw.Draw(picture)
     for minute in minutes:
-        x, floor = place_of(minute, 0, last, top)
+        x, floor = place_of(minute, bottom, last, bottom, top)
         pen.line([(x, TOP), (x, floor)], fill="#dddddd")
         pen.text((x, floor + 8), f"{minute:g}", fill="black", anchor="ma")
     for share in shares:
-        x, y = place_of(0, share, last, top)
+        x, y = place_of(0, share, last, bottom, top)
         pen.line([(x, y), (SIZE[0] - RIGHT, y)], fill="#dddddd")
-        pen.text((x - 8, y), f"{100 * share:g} %", fill="black", anchor="rm")
+        pen.text((x - 8, y), f"{round(100 * share, 9):g} %", fill="black", anchor="rm")
     pen.text((SIZE[0] / 2, SIZE[1] - 24), "minutes", fill="black", anchor="ma")
     for number, curve in enumerate(curves):
         color = COLORS[number % len(COLORS)]
         pairs = sorted(zip(curve["minutes"], curve["accuracy"], strict=True))
-        points = [place_of(minute, accuracy, last, top) for minute, accuracy in pairs]
+        points = [place_of(minute, accuracy, last, bottom, top) for minute, accuracy in pairs]
         pen.line(points, fill=color, width=3)
         for x, y in points:
             pen.ellipse([x - 3, y - 3, x + 3, y + 3], fill=color)
