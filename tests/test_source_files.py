@@ -289,7 +289,7 @@ def watch():
         time.sleep(0.002)
 watcher = threading.Thread(target=watch)
 watcher.start()
-real = load("large", 1200, 6)
+real = load("large", 2100, 6)
 real.batch(torch.Generator().manual_seed(0), 20)
 running = False
 watcher.join()
@@ -305,7 +305,7 @@ def test_reading_takes_less_memory_than_the_images(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
-    assert said["pixels"] == 1200 * 3 * 256 * 256
+    assert said["pixels"] == 2100 * 3 * 256 * 256
     assert said["grown"] < said["pixels"] / 2, said
 
 
