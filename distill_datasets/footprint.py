@@ -94,7 +94,10 @@ def in_words(objective: Unrolled, found: Footprint) -> list[tuple[str, str]]:
     told = f"{objective.differentiate}, as the recipe says"
     if found.choice != objective.differentiate:
         told = f"set distill.objective.differentiate: {found.choice}"
-        told += ", which is faster and fits" if found.choice == "graph" else ": graph hardly fits"
+        told += {
+            "graph": ", which is faster and fits",
+            "recompute": "; the graph takes more than half of the memory",
+        }[found.choice]
     return [
         ("a lane's window, graph", f"{bytes_in_words(found.graph)} of memory"),
         ("a lane's window, recompute", f"{bytes_in_words(found.recompute)} of memory"),

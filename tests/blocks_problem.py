@@ -4,6 +4,7 @@ As a program: `python blocks_problem.py FOLDER [OBJECTIVE [KILLED_AT]]`; it kill
 machine that loses power would, after so many files of its own.
 """
 
+import itertools
 import os
 import signal
 import sys
@@ -71,14 +72,13 @@ def run(section: Distill, folder: Path, runtime: Runtime | None = None) -> Recov
 
 def main() -> None:
     folder, objective = Path(sys.argv[1]), {"recover": RECOVER, "selected": SELECTED}[sys.argv[2]]
-    killed_at, synced = int(sys.argv[3]), 0
+    killed_at, synced = int(sys.argv[3]), itertools.count(1)  # one count for all threads
     fsync = os.fsync
 
     def counted(file: int) -> None:
-        nonlocal synced
-        synced += 1
+        number = next(synced)
         fsync(file)
-        if synced == killed_at:
+        if number == killed_at:
             os.kill(os.getpid(), signal.SIGKILL)
 
     with mock.patch("os.fsync", counted):

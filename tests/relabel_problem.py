@@ -4,6 +4,7 @@ As a program: `python relabel_problem.py FOLDER [KILLED_AT]`; it kills itself, a
 loses power would, after so many files.
 """
 
+import itertools
 import os
 import signal
 import sys
@@ -104,13 +105,11 @@ def several(member_count: int = 2) -> Store:
 
 
 def main() -> None:
-    folder, killed_at, synced = Path(sys.argv[1]), int(sys.argv[2]), 0
-    fsync = os.fsync
+    folder, killed_at = Path(sys.argv[1]), int(sys.argv[2])
+    synced, fsync = itertools.count(1), os.fsync  # one count for all threads
 
     def counted(file: int) -> None:
-        nonlocal synced
-        synced += 1
-        if synced == killed_at:
+        if next(synced) == killed_at:
             os.kill(os.getpid(), signal.SIGKILL)
         fsync(file)
 

@@ -10,10 +10,11 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
+from toy_runs import toy_file
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from tests.benchmarks import curves, outer_steps, students, table, work, worker, works
+from tests.benchmarks import curves, minutes, outer_steps, students, table, work, worker, works
 from tests.benchmarks.plain import convnet, set_weights
 
 ROOT = Path(__file__).parent.parent
@@ -133,6 +134,37 @@ def test_curves_are_drawn_where_the_numbers_say(tmp_path: Path) -> None:
     x, y = curves.place_of(10, 0.4, 10, 0.1, 0.4)
     assert drawn.getpixel((round(x), round(y))) == (0x1F, 0x5F, 0xB4)
     assert drawn.getpixel((round(x) - 20, curves.SIZE[1] - curves.BOTTOM - 20)) == (255, 255, 255)
+
+
+def test_settings_are_compared_at_equal_minutes(tmp_path: Path) -> None:
+    output = tmp_path / "minutes"
+    asked = [
+        toy_file(tmp_path), "--minutes", "0.0005", "0.002", "--seeds", "0", "1",
+        "--output", str(output), "--set", "distill.lanes=1",
+        "--side", "as-it-is", "--side", "constant", "distill.schedule=constant",
+    ]  # fmt: skip
+    minutes.main(asked)
+    for side in ("as-it-is", "constant"):
+        curve = curves.read(output / f"{side}.json")
+        assert [point["seed"] for point in curve["points"]] == [0, 1, 0, 1]
+        (few, _, many, _) = (point["steps"] for point in curve["points"])
+        assert 1 <= few < many
+        assert all(point["seconds"] > 0 for point in curve["points"])
+        first = [point["accuracy"] for point in curve["points"][:2]]
+        assert curve["accuracy"][0] == pytest.approx(sum(first) / 2)
+    with Image.open(output / "minutes.png") as picture:
+        assert picture.size == curves.SIZE
+    with pytest.raises(SystemExit, match=r"already holds as-it-is\.json"):
+        minutes.main(asked)
+
+
+def test_a_comparison_leaves_no_stage_out(tmp_path: Path) -> None:
+    asked = [toy_file(tmp_path), "--minutes", "1", "--output", str(tmp_path / "minutes")]
+    squeezed = ["squeeze={network: {name: convnet}, epochs: 1}", "distill.labels=logits"]
+    with pytest.raises(SystemExit, match="without squeeze"):
+        minutes.main([*asked, "--side", "a", *squeezed, "distill.labels.init=squeezed"])
+    with pytest.raises(SystemExit, match="got 'A B'"):
+        minutes.main([*asked, "--side", "A B"])
 
 
 @pytest.mark.parametrize(

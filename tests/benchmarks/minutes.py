@@ -65,7 +65,7 @@ def point(recipe: Recipe, runs: Path, runtime: Runtime) -> dict[str, Any]:
 
 
 def unused(name: str, runs: Path) -> str:
-    """The name, or with a number behind it where a run of that name is there."""
+    """The name with a number behind it that no run has yet."""
     number = sum(1 for folder in runs.glob(f"{name}.*") if folder.is_dir())
     return f"{name}.{number}"
 
@@ -123,6 +123,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder of runs and results")
     asked = parser.parse_args(arguments)
     sides = [side_of(words) for words in asked.side]
+    taken = [name for name, _ in sides if (asked.output / f"{name}.json").exists()]
+    if taken:
+        raise SystemExit(f"{asked.output}: already holds {taken[0]}.json; choose another --output")
     runtime = Runtime()
     environment = {
         "recipe": asked.recipe.name,
