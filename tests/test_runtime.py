@@ -12,7 +12,8 @@ from tiny import double_distilled, double_networks, double_real
 from torch import Tensor
 
 from distill_datasets.objectives.unrolled import Unrolled
-from distill_datasets.runtime import LaneDraws, Runtime, draws, rng_for
+from distill_datasets.runtime import LaneDraws, Runtime, draws, images_at_once, rng_for
+from distill_datasets.types import Shape
 
 
 @pytest.fixture
@@ -223,3 +224,15 @@ def test_memory_that_is_freed_is_there_for_the_next_step() -> None:
     program = [sys.executable, "-c", STEPS_AND_THEIR_FAULTS]
     faults = int(subprocess.run(program, check=True, capture_output=True, text=True).stdout)
     assert faults < 32_768  # glibc's own setting gives the memory back, ten times as many
+
+
+@pytest.mark.parametrize("side", [8, 28, 32, 55])
+def test_a_wide_layer_of_the_images_asked_at_once_is_a_block_that_is_kept(side: int) -> None:
+    asked = images_at_once(Shape(3, side, side, 10), torch.device("cpu"))
+    assert 0.5 * 2**25 < 4 * 128 * side * side * asked < 2**25
+
+
+def test_large_images_are_asked_some_at_a_time_and_an_accelerator_gets_many() -> None:
+    large = Shape(3, 224, 224, 1000)
+    assert images_at_once(large, torch.device("cpu")) == 16
+    assert images_at_once(large, torch.device("meta")) == 256

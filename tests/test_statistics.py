@@ -84,7 +84,7 @@ def test_they_are_the_moments_of_all_images_of_a_class_together(
     squeezed: SqueezedFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(statistics, "UNIT_ROWS", 7)  # classes of 30 begin and end inside units
-    monkeypatch.setattr(statistics, "BATCH_PIXELS", 3 * 64)
+    monkeypatch.setattr(statistics, "images_at_once", lambda shape, device: 3)
     found = measured(squeezed, tmp_path)
     for member in range(2):
         told = found.class_statistics(member)

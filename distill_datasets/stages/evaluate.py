@@ -22,7 +22,7 @@ from distill_datasets.examples import Examples, Whole
 from distill_datasets.progress import progress_bar
 from distill_datasets.published import STARTS
 from distill_datasets.relabeling import Relabel
-from distill_datasets.runtime import Runtime, draws
+from distill_datasets.runtime import Runtime, draws, images_at_once
 from distill_datasets.scoring import score, taken_for
 from distill_datasets.stages.export import read_manifest
 from distill_datasets.stages.reading import load_rows, read_published
@@ -34,7 +34,6 @@ from distill_datasets.training_state import Checkpoint
 from distill_datasets.types import Draw
 
 VERSION = 2
-TEST_BATCH = 500
 LONG_TAIL = 2
 """From this ratio of the largest to the smallest class on, thirds of the classes are reported."""
 
@@ -103,6 +102,8 @@ def run_evaluate(
         for student in range(contestant.students)
     ]
 
+    at_once = images_at_once(real.shape, runtime.device)
+
     def train(unit: int) -> None:
         contestant, student = units[unit]
         path = _unit_path(folder, contestant, student)
@@ -124,12 +125,10 @@ def run_evaluate(
                     start_P=followed.start_of(student),
                     checkpoint=checkpoint,
                 )
-            scored = score(module, real.test_batches(TEST_BATCH))
+            scored = score(module, real.test_batches(at_once))
             found: dict[str, Any] = {"seed": student, **scored._asdict()}
             if attack is not None:
-                found["taken_for_target"] = taken_for(
-                    module, real.test_batches(TEST_BATCH), *attack
-                )
+                found["taken_for_target"] = taken_for(module, real.test_batches(at_once), *attack)
             write_json(path, found)
             checkpoint.remove()
         bar.advance(1)

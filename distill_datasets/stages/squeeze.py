@@ -43,7 +43,7 @@ from distill_datasets.networks.stored import (
     loaded,
 )
 from distill_datasets.progress import Bar, progress_bar
-from distill_datasets.runtime import Runtime, draws
+from distill_datasets.runtime import Runtime, draws, images_at_once
 from distill_datasets.scoring import accuracy
 from distill_datasets.squeezing import Squeeze
 from distill_datasets.stages.source import LoadedSource
@@ -51,8 +51,6 @@ from distill_datasets.stages.training import MemberTraining, Step
 from distill_datasets.types import Architecture, Shape, Squeezed
 
 VERSION = 2
-TEST_BATCH = 500
-ASKED_AT_ONCE = 256
 CPU = torch.device("cpu")
 
 
@@ -171,12 +169,12 @@ class Members:
 
     def __init__(self, squeezed: Squeezed, shape: Shape, device: torch.device = CPU) -> None:
         self._modules = [squeezed.module(member).to(device) for member in range(squeezed.members)]
-        self._device = device
+        self._device, self._at_once = device, images_at_once(shape, device)
 
     @torch.no_grad()
     def __call__(self, images_BCHW: Tensor) -> Tensor:
         """Logits (M, B, K), on the CPU."""
-        chunks = torch.split(images_BCHW, ASKED_AT_ONCE)
+        chunks = torch.split(images_BCHW, self._at_once)
         return torch.stack(
             [
                 torch.cat([module(chunk.to(self._device)).cpu() for chunk in chunks])
@@ -331,7 +329,9 @@ class _Work:
         path = _file(self.folder, member)
         buffers = {BUFFERS + name: kept for name, kept in buffers_of(module).items()}
         write_tensors(path, {WEIGHTS: torch.stack(rows)} | buffers)
-        right = accuracy(module, self.source.real.test_batches(TEST_BATCH))
+        real = self.source.real
+        at_once = images_at_once(real.shape, next(module.parameters()).device)
+        right = accuracy(module, real.test_batches(at_once))
         found = {"accuracy": right, "sha256": sha256_of(path), "threads": torch.get_num_threads()}
         write_json(path.with_suffix(".json"), {**found, **told})
 

@@ -23,13 +23,12 @@ from distill_datasets.artifacts import fingerprint, read_tensors, write_tensors
 from distill_datasets.data.source import RealData
 from distill_datasets.networks.watched import batch_norms
 from distill_datasets.progress import progress_bar
-from distill_datasets.runtime import Runtime
+from distill_datasets.runtime import Runtime, images_at_once
 from distill_datasets.stages.source import LoadedSource
 from distill_datasets.stages.squeeze import SqueezedFolder, with_statistics
 
 VERSION = 1
 UNIT_ROWS = 4096
-BATCH_PIXELS = 2**20
 CACHED_VALUES = 2**20
 
 
@@ -144,8 +143,8 @@ def sums_of(module: nn.Module, real: RealData, unit: Range) -> dict[str, Tensor]
 
     for layer, sums in zip(batch_norms(watched), found, strict=True):
         layer.register_forward_pre_hook(note(sums))
-    batch = max(1, BATCH_PIXELS // (real.shape.h * real.shape.w))
-    for rows_B in torch.split(unit.rows_N, batch):
+    device = next(module.parameters()).device
+    for rows_B in torch.split(unit.rows_N, images_at_once(real.shape, device)):
         own_B = real.train.labels_N[rows_B] - unit.first
         share_kB = F.one_hot(own_B, len(found[0].count_k) if found else 1).double().T
         watched(real.select(rows_B).images_BCHW)
