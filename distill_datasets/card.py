@@ -166,11 +166,13 @@ def _results(content: Content, results: list[dict[str, Any]] | None) -> str:
         )
     protocols = sorted({str(row.get("protocol")) for row in results})
     paced = "step_sizes" in content.student.get("follows", {})
-    constant = content.student["optimizer"]["lr"] if paced else None
+    first = content.student["optimizer"]["lr"] if paced else None
+    falls = paced and content.student.get("schedule") == "published_step"
     note = (
         ""
-        if constant is None
-        else (f"; students of anything but this dataset take a constant step size of {constant:g}")
+        if first is None
+        else f"; students of anything but this dataset take a step size of {first:g}"
+        + (", a tenth of it from half-way on" if falls else " at every step")
     )
     return (
         _table(table) + "\n\nMean ± standard deviation over students that differ in their seed; "

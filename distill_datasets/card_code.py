@@ -56,8 +56,10 @@ XAVIER = ("lenet",)
 """Networks whose fresh weights are not torch's own."""
 
 _RATE = """\
-    optimizer.param_groups[0]["lr"] = step_sizes[step % len(step_sizes)]
+    optimizer.param_groups[0]["lr"] = step_sizes[step % len(step_sizes)]{factor}
 """
+
+_TENTH = " * (0.1 if 2 * step >= {steps} else 1)"
 
 _START_IMPORTS = """\
 from huggingface_hub import hf_hub_download
@@ -107,7 +109,7 @@ def training(content: Content, repo: str) -> str:
         order='order = json.loads(how["order_json"])\n' if in_order else "",
         step_sizes='step_sizes = how["step_sizes"]\n' if paced else "",
         batch=_batch(content, in_order),
-        rate=_RATE if paced else "",
+        rate=_RATE.format(factor=_tenth(content)) if paced else "",
     )
 
 
@@ -117,6 +119,12 @@ def _steps(content: Content) -> int:
         1, len(content.images_NCHW) // student["batch"]
     )
     return steps
+
+
+def _tenth(content: Content) -> str:
+    """What a step size is multiplied by, where it falls half-way."""
+    falls = content.student.get("schedule") == "published_step"
+    return _TENTH.format(steps=_steps(content)) if falls else ""
 
 
 def _batch(content: Content, in_order: bool) -> str:

@@ -115,16 +115,18 @@ def _recovered(recovered: Recovered, classes: int) -> dict[str, Any]:
 
 def follows(settings: Evaluate) -> dict[str, Any]:
     """What the published description of a student says of how it follows the published files."""
+    falls = settings.schedule == "published_step"
     said = {
         "step_sizes": "step t, counted from 0, takes the value at t modulo their number of the "
-        "column step_sizes of the configuration recipe",
+        "column step_sizes of the configuration recipe"
+        + (", from half of the steps on a tenth of it" if falls else ""),
         "order": "step t trains on the rows of default that order_json of the configuration "
         "recipe lists at t",
         "start": f"student s starts from row s modulo their number of weights_SP in {STARTS}, "
         "all weights in the order of torch's parameters()",
     }
     asked = {
-        "step_sizes": settings.schedule == "published",
+        "step_sizes": settings.follows_step_sizes,
         "order": settings.order == "published",
         "start": settings.start == "distilled",
     }

@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("distill_datasets")
 
 STATE = "state.safetensors"
+MOST_IDLE = 100
+"""Steps in a row that may pass without a lane that counts."""
 
 
 class Distill(Section):
@@ -127,6 +129,8 @@ class Progressing:
         }
         self.step = 0
         self.mean_norm = 0.0
+        self.idle = 0
+        """Steps in a row in which no lane counted."""
         self.carried: dict[int, Tensor] = {}
 
     def save(self, path: Path) -> None:
@@ -135,7 +139,8 @@ class Progressing:
         for name, state in self.states.items():
             tensors |= {f"{name}/{slot}": value for slot, value in enumerate(state)}
         tensors |= {f"carried/{lane}": values for lane, values in self.carried.items()}
-        write_tensors(path, tensors, {"step": self.step, "mean_norm": self.mean_norm.hex()})
+        note = {"step": self.step, "mean_norm": self.mean_norm.hex(), "idle": self.idle}
+        write_tensors(path, tensors, note)
 
     def restore(self, path: Path) -> None:
         """Read what `save` wrote, into the parameters themselves."""
@@ -148,6 +153,7 @@ class Progressing:
                     for slot in range(len(self.states[name]))
                 )
             self.step, self.mean_norm = note["step"], float.fromhex(note["mean_norm"])
+            self.idle = note.get("idle", 0)
             self.carried = {
                 int(name.partition("/")[2]): values
                 for name, values in tensors.items()
@@ -161,10 +167,12 @@ class Progressing:
 
         Source: RaT-BPTT (arXiv:2311.07025), section 4.
         """
+        if limit is None:
+            return
         canvas = [grad for name, grad in grads.items() if name.startswith("canvas.")]
         norm = math.sqrt(sum(float(grad.double().square().sum()) for grad in canvas))
         self.mean_norm = norm if self.mean_norm == 0 else 0.9 * self.mean_norm + 0.1 * norm
-        if limit is not None and norm > limit * self.mean_norm:
+        if norm > limit * self.mean_norm:
             for grad in canvas:
                 grad *= limit * self.mean_norm / norm
 
@@ -205,7 +213,8 @@ def optimize(
         preview: draws a picture of the current canvas; called with the number of steps done.
 
     Raises:
-        DistillError: the loss or a gradient is not finite; the state before it stays saved.
+        DistillError: the loss or a gradient is not finite, the state before it stays saved; or no
+            lane counted in a hundred steps in a row, or in any step.
     """
     progressing = Progressing(settings, distilled)
     if (folder / STATE).exists():
@@ -279,6 +288,14 @@ def optimize(
                     networks.carry(lane, values)
                     progressing.carried[lane] = values
             progressing.step += 1
+            progressing.idle = 0 if counting else progressing.idle + 1
+            if progressing.idle >= min(MOST_IDLE, settings.steps):
+                raise DistillError(
+                    f"distill: no lane counted in {progressing.idle} outer steps up to step "
+                    f"{progressing.step}: each loss was above distill.objective.skip_above, or not "
+                    "finite; raise skip_above, or lower distill.optimizer.lr. An earlier state is "
+                    f"in {folder}"
+                )
             bar.advance(1, **({"loss": loss} if counting else {}))
             if counting:
                 seen = {"loss": loss, **told}

@@ -117,10 +117,10 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _students_follow_what_is_there(self) -> Self:
         section, measured = self.distill, self.evaluate
-        if measured.schedule == "published" and not section.objective.step_sizes():
+        if measured.follows_step_sizes and not section.objective.step_sizes():
             raise ValueError(
-                "evaluate.schedule: 'published', but distill.objective learns no step sizes; set "
-                "its learn_step_sizes, or take 'constant'"
+                f"evaluate.schedule: {measured.schedule!r}, but distill.objective learns no step "
+                "sizes; set its learn_step_sizes, or take 'constant'"
             )
         published = len(section.objective.published_order(1))
         if measured.order == "published" and not published:

@@ -45,12 +45,18 @@ class Training(Section):
     optimizer: Annotated[SerializeAsAny[TrainingRule], part("optimizers")] = Field(
         default=Adam(lr=0.001), description="rule of the training"
     )
-    schedule: Literal["constant", "cosine", "step", "published"] = Field(
+    schedule: Literal["constant", "cosine", "step", "published", "published_step"] = Field(
         default="constant",
         description="of the step size; cosine falls to zero, step to a tenth half-way; published "
-        "takes the step sizes learned with the images, by sgd, and optimizer.lr in references",
+        "takes the step sizes learned with the images, by sgd, and optimizer.lr in references; "
+        "published_step takes a tenth of them from half-way on",
     )
     augment: Augment = Field(default=Augment(), description="of the training images")
+
+    @property
+    def follows_step_sizes(self) -> bool:
+        """Whether students take the published step sizes."""
+        return self.schedule in ("published", "published_step")
 
 
 class Evaluate(Training):
@@ -134,7 +140,7 @@ class Evaluate(Training):
 
     @model_validator(mode="after")
     def _published_step_sizes_are_of_sgd(self) -> Self:
-        if self.schedule == "published" and not isinstance(self.optimizer, Sgd):
+        if self.follows_step_sizes and not isinstance(self.optimizer, Sgd):
             raise ValueError(
                 f"schedule: published step sizes are of sgd, got the optimizer "
                 f"{self.optimizer.name!r}; set optimizer: {{name: sgd, momentum: 0, lr: 0.02}}"
@@ -147,7 +153,7 @@ class Evaluate(Training):
             raise ValueError(
                 f"smoothing: got {self.smoothing} with schedule: {self.schedule}, expected cosine"
             )
-        if self.warmup_epochs and self.schedule == "published":
+        if self.warmup_epochs and self.follows_step_sizes:
             raise ValueError("warmup_epochs: published step sizes have no warm-up; leave it out")
         if self.epochs is not None and self.warmup_epochs >= self.epochs:
             raise ValueError(
@@ -201,7 +207,7 @@ class Evaluate(Training):
         followed = [
             name
             for name, asked in (
-                ("schedule: published", self.schedule == "published"),
+                (f"schedule: {self.schedule}", self.follows_step_sizes),
                 ("order: published", self.order == "published"),
                 ("start: distilled", self.start == "distilled"),
             )
@@ -247,7 +253,8 @@ def train_student(
         shape: of one example, and the number of classes.
         draw: randomness of this student.
         device: where to train.
-        step_sizes: step t takes the one at t modulo their number; none follows the schedule.
+        step_sizes: step t takes the one at t modulo their number, times the schedule's factor;
+            none takes `optimizer.lr`.
         order: the examples of step t, at t modulo their number; none shuffles every pass.
         start_P: all weights to start from, in the order of `parameters()`; None draws them.
         checkpoint: where the state is kept between passes; a killed training goes on from there.
@@ -283,11 +290,8 @@ def train_student(
         images_BCHW, targets_BK = examples(index_B.to(device))
         images_BCHW = settings.augment(images_BCHW, draw("augment", step))
         for group in optimizer.param_groups:
-            group["lr"] = (
-                step_sizes[step % len(step_sizes)]
-                if step_sizes
-                else settings.optimizer.lr * pace(settings, step, steps, per_pass)
-            )
+            size = step_sizes[step % len(step_sizes)] if step_sizes else settings.optimizer.lr
+            group["lr"] = size * pace(settings, step, steps, per_pass)
         targets_BK = smoothed(targets_BK, settings.label_smoothing)
         optimizer.zero_grad()
         losses = list[torch.Tensor]()
@@ -343,7 +347,7 @@ def rate(schedule: str, step: int, steps: int) -> float:
     """The factor on the step size at a step."""
     if schedule == "cosine":
         return 0.5 * (1 + math.cos(math.pi * step / steps))
-    return 0.1 if schedule == "step" and 2 * step >= steps else 1.0
+    return 0.1 if schedule in ("step", "published_step") and 2 * step >= steps else 1.0
 
 
 def pace(settings: Evaluate, step: int, steps: int, per_pass: int) -> float:

@@ -3,6 +3,7 @@
 Shape suffixes: N examples, B a batch, K classes, C channels, H W pixels, P all weights, S starts.
 """
 
+import itertools
 import json
 import re
 import subprocess
@@ -431,6 +432,34 @@ def test_references_share_the_start_and_follow_nothing_else(fixed: Run, tmp_path
     assert (reference["step_sizes"], reference["order"]) == ([], [])
     assert torch.equal(published["start_P"], reference["start_P"])
     assert rate("published", 3, 6) == 1.0
+
+
+def test_published_step_sizes_may_fall_to_a_tenth_half_way(
+    fresh: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[float] = []
+    stepped = torch.optim.SGD.step
+
+    def noted(optimizer: torch.optim.SGD) -> None:
+        sizes.append(optimizer.param_groups[0]["lr"])
+        stepped(optimizer)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", noted)
+    given = Evaluate.model_validate(
+        FOLLOWING | {"schedule": "published_step", "order": "shuffled", "start": "fresh"}
+        | {"network": ConvNet(depth=2, width=4), "optimizer": Sgd(lr=0.2), "batch": 64, "steps": 6}
+        | {"students": 1, "exact": False}
+    )  # fmt: skip
+    real, runtime = toy_real(Shape(1, 8, 8, 10), per_class=4), Runtime()
+    runtime.cores = 1
+    run_evaluate(
+        given, fresh.folder, real, identity="", pixels=1280, seed=0,
+        runs=tmp_path, runtime=runtime, quiet=True,
+    )  # fmt: skip
+    given_sizes = itertools.cycle(load_rows(fresh.folder, "recipe")[0]["step_sizes"])
+    factors = [1, 1, 1, 0.1, 0.1, 0.1]
+    assert sizes[:6] == pytest.approx([next(given_sizes) * factor for factor in factors])
+    assert sizes[6:] == pytest.approx([0.2] * 3 + [0.02] * 3)  # a reference
 
 
 def test_an_attack_is_measured_and_the_card_warns_of_it(

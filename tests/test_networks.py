@@ -10,7 +10,7 @@ from torch.nn.utils import parameters_to_vector
 from torch.utils.flop_counter import FlopCounterMode
 
 from distill_datasets.errors import RecipeError
-from distill_datasets.networks.sources import Fresh, FreshSource
+from distill_datasets.networks.sources import FlatNetwork, Fresh, FreshSource
 from distill_datasets.networks.zoo import ConvNet, LeNet, initialize
 from distill_datasets.runtime import LaneDraws, rng_for
 from distill_datasets.types import Shape
@@ -23,6 +23,20 @@ def weights(module: nn.Module) -> int:
 def test_convnet_3_of_the_papers_has_its_weights_less_the_dead_biases() -> None:
     # 320,010 in the papers, of which 3 * 128 are biases in front of a norm
     assert weights(ConvNet().build(Shape(3, 32, 32, 10))) == 319_626
+
+
+def test_gray_digits_are_padded_to_32_px_as_in_the_papers() -> None:
+    # 317,706 in the papers (two channels less in the first convolution), 384 dead biases
+    digits = Shape(1, 28, 28, 10)
+    padded = ConvNet(depth=3, first_padding=3).build(digits)
+    assert weights(padded) == 317_706 - 384
+    assert padded(torch.zeros(1, 1, 28, 28)).shape == (1, 10)
+    (*_, features) = (layer for layer in padded if isinstance(layer, nn.Linear))
+    assert features.in_features == 2048
+    convolutions = [layer for layer in padded if isinstance(layer, nn.Conv2d)]
+    assert [layer.padding for layer in convolutions] == [(3, 3), (1, 1), (1, 1)]
+    with pytest.raises(RecipeError, match="at least 4 px, got 3 x 3"):
+        ConvNet(depth=3, first_padding=3).build(Shape(1, 3, 3, 2))
 
 
 def test_a_convnet_without_norm_keeps_its_biases() -> None:
@@ -169,6 +183,14 @@ def test_a_sampled_network_is_the_module_with_these_weights() -> None:
     images_BCHW = torch.randn(5, 1, 8, 8, generator=rng_for(0))
     assert torch.equal(sampled.weights_P, parameters_to_vector(module.parameters()))
     assert torch.equal(sampled(sampled.weights_P, images_BCHW), module(images_BCHW))
+
+
+def test_a_sampled_network_is_the_same_whenever_it_is_asked() -> None:
+    dropping = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, 3))
+    network = FlatNetwork(dropping, parameters_to_vector(dropping.parameters()).detach())
+    images_BCHW = torch.randn(5, 1, 8, 8, generator=rng_for(0))
+    first, second = (network(network.weights_P, images_BCHW) for _ in range(2))
+    assert torch.equal(first, second)
 
 
 def test_a_sampled_network_depends_on_the_vector_it_is_called_with() -> None:

@@ -415,6 +415,20 @@ def test_lanes_that_do_not_count_leave_the_mean_and_the_momentum_alone(tmp_path:
     assert bar.done == 5 and bar.losses == [1.5] * 3
 
 
+def test_a_run_in_which_no_lane_counts_is_not_taken_for_a_success(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = settings(objective=Choosy(of=0), steps=4)
+    with pytest.raises(DistillError, match="no lane counted in 4 outer steps up to step 4: each"):
+        run(few, tmp_path / "few")
+    assert read_tensors(tmp_path / "few" / STATE)[1]["idle"] == 3
+    with pytest.raises(DistillError, match="no lane counted in 4 outer steps up to step 4: each"):
+        run(few, tmp_path / "few")  # it goes on where it stopped, and stops again
+    monkeypatch.setattr("distill_datasets.optimize.MOST_IDLE", 5)
+    with pytest.raises(DistillError, match="no lane counted in 5 outer steps up to step 5: each"):
+        run(settings(objective=Choosy(of=0), steps=9), tmp_path / "many")
+
+
 def test_trackers_are_told_the_loss_and_what_lane_zero_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -37,6 +37,7 @@ class FlatNetwork:
     """A module called with all of its weights in one vector.
 
     One vector makes an optimizer step a handful of operations instead of a handful per layer.
+    Nothing is dropped (dropout, stochastic depth): what is asked twice is the same network.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class FlatNetwork:
     ) -> None:
         # functional_call swaps tensors inside the module while it runs; two lanes that run at the
         # same time must not share it.
-        self._module = copy.deepcopy(skeleton)
+        self._module = copy.deepcopy(skeleton).eval()
         self._names = [name for name, _ in skeleton.named_parameters()]
         self.shapes = [parameter.shape for parameter in skeleton.parameters()]
         self._sizes = [parameter.numel() for parameter in skeleton.parameters()]

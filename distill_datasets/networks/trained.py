@@ -253,8 +253,8 @@ def cut_and_mix(batch: Batch, rng: torch.Generator) -> Batch:
         middle = int(center * side)
         view[: max(0, middle - half)] = False
         view[middle + half :] = False
-    inside_HW = inside_HW.to(images_BCHW.device)
     pasted = float(inside_HW.float().mean())
+    inside_HW = inside_HW.to(images_BCHW.device)
     return Batch(
         torch.where(inside_HW, images_BCHW[other_B], images_BCHW),
         (1 - pasted) * targets_BK + pasted * targets_BK[other_B],

@@ -33,6 +33,12 @@ class ConvNet(Architecture):
         default="instance", description="after convolutions; batch keeps running statistics"
     )
 
+    first_padding: int = Field(
+        default=1,
+        ge=1,
+        description="of the first convolution; 3 makes 32 px of 28, as the papers do with MNIST",
+    )
+
     def papers(self) -> list[str]:
         batch = ["BatchNorm, arXiv:1502.03167"] if self.norm == "batch" else []
         return [*super().papers(), *batch]
@@ -40,19 +46,21 @@ class ConvNet(Architecture):
     def build(self, shape: Shape) -> nn.Module:
         from distill_datasets.networks.layers import AvgPool2d
 
-        side = min(shape.h, shape.w)
+        more = 2 * (self.first_padding - 1)
+        side_h, side_w = shape.h + more, shape.w + more
+        side = min(side_h, side_w)
         depth = self.depth or max(1, round(math.log2(side / 4)))
         if side < 2**depth:
             raise RecipeError(
                 f"a convnet of depth {depth} halves the sides {depth} times and needs images of at "
-                f"least {2**depth} px, got {shape.h} x {shape.w}; lower depth or raise "
+                f"least {2**depth - more} px, got {shape.h} x {shape.w}; lower depth or raise "
                 "source.resolution"
             )
         layers: list[nn.Module] = []
         channels = shape.c
-        for _ in range(depth):
-            plain = self.norm == "none"
-            layers.append(nn.Conv2d(channels, self.width, 3, padding=1, bias=plain))
+        for block in range(depth):
+            plain, padding = self.norm == "none", 1 if block else self.first_padding
+            layers.append(nn.Conv2d(channels, self.width, 3, padding=padding, bias=plain))
             if self.norm == "batch":
                 layers.append(nn.BatchNorm2d(self.width))
             elif self.norm == "instance":
@@ -60,8 +68,8 @@ class ConvNet(Architecture):
                 layers.append(nn.GroupNorm(self.width, self.width))
             layers.extend([nn.ReLU(), AvgPool2d()])
             channels = self.width
-        side_h, side_w = shape.h // 2**depth, shape.w // 2**depth
-        layers.extend([nn.Flatten(), nn.Linear(channels * side_h * side_w, shape.k)])
+        features = channels * (side_h // 2**depth) * (side_w // 2**depth)
+        layers.extend([nn.Flatten(), nn.Linear(features, shape.k)])
         return nn.Sequential(*layers)
 
 

@@ -128,14 +128,14 @@ class Trajectory(Objective):
         gets -g.a, and the adjoint before the step is a less size times it.
         """
         parameters = list(distilled.parameters())
-        size_grad = 0.0
+        size_grad = adjoint_P.new_zeros(())
         for step in reversed(range(self.steps)):
             weights_P = visited.pop().detach().requires_grad_()
             images_BCHW, targets_BK = self._examples(distilled, step, draw)
             loss = F.cross_entropy(network(weights_P, images_BCHW), targets_BK)
             (grad_P,) = torch.autograd.grad(loss, weights_P, create_graph=True)
             along = torch.dot(grad_P, adjoint_P)
-            size_grad -= along.item()
+            size_grad -= along.detach()
             exact = self.differentiate == "exact"
             pulled = torch.autograd.grad(
                 along, [*parameters, *([weights_P] if exact else [])], materialize_grads=True

@@ -56,7 +56,7 @@ def run_distill(
     if squeezed is not None:
         identity.append(squeezed.fingerprint)
     real = source.real
-    distilled = build(settings, real, seed, squeezed)
+    distilled = build(settings, real, seed, squeezed, runtime.device)
     # initial images may come from a folder whose content the section does not name
     identity.append(sha256_tensors(distilled.parameters()))
     folder = runs / f"distill-{fingerprint(identity)}"
@@ -94,13 +94,20 @@ def run_distill(
 
 
 def build(
-    settings: Distill, real: RealData, seed: int, squeezed: SqueezedFolder | None = None
+    settings: Distill,
+    real: RealData,
+    seed: int,
+    squeezed: SqueezedFolder | None,
+    device: torch.device,
 ) -> Distilled:
-    """Canvas, labels and step sizes at their initial values, on the CPU."""
+    """Canvas, labels and step sizes at their initial values, on the CPU.
+
+    Squeezed networks that choose images or label them are asked on the device.
+    """
     normalization = real.normalization
     mean_C, std_C = normalization.display_mean_C.cpu(), normalization.display_std_C.cpu()
     asked = settings.canvas.needs_squeezed or settings.labels.needs_squeezed
-    teacher = Members(squeezed, real.shape) if squeezed is not None and asked else None
+    teacher = Members(squeezed, real.shape, device) if squeezed is not None and asked else None
     canvas = settings.canvas.build(real, rng_for(seed, "canvas"), teacher)
     logits_MNK = None
     if settings.labels.needs_squeezed and teacher is not None:

@@ -211,7 +211,7 @@ def read_followed(settings: Evaluate, exported: Path) -> Followed:
     if settings.start == "distilled":
         starts_SP = read_tensors(exported / STARTS)[0]["weights_SP"]
     return Followed(
-        step_sizes=row["step_sizes"] if settings.schedule == "published" else [],
+        step_sizes=row["step_sizes"] if settings.follows_step_sizes else [],
         order=json.loads(row["order_json"]) if settings.order == "published" else [],
         starts_SP=starts_SP,
     )
