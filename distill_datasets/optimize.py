@@ -251,18 +251,18 @@ def optimize(
             sizes = [parameter.numel() for parameter in progressing.parameters.values()]
             like = torch.zeros(2 + sum(sizes), device=runtime.device)
             total = runtime.sum_in_order(parts, settings.lanes, like)
-            counting = int(total[0])
-            mean = total[1:] / max(1, counting)
-            if not bool(mean.isfinite().all()):
+            finite = total[1:].isfinite().all().to(total.dtype)
+            counting, summed, is_finite = torch.stack([*total[:2], finite]).tolist()  # waits once
+            mean, loss = total[2:] / max(1, counting), summed / max(1, counting)
+            if not is_finite:
                 if runtime.is_main:
                     progressing.save(folder / STATE)
                 raise DistillError(
                     f"distill: the loss or its gradient is not finite at outer step {step} (loss "
-                    f"{mean[0].item()}); lower distill.optimizer.lr or the inner learning rate. "
+                    f"{loss}); lower distill.optimizer.lr or the inner learning rate. "
                     f"The state before that step is in {folder}"
                 )
-            loss = mean[0].item()
-            pieces = torch.split(mean[1:], sizes)
+            pieces = torch.split(mean, sizes)
             grads = {
                 name: piece.view_as(parameter)
                 for (name, parameter), piece in zip(
