@@ -22,18 +22,23 @@ LARGEST_INT16 = 2**15
 
 
 class Classifier:
-    """The linear layer at the end of a teacher; `weight_KD` and `bias_K` in float32."""
+    """The linear layer at the end of a teacher; `weight_KD` and `bias_K` in float32.
+
+    A device that asks keeps a copy of both: a student decodes labels at every step.
+    """
 
     def __init__(self, weight_KD: Tensor, bias_K: Tensor) -> None:
         self.weight_KD, self.bias_K = weight_KD, bias_K
+        self._copies = dict[torch.device, tuple[Tensor, Tensor]]()
 
     def __call__(self, features_BD: Tensor) -> Tensor:
-        """Logits (B, K) of features."""
-        return F.linear(
-            features_BD,
-            self.weight_KD.to(features_BD.device),
-            self.bias_K.to(features_BD.device),
-        )
+        """Logits (B, K) of features (B, D), on their device."""
+        return F.linear(features_BD, *self._on(features_BD.device))
+
+    def _on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        if device not in self._copies:  # threads that come together make equal copies
+            self._copies[device] = self.weight_KD.to(device), self.bias_K.to(device)
+        return self._copies[device]
 
 
 class Code(ABC):

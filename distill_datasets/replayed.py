@@ -6,7 +6,9 @@ student is one epoch of views.
 Shape suffixes: N images, B a batch, K classes, C channels, H W pixels, X logits or features.
 """
 
+import threading
 from abc import ABC, abstractmethod
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -26,6 +28,9 @@ from distill_datasets.views import Views, concatenated, draw_views, replay
 if TYPE_CHECKING:
     from distill_datasets.data.source import RealData
 
+DRAWN_BYTES = 2**30
+"""Views that are kept so that a batch of a pool is not drawn with its whole epoch: some 66 bytes
+each, all 300 epochs of 50,000 images."""
 Ask = Callable[[Tensor, Tensor], Tensor]
 """What teachers say (B, X) of rendered images (B, C, H, W) in BatchNorm groups (B,)."""
 
@@ -120,7 +125,10 @@ class Recorded(Lessons):
 
 
 class Live(Lessons):
-    """The same views drawn again, and teachers asked about them."""
+    """The same views drawn again, and teachers asked about them.
+
+    A pool is drawn from at random over all of its epochs, so these are kept, up to `DRAWN_BYTES`.
+    """
 
     def __init__(
         self,
@@ -134,6 +142,7 @@ class Live(Lessons):
         self._ask, self._encode = ask, encode
         self._batches = settings.batches(pictures.count)
         self.pool = settings.units(pictures.count) if settings.keep < 1 else None
+        self._drawn, self._lock = OrderedDict[int, Views](), threading.Lock()
 
     def epoch(self, number: int) -> Said:
         views = self._views(number % self._settings.epochs)
@@ -142,7 +151,19 @@ class Live(Lessons):
 
     def batch(self, number: int) -> Said:
         epoch, place = divmod(number, len(self._batches))
-        return self._labeled(self._views(epoch).at(slice(*self._batches[place])))
+        return self._labeled(self._kept(epoch).at(slice(*self._batches[place])))
+
+    def _kept(self, epoch: int) -> Views:
+        """The views of an epoch; those that were asked for longest ago make room for others."""
+        with self._lock:  # students that are trained side by side share the pool
+            if epoch not in self._drawn:
+                views = self._views(epoch)
+                own_bytes = sum(column.nbytes for column in views if column is not None)
+                while self._drawn and (len(self._drawn) + 1) * own_bytes > DRAWN_BYTES:
+                    self._drawn.popitem(last=False)
+                self._drawn[epoch] = views
+            self._drawn.move_to_end(epoch)
+            return self._drawn[epoch]
 
     def _views(self, epoch: int) -> Views:
         height, width = self._pictures.images_NCHW.shape[2:]

@@ -213,6 +213,7 @@ class Runtime:
         Args:
             units: how many units there are in all, over all processes. It alone decides how many
                 intra-op threads a unit gets, so that its bits do not depend on who computes it.
+                How many are computed side by side is up to the processes that share these cores.
 
         Yields:
             A function that maps a function of a unit over a list of units, in order.
@@ -222,7 +223,9 @@ class Runtime:
             return
         threads_per_unit = max(1, self.cores // units)
         share = max(1, len(self.mine(units)))
-        side_by_side = max(1, self.cores // threads_per_unit // self.processes)
+        # launchers of several processes say how many of them are on this host
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", self.processes)) if self.processes > 1 else 1
+        side_by_side = max(1, self.cores // threads_per_unit // here)
         threads = torch.get_num_threads()
         try:
             with ThreadPoolExecutor(

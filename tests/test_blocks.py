@@ -4,6 +4,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,6 +28,7 @@ from distill_datasets.runtime import Runtime, rng_for
 from distill_datasets.selection.chosen import Herding
 from distill_datasets.stages import blocks
 from distill_datasets.stages.blocks import throughput
+from distill_datasets.stages.initial import InitialImages
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -251,6 +254,25 @@ def test_a_block_goes_on_inside_from_its_own_state(
     run(settings(RECOVER), tmp_path)
     assert len(steps) < 9 and 2 in steps
     assert bits(tmp_path) == alone["recover"]
+
+
+def test_one_thread_at_a_time_reads_initial_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CPython 3.11 raises a SystemError when two threads parse the headers of files."""
+    reading, at = threading.Lock(), InitialImages.at
+
+    def noted(*arguments: Any) -> torch.Tensor:  # noqa: ANN401
+        assert reading.acquire(blocking=False), "another thread reads"
+        time.sleep(0.05)
+        found = at(*arguments)
+        reading.release()
+        return found
+
+    monkeypatch.setattr(InitialImages, "at", noted)
+    runtime = Runtime()
+    runtime.cores = 3
+    run(settings(RECOVER), tmp_path, runtime)
 
 
 def test_no_collective_is_called_while_blocks_are_solved(

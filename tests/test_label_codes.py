@@ -1,5 +1,7 @@
 """Codes of labels: what is kept of the logits, and in how many bytes."""
 
+from unittest import mock
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -45,6 +47,19 @@ def test_features_give_the_logits_of_the_classifier() -> None:
     expected = F.linear(features_BD.half().float(), weight_KD, bias_K)
     assert torch.equal(code.decode(code.encode(features_BD)), expected)
     assert code.of_features and set(code.constants) == {"weight_KD", "bias_K"}
+
+
+def test_a_classifier_is_copied_to_a_device_once() -> None:
+    classifier, device = Classifier(torch.ones(7, 3), torch.ones(7)), torch.device("meta")
+    with mock.patch.object(F, "linear", wraps=F.linear) as asked:
+        for _ in range(3):
+            assert classifier(torch.ones(5, 3, device=device)).is_meta
+        assert classifier(torch.ones(5, 3)).tolist() == [[4.0] * 7] * 5
+    *elsewhere, here = [call.args[1:] for call in asked.call_args_list]
+    assert all(
+        own is first for copy in elsewhere for own, first in zip(copy, elsewhere[0], strict=True)
+    )
+    assert here[0] is classifier.weight_KD and here[1] is classifier.bias_K
 
 
 def test_bytes_of_a_label_on_imagenet() -> None:

@@ -317,6 +317,8 @@ def test_settings_that_contradict_each_other_are_refused() -> None:
         Recover(bn_weight=[0.1, -1.0])
     with pytest.raises(ValidationError, match="weights"):
         Recover(weights=[0.0, 1.0])
+    with pytest.raises(ValidationError, match="teachers: in_turn, which asks one teacher at a"):
+        Recover(teachers="in_turn", weights=[1.0, 2.0])
     assert Recover(crop=RandomCrop(smallest=0.5)).refusal(1) is None
     refused = Recover(weights=[1.0, 2.0]).refusal(3)
     assert refused is not None and "expected one for each of the 3" in refused

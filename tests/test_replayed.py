@@ -16,6 +16,7 @@ from sample_content import Shown, bytes_sample
 from tiny import CPU, toy_real
 from torch import Tensor, nn
 
+from distill_datasets import replayed
 from distill_datasets.data.decoded import RealData
 from distill_datasets.examples import Examples
 from distill_datasets.inner import Sgd
@@ -35,7 +36,7 @@ from distill_datasets.stages.squeeze import SqueezedFolder
 from distill_datasets.student_losses import TeacherLoss
 from distill_datasets.students import Evaluate, train_student
 from distill_datasets.types import Draw, Shape
-from distill_datasets.views import replay
+from distill_datasets.views import draw_views, replay
 
 KL = {"loss": "kl", "temperature": 4.0}
 STUDENT = Evaluate(
@@ -183,6 +184,26 @@ def test_a_pool_is_drawn_from_by_batches_with_replacement(tmp_path: Path) -> Non
         firsts.add(drawn[0])
         seen.add(tuple(drawn))
     assert firsts == {0, 1, 2} and any(len(set(drawn)) < len(drawn) for drawn in seen)
+
+
+@pytest.mark.parametrize("kept_bytes", [0, 6000, 2**30])  # of one epoch, of two, of all five
+def test_a_pool_has_the_same_views_however_many_epochs_are_kept(
+    monkeypatch: pytest.MonkeyPatch, kept_bytes: int
+) -> None:
+    section = Relabel(epochs=10, batch=16, keep=0.5, store="logits")
+    live = on_line(section)._lessons
+    monkeypatch.setattr(replayed, "DRAWN_BYTES", kept_bytes)
+    assert live.pool == 15
+    order = torch.randperm(15, generator=rng_for(0, "order")).tolist()
+    with mock.patch.object(replayed, "draw_views", wraps=draw_views) as drawn:
+        found = {number: live.batch(number).views for number in [*order, *order]}
+    assert 5 <= drawn.call_count <= 30 and (drawn.call_count == 5) == (kept_bytes == 2**30)
+    for number, views in found.items():
+        epoch, place = divmod(number, 3)
+        whole = draw_views(section, epoch, 40, (SHAPE.h, SHAPE.w), draws(3, "relabel"))
+        expected = whole.at(slice(16 * place, min(40, 16 * place + 16)))
+        for name, column in expected.columns().items():
+            assert torch.equal(views.columns()[name], column)
 
 
 def test_hard_labels_are_mixed_as_the_pixels_are() -> None:

@@ -100,6 +100,42 @@ def test_cores_are_dealt_to_units_alike(runtime: Runtime, units: int, threads: i
     assert given == [threads] * units
 
 
+@pytest.mark.parametrize(
+    ("processes", "here", "side_by_side"),
+    [(1, None, 4), (1, "4", 4), (8, "1", 4), (8, None, 1), (2, "2", 2), (8, "4", 1), (8, "8", 1)],
+)
+def test_cores_are_shared_by_the_processes_of_this_host_alone(
+    runtime: Runtime,
+    monkeypatch: pytest.MonkeyPatch,
+    processes: int,
+    here: str | None,
+    side_by_side: int,
+) -> None:
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if here is not None:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", here)
+    runtime.accelerator = SimpleNamespace(
+        num_processes=processes, process_index=0, device=torch.device("cpu")
+    )
+    units = 8 * processes
+    together, running, most = threading.Lock(), 0, 0
+
+    def work(_: int) -> int:
+        nonlocal running, most
+        with together:
+            running += 1
+            most = max(most, running)
+        time.sleep(0.05)
+        with together:
+            running -= 1
+        return torch.get_num_threads()
+
+    with runtime.pool(units) as run_units:
+        threads = run_units(work, runtime.mine(units))
+    assert most == side_by_side
+    assert threads == [1] * 8  # of the number of units alone
+
+
 def test_the_number_of_workers_does_not_change_a_bit(runtime: Runtime) -> None:
     real, networks = double_real(), double_networks()
     distilled = double_distilled(real)

@@ -1,10 +1,16 @@
 """Pixels that cannot leave the displayable range while they are optimized.
 
-One unit of a trained value is, near mid-gray, a quarter of the range: with the usual standard
-deviation of images about one unit of the student's input space, so step sizes of the papers carry
-over. `sigmoid` shows u as sigmoid(u) and never touches the edges; it flattens out near them, so
-dark and bright pixels move slowly. `clip` shows 1/2 + u/4 and cuts u at the edges after every outer
-step, so that all pixels move alike: the choice for real initial images.
+One unit of a trained value is, near mid-gray, a quarter of the displayable range, and so 0.25 / std
+units of the student's input space. Papers state step sizes in that space, for rules that move a
+value by about the step size whatever the gradient's scale (Adam). Theirs carry over as they are
+where std is about 0.25, as for most sets of photographs seen through their own statistics;
+ImageNet's 0.226 makes a step 11 % longer. Elsewhere multiply theirs by std / 0.25: by 4 for
+networks that see pixels in [0, 1] as they are (std 1), where a step would else be a quarter of the
+paper's. Plain gradient descent needs the square of that factor: the gradient is scaled as well.
+
+`sigmoid` shows u as sigmoid(u) and never touches the edges; it flattens out near them, so dark and
+bright pixels move slowly. `clip` shows 1/2 + u/4 and cuts u at the edges after every outer step, so
+that all pixels move alike: the choice for real initial images.
 """
 
 from __future__ import annotations

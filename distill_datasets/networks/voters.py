@@ -1,5 +1,12 @@
 """Teachers as the relabel stage asks them: one answer of one or several networks.
 
+`rescaled` follows G-VBSM (arXiv:2311.17950), which gives the logits of every teacher the mean of
+the teachers' lengths before they are averaged, with one difference. G-VBSM takes one length per
+teacher and batch, the norm of all of the batch's logits together; here every view has its own, so
+that a label does not depend on which views were labeled beside it. Where all views of a teacher are
+equally long both are the same; else G-VBSM counts a teacher for more in views of which its logits
+are longer, and here all teachers count alike in every view.
+
 Shape suffixes: B images, C channels, H W pixels, K classes, D features, X either, M networks.
 """
 
@@ -55,6 +62,8 @@ class Voters:
     def __call__(self, images_BCHW: Tensor, group_B: Tensor) -> Tensor:
         """Logits (B, K), or features (B, D) where there is a `classifier`.
 
+        Each row depends on its own view alone, and with batch statistics on its group.
+
         Args:
             images_BCHW: in the student's input space, on the device.
             group_B: images of one group stand together and share BatchNorm statistics.
@@ -65,6 +74,7 @@ class Voters:
             for module in self._modules
         ]
         if self._rescaled:
+            # one length per view, where G-VBSM has one per batch: see above
             lengths = [answer_BK.norm(dim=1, keepdim=True) for answer_BK in answers]
             mean_B1 = torch.stack(lengths).mean(dim=0)
             answers = [

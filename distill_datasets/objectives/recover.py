@@ -207,6 +207,12 @@ class Recover(Objective):
             raise ValueError(f"bn_weight: got {self.bn_weight}, expected no value below 0")
         if self.weights is not None and min(self.weights, default=0) <= 0:
             raise ValueError(f"weights: got {self.weights}, expected values above 0")
+        if self.weights is not None and self.teachers == "in_turn":
+            raise ValueError(
+                f"weights: got {self.weights} with teachers: in_turn, which asks one teacher at a "
+                "step, whose share is 1 whatever its weight; expected null; leave weights out, or "
+                "set teachers: all or drawn"
+            )
         return self
 
     @property

@@ -187,7 +187,9 @@ def _solve(
             torch.set_flush_denormal(True)
         places_N = blocks[number].places_N
         classes_B = torch.tensor(places_N) // per_class
-        distilled = distilled_of(initial.at(folder, places_N), classes_B)
+        with lock:  # NumPy parses a file's header, which CPython 3.11 cannot do in two threads
+            initial_BCHW = initial.at(folder, places_N)
+        distilled = distilled_of(initial_BCHW, classes_B)
 
         def preview(step: int) -> None:
             if number == 0:

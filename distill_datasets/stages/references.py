@@ -50,13 +50,14 @@ def random_rows(real: RealData, images: int, draw: Draw) -> Tensor:
     rng = draw("random_real")
     order_N = torch.randperm(len(real.train.labels_N), generator=rng)
     labels_N = real.train.labels_N.cpu()[order_N]
-    classes_K = torch.randperm(real.shape.k, generator=rng).tolist()
-    rows_of_class = [order_N[labels_N == label] for label in classes_K[:images]]
-    chosen: list[int] = []
-    for turn in range(images):
-        of_class = rows_of_class[turn % real.shape.k]
-        chosen.append(int(of_class[turn // real.shape.k % len(of_class)]))
-    return torch.tensor(chosen)
+    classes_K = torch.randperm(real.shape.k, generator=rng)
+    # a stable sort: the rows of a class stand together, in the order in which they were drawn
+    by_class_N = order_N[labels_N.sort(stable=True).indices]
+    count_K = labels_N.bincount(minlength=real.shape.k)
+    first_K = count_K.cumsum(0) - count_K
+    turn_B = torch.arange(images)
+    class_B = classes_K[turn_B % real.shape.k]
+    return by_class_N[first_K[class_B] + turn_B // real.shape.k % count_K[class_B]]
 
 
 def random_real(real: RealData, images: int, draw: Draw) -> Examples:
