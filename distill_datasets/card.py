@@ -26,24 +26,30 @@ _TRAINED_ON = {
     "exact": "this dataset before rounding (`exact`)",
     "start": "nothing: the starting weights as they are",
     "hard": "the images of this dataset, labels of classes alone",
-    "random_real": "random real images, same pixels",
+    "random_real": "random real images, no more pixels",
     "random_real_hard": "random real images, labels of classes alone",
-    "herding": "herded real images, same pixels",
-    "k_center": "k-center real images, same pixels",
-    "class_mean": "class means, same pixels",
+    "herding": "herded real images, no more pixels",
+    "k_center": "k-center real images, no more pixels",
+    "class_mean": "class means, no more pixels",
     "full": "the full source",
     "teacher": "nothing: the teachers as they are",
 }
 _SIZES = [(1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M")]
 
 
-def card(content: Content, results: list[dict[str, Any]] | None, budget: dict[str, Any]) -> str:
+def card(
+    content: Content,
+    results: list[dict[str, Any]] | None,
+    budget: dict[str, Any],
+    rows_hash: str,
+) -> str:
     """The text of `README.md`.
 
     Args:
         content: what is published.
         results: one row per evaluation, or None before the first.
         budget: pixels, values and bytes, as in the manifest.
+        rows_hash: of the files of all configurations.
     """
     sections = [
         f"# {content.name}",
@@ -65,11 +71,15 @@ def card(content: Content, results: list[dict[str, Any]] | None, budget: dict[st
         "## How it was made",
         _making(content),
     ]
-    return f"---\n{to_yaml(front_matter(content))}---\n\n" + "\n\n".join(sections) + "\n"
+    return f"---\n{to_yaml(front_matter(content, rows_hash))}---\n\n" + "\n\n".join(sections) + "\n"
 
 
-def front_matter(content: Content) -> dict[str, Any]:
-    """What the Hub and `datasets` read: license, tags, configurations and their features."""
+def front_matter(content: Content, rows_hash: str) -> dict[str, Any]:
+    """What the Hub and `datasets` read: license, tags, configurations and their features.
+
+    `datasets` keeps one copy of all local folders of one name whose configurations are alike: the
+    hash of the rows in their description tells them apart.
+    """
     parts = configs(content, "", None)
     rows = len(content.images_NCHW)
     source = content.provenance["dataset"]
@@ -88,6 +98,7 @@ def front_matter(content: Content) -> dict[str, Any]:
                 "config_name": part.name,
                 "data_files": [{"split": "train", "path": f"{part.folder}/train-*"}],
                 **({"default": True} if part.name == "default" else {}),
+                "description": f"rows {rows_hash}",
             }
             for part in parts
         ],

@@ -43,7 +43,7 @@ assert abs(rebuild["labels"] - load["train"].with_format("numpy")[:]["soft_label
 
 def text_of(content: Content, results: list[dict[str, Any]] | None = RESULTS) -> str:
     spent = {**budget(content), "bytes": {"default": 4321, "constants": 0, "needed": 4321}}
-    return card(content, results, spent)
+    return card(content, results, spent, "0123abcd")
 
 
 def parsed(text: str) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def run(codes: list[str], home: Path) -> None:
 
 def test_front_matter_is_yaml_that_says_what_was_meant() -> None:
     meta = parsed(text_of(sample()))
-    assert meta == front_matter(sample())
+    assert meta == front_matter(sample(), "0123abcd")
     assert meta["license"] == "mit" and meta["size_categories"] == ["n<1K"]
     assert meta["source_datasets"] == ["uoft-cs/cifar10"]
     assert [each["config_name"] for each in meta["configs"] if each.get("default")] == ["default"]
@@ -111,7 +111,7 @@ def test_labels_that_do_not_follow_from_areas_are_not_said_to() -> None:
 def test_results_stand_in_percent_with_their_spread() -> None:
     text = text_of(sample())
     assert "| 87.5 ± 1.2 | 2 | 6 | 168 | 600 | convnet 3 x 32 |" in text
-    assert "| random real images, same pixels | 50.0 ± 1.2 |" in text
+    assert "| random real images, no more pixels | 50.0 ± 1.2 |" in text
     assert "protocol: last-step" in text
 
 

@@ -1,6 +1,7 @@
 """The published folder: `load_dataset` reads what was exported, and nothing is half there."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,18 @@ def test_default_rows_are_the_exported_images_and_labels(written: Path) -> None:
     assert np.array_equal(images_NCHW, content.images_NCHW.numpy())
     assert torch.equal(torch.tensor(rows["soft_label"][:]), content.targets_NK)
     assert rows["label"][:] == content.targets_NK.argmax(dim=1).tolist()
+
+
+def test_folders_of_one_name_are_not_taken_for_each_other(tmp_path: Path) -> None:
+    """`datasets` has one cache entry for local folders of one name that look alike."""
+    first, second = sample(), replace(sample(), targets_NK=sample().targets_NK.flip(0))
+    for place, content in (("one", first), ("two", second)):
+        folder = tmp_path / place / "poster"
+        folder.parent.mkdir()
+        write_dataset(folder, content, None)
+        rows = load_dataset(str(folder), "default", split="train", cache_dir=str(tmp_path / "hf"))
+        found = torch.tensor(rows["soft_label"][:])
+        torch.testing.assert_close(found, content.targets_NK.float())
 
 
 def test_torch_format_gives_what_a_trainer_needs(written: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from distill_datasets import __version__
 from distill_datasets.artifacts import (
+    fingerprint,
     read_json,
     sha256_of,
     write_atomically,
@@ -214,7 +215,8 @@ def _write(
         **budget(content),
         "bytes": {**sizes, "constants": constants, "needed": needed},
     }
-    write_text(folder / "README.md", card(content, results, spent))
+    rows_hash = fingerprint([sha256_of(folder / path) for part in parts for path in part.paths])
+    write_text(folder / "README.md", card(content, results, spent, rows_hash))
     manifest = _manifest(folder, content, results, spent, parts)
     write_text(folder / MANIFEST, manifest_text(manifest))
     return manifest
