@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from distill_datasets.artifacts import fingerprint
@@ -32,7 +33,7 @@ from distill_datasets.stages.export import MANIFEST, check_writable, read_manife
 from distill_datasets.stages.label_shards import check_shards
 from distill_datasets.stages.relabel import Relabeled, run_relabel
 from distill_datasets.stages.source import LoadedSource, load_source
-from distill_datasets.stages.squeeze import SqueezedFolder, run_squeeze
+from distill_datasets.stages.squeeze import SqueezedFolder, find_weights, run_squeeze
 from distill_datasets.stages.statistics import run_statistics
 from distill_datasets.types import Selection, Shape
 
@@ -91,6 +92,7 @@ def run(
         shape, names = peek(recipe.source, dataset)
         check_parts(recipe, shape)
         check_teaching(recipe, shape, names)
+        files = [] if recipe.squeeze is None else find_weights(recipe.squeeze, shape)
     check_runs(own)
     runtime = Runtime(trackers, str(own / "logs"))
     runtime.accelerator.init_trackers(recipe.name)
@@ -104,8 +106,9 @@ def run(
             if recipe.squeeze.source is not None:
                 teaching = load(recipe.squeeze.source, resolve(recipe.squeeze.source))
             squeezed = run_squeeze(
-                recipe.squeeze, teaching, seed=recipe.seed, runs=own, runtime=runtime, quiet=quiet
-            )
+                recipe.squeeze, teaching, seed=recipe.seed, runs=own, runtime=runtime, quiet=quiet,
+                files=files,
+            )  # fmt: skip
             if recipe.distill.objective.needs_class_statistics:
                 squeezed = run_statistics(squeezed, source, runs=own, runtime=runtime, quiet=quiet)
         starts_SP = starts(recipe, source, squeezed, runtime.device)
@@ -119,7 +122,8 @@ def run(
         content = publishable(recipe, distilled, source, runtime.device, starts_SP, views)
         deciding = [digest(content), source.fingerprint, content.environment]
         deciding += [] if relabeled is None else [relabeled.folder.name]
-        measured = fingerprint(deciding)
+        # hosts may differ in what `environment` says; all look for the main process's folder
+        (measured,) = broadcast_object_list([fingerprint(deciding)])
         identity = fingerprint([VERSION, recipe.sha256(), measured])
         exported = own / f"export-{identity}"
         if runtime.is_main and not (exported / MANIFEST).exists():
@@ -232,7 +236,8 @@ def check_parts(recipe: Recipe, shape: Shape) -> None:
     """Build every part of the recipe for this shape without its data.
 
     Raises:
-        RecipeError: a budget too small, a network too deep, an order of other classes.
+        RecipeError: a budget too small, a network too deep or without a layer that the objective
+            looks at, an order of other classes, a class without an example.
         DataError: the dataset that the initial images are taken from cannot be read.
     """
     canvas = recipe.distill.canvas
@@ -241,7 +246,10 @@ def check_parts(recipe: Recipe, shape: Shape) -> None:
         if isinstance(part := getattr(canvas, field), Selection):
             part.check(shape)
     squeezed = recipe.squeeze.architectures if recipe.squeeze is not None else ()
+    recipe.distill.labels.check(canvas, shape)
     check_networks(recipe.distill.networks, squeezed, shape)
+    drawn = recipe.distill.networks.architecture(squeezed[0] if squeezed else None)
+    recipe.distill.objective.check_network(drawn, shape)
     if recipe.relabel is not None:
         check_voters(recipe.relabel, squeezed, shape)
     with torch.device("meta"):
@@ -273,7 +281,10 @@ def check_teaching(recipe: Recipe, expected: Shape, names: list[str]) -> None:
 
 
 def check_rows(recipe: Recipe, source: LoadedSource) -> None:
-    """Refuse a batch of real images that is larger than the training split."""
+    """Refuse what only the rows tell: too few for a batch, or an order without room for a class.
+
+    The order is looked at where networks are trained on these rows before anything needs it.
+    """
     rows = len(source.real.train.labels_N)
     wanted = recipe.distill.objective.real_rows()
     if wanted > rows:
@@ -281,6 +292,8 @@ def check_rows(recipe: Recipe, source: LoadedSource) -> None:
             f"distill.objective: asks for {wanted} real images at once and the training split has "
             f"{rows}; lower distill.objective.real_batch to at most {rows}"
         )
+    if recipe.squeeze is not None:
+        recipe.distill.labels.check(recipe.distill.canvas, source.real.shape, source.real)
 
 
 def starts(

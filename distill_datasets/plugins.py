@@ -6,11 +6,13 @@ Built-in names cannot be shadowed.
 """
 
 import importlib
+from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import entry_points
-from typing import Any, cast
+from typing import Any
 
-from pydantic import BeforeValidator, ValidationError
-from pydantic_core import PydanticCustomError
+from pydantic import BeforeValidator, GetCoreSchemaHandler, ValidationError
+from pydantic_core import CoreSchema, PydanticCustomError
 
 from distill_datasets.errors import RecipeError, did_you_mean
 from distill_datasets.types import Part
@@ -89,51 +91,100 @@ def names(axis: str) -> dict[str, str]:
     return table
 
 
-def load(axis: str, name: str) -> type[Part]:
+def load(axis: str, name: str, kind: type = Part) -> type[Part]:
     """The class behind a name.
 
+    Args:
+        axis: where the name is looked up.
+        name: what a recipe says.
+        kind: the class that the place where it says so is for; another part is refused there.
+
     Raises:
-        RecipeError: no such name; the message lists the valid ones.
+        RecipeError: no such name, or not of this kind; the message lists the valid ones.
     """
     table = names(axis)
     if name not in table:
-        raise RecipeError(f"no {name!r} among the {axis}; {did_you_mean(name, table)}")
-    module, _, attribute = table[name].partition(":")
-    try:
-        return cast(type[Part], getattr(importlib.import_module(module), attribute))
-    except (ImportError, AttributeError) as error:
-        raise RecipeError(
-            f"{name!r} among the {axis} is declared as {table[name]!r}, which cannot be imported "
-            f"({error}); mend or uninstall the package that declares it"
-        ) from error
+        raise RecipeError(f"no {name!r} among the {axis}; {did_you_mean(name, _valid(axis, kind))}")
+    cls = _imported(axis, name, table[name])
+    if not issubclass(cls, kind):
+        raise RecipeError(_misplaced(axis, name, kind))
+    return cls
 
 
-def part(axis: str) -> BeforeValidator:
+@dataclass(frozen=True)
+class NamedPart:
+    """What `part` annotates a field with; pydantic tells it the field's own type."""
+
+    axis: str
+
+    def __get_pydantic_core_schema__(self, kind: type, handler: GetCoreSchemaHandler) -> CoreSchema:
+        resolved = BeforeValidator(partial(_resolved, self.axis, kind))
+        return resolved.__get_pydantic_core_schema__(kind, handler)
+
+
+def part(axis: str) -> NamedPart:
     """A validator that turns `{name: poster, ipc: 0.3}` or plain `poster` into the part it names.
+
+    The part has to be of the kind that the field is declared with: where the rule of a loop that is
+    differentiated is asked for, an optimizer that only trains students will not do.
 
     The problems inside the part travel in the error's context, so that the recipe can list each of
     them under its own path.
     """
+    return NamedPart(axis)
 
-    def resolve(raw: Any) -> Any:  # noqa: ANN401
-        if isinstance(raw, Part):
-            return raw
-        section = {"name": raw} if isinstance(raw, str) else raw
-        if not isinstance(section, dict) or not isinstance(section.get("name"), str):
-            raise PydanticCustomError(
-                "part",
-                "expected a name or a section with a name; valid names: {valid}",
-                {"valid": ", ".join(sorted(names(axis)))},
-            )
-        try:
-            cls = load(axis, section["name"])
-        except RecipeError as error:
-            raise PydanticCustomError("part", "{why}", {"why": str(error)}) from error
-        try:
-            return cls.model_validate(section)
-        except ValidationError as error:
-            raise PydanticCustomError(
-                "nested", "see the problems inside", {"model": cls, "errors": error.errors()}
-            ) from error
 
-    return BeforeValidator(resolve)
+def _resolved(axis: str, kind: type, raw: Any) -> Any:  # noqa: ANN401
+    """The part that a field of this kind is given, or given by name."""
+    if isinstance(raw, kind):
+        return raw
+    if isinstance(raw, Part):
+        raise PydanticCustomError("part", "{why}", {"why": _misplaced(axis, raw.name, kind)})
+    section = {"name": raw} if isinstance(raw, str) else raw
+    if not isinstance(section, dict) or not isinstance(section.get("name"), str):
+        raise PydanticCustomError(
+            "part",
+            "expected a name or a section with a name; valid names: {valid}",
+            {"valid": ", ".join(_valid(axis, kind))},
+        )
+    try:
+        cls = load(axis, section["name"], kind)
+    except RecipeError as error:
+        raise PydanticCustomError("part", "{why}", {"why": str(error)}) from error
+    try:
+        return cls.model_validate(section)
+    except ValidationError as error:
+        raise PydanticCustomError(
+            "nested", "see the problems inside", {"model": cls, "errors": error.errors()}
+        ) from error
+
+
+def _imported(axis: str, name: str, target: str) -> type[Part]:
+    module, _, attribute = target.partition(":")
+    try:
+        cls: type[Part] = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise RecipeError(
+            f"{name!r} among the {axis} is declared as {target!r}, which cannot be imported "
+            f"({error}); mend or uninstall the package that declares it"
+        ) from error
+    return cls
+
+
+def _valid(axis: str, kind: type) -> list[str]:
+    """The names on an axis that are of a kind, for a message."""
+
+    def fits(name: str, target: str) -> bool:
+        try:
+            return issubclass(_imported(axis, name, target), kind)
+        except RecipeError:  # its own message comes when it is chosen
+            return True
+
+    return sorted(name for name, target in names(axis).items() if fits(name, target))
+
+
+def _misplaced(axis: str, name: str, kind: type) -> str:
+    return (
+        f"{name!r} is among the {axis}, but not one that serves here; valid names here: "
+        f"{', '.join(_valid(axis, kind))}"
+    )

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Protocol
 
@@ -20,6 +19,9 @@ from pydantic import BaseModel, ConfigDict
 
 from distill_datasets.distilled import Batch as Batch
 from distill_datasets.distilled import Block as Block
+from distill_datasets.distilled import CanvasSize as CanvasSize
+from distill_datasets.distilled import Estimate as Estimate
+from distill_datasets.distilled import Shown as Shown
 
 if TYPE_CHECKING:
     import torch
@@ -79,17 +81,6 @@ class LaneDraw(Draw, Protocol):
 
     def always(self, *what: str | int) -> torch.Generator:
         """A stream that is the same in every lane of every step."""
-
-
-class Estimate(NamedTuple):
-    """What an objective returns for one lane: a gradient per parameter of the distilled set."""
-
-    loss: float
-    grads: dict[str, Tensor]
-    metrics: dict[str, float]
-    """Numbers that trackers log beside the loss, of lane 0."""
-    counts: bool = True
-    """False leaves the lane out of this step's mean; a step in which none counts moves nothing."""
 
 
 class Layers(NamedTuple):
@@ -310,12 +301,12 @@ class Canvas(Part, ABC):
     def size(self, shape: Shape) -> CanvasSize:
         """What `build` will make, without making it; raises the same errors."""
 
+    def shown(self, shape: Shape, real: RealData | None = None) -> Shown | None:
+        """What the examples of `build` show of the classes, where it is not one class each of all.
 
-class CanvasSize(NamedTuple):
-    """A budget before anything is built: trained images as (height, width), and examples."""
-
-    originals: Sequence[tuple[int, int]]
-    examples: int
+        Whose cells they are may depend on the images, which only `real` tells.
+        """
+        return None
 
 
 class Labels(Part, ABC):
@@ -335,6 +326,9 @@ class Labels(Part, ABC):
         `logits_MNK` is what every network of the squeeze stage says of every example; there when
         `needs_squeezed`.
         """
+
+    def check(self, canvas: Canvas, shape: Shape, real: RealData | None = None) -> None:
+        """Raise `RecipeError` where `build` would, as far as it shows, with or without `real`."""
 
 
 class Objective(Part, ABC):
@@ -398,3 +392,6 @@ class Objective(Part, ABC):
 
     def check(self, shape: Shape, examples: int) -> None:
         """Raise `RecipeError` where a field does not fit the source or the number of examples."""
+
+    def check_network(self, architecture: Architecture, shape: Shape) -> None:
+        """Raise `RecipeError` where the networks that are drawn lack a layer that is looked at."""

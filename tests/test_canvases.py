@@ -7,7 +7,7 @@ from tiny import flat_real, toy_real, values
 
 from distill_datasets.canvases.bounded import EDGE, Bounds, hide, show
 from distill_datasets.canvases.modules import PixelImages, PosterImage
-from distill_datasets.canvases.order import Listed
+from distill_datasets.canvases.order import Listed, Visual
 from distill_datasets.canvases.pixels import Pixels
 from distill_datasets.canvases.poster import Poster
 from distill_datasets.distilled_modules import CanvasModule
@@ -121,6 +121,28 @@ def test_size_tells_what_build_makes_and_keeps_the_budget(
     assert module.count == told.examples == len(module.mix_NG)
     assert original_CHW[0].numel() <= ipc * shape.k * shape.h * shape.w
     assert module(torch.arange(module.count)).shape == (module.count, shape.c, shape.h, shape.w)
+
+
+@pytest.mark.parametrize("order", [Visual(), Listed(classes=[3, 1, 0, 4, 2])])
+def test_what_crops_show_is_told_as_it_is_built(order: Visual | Listed) -> None:
+    canvas, real = Poster(ipc=0.7, crops=12, order=order), toy_real(Shape(1, 8, 8, 5), per_class=2)
+    module = canvas.build(real, rng_for(0))
+    told = canvas.shown(real.shape, real)
+    assert torch.equal(told.mix_NG, module.mix_NG)
+    assert told.cells_G is not None and torch.equal(told.cells_G, module.cells_G)
+    mix_NG, cells_G = canvas.shown(real.shape)
+    assert torch.equal(mix_NG, module.mix_NG)
+    assert (cells_G is None) == (order == Visual())
+
+
+def test_fewer_images_than_classes_tell_which_they_show() -> None:
+    canvas = Pixels(count=2)
+    module = canvas.build(flat_real([0, 51, 102]), rng_for(0))
+    told = canvas.shown(Shape(1, 8, 8, 3))
+    assert told is not None and told.cells_G is not None
+    assert torch.equal(told.mix_NG, module.mix_NG) and torch.equal(told.cells_G, module.cells_G)
+    assert Pixels(count=3).shown(Shape(1, 8, 8, 3)) is None
+    assert Pixels(ipc=2).shown(Shape(1, 8, 8, 3)) is None
 
 
 def test_a_poster_has_the_size_that_a_portrait_recipe_asks_for() -> None:

@@ -27,7 +27,7 @@ from distill_datasets.inner import Adam
 from distill_datasets.networks.zoo import ConvNet, initialize
 from distill_datasets.runtime import Runtime, draws
 from distill_datasets.scoring import Score
-from distill_datasets.stages import evaluate
+from distill_datasets.stages import evaluate, reading
 from distill_datasets.stages.evaluate import contestants, run_evaluate
 from distill_datasets.stages.export import write_dataset
 from distill_datasets.stages.reading import load_rows, read_published
@@ -169,6 +169,33 @@ def test_color_images_keep_their_channels(tmp_path: Path) -> None:
     stored = read_published(tmp_path / "color", "default", Shape(3, 8, 8, 3))
     assert torch.equal(stored.images_NCHW, sample(channels=3).images_NCHW)
     assert stored.mean_C.tolist() == pytest.approx(MEAN)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_rows_that_are_read_a_few_at_a_time_are_those_read_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, channels: int
+) -> None:
+    write_dataset(tmp_path / "out", sample(channels=channels), None)
+    shape = Shape(channels, 8, 8, 3)
+    for config in ("default", "exact"):
+        whole = read_published(tmp_path / "out", config, shape)
+        monkeypatch.setattr(reading, "ROWS_AT_ONCE", 4)  # of six rows
+        parts = read_published(tmp_path / "out", config, shape)
+        monkeypatch.undo()
+        assert parts.images_NCHW.is_contiguous() and len(parts.images_NCHW) == 6
+        assert torch.equal(parts.images_NCHW, whole.images_NCHW)
+        assert torch.equal(parts.targets_NK, whole.targets_NK)
+
+
+def test_published_rows_are_read_once_and_only_for_students_that_are_left(
+    exported: Path, trained: Trained
+) -> None:
+    settings = changed(students=3, exact=False)
+    with mock.patch.object(evaluate, "read_published", wraps=read_published) as reads:
+        before = measure(settings, exported)
+        assert [call.args[1] for call in reads.call_args_list] == ["default"]
+        assert measure(settings, exported) == before
+        assert reads.call_count == 1
 
 
 def test_two_folders_of_one_name_are_two_datasets(tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from toy_runs import command, hashes, times, toy_file
 
+from distill_datasets.artifacts import read_json
+
 # Kills itself, as a machine that loses power would, right after one of the calls of a function.
 KILLED = """
 import importlib, os, signal, sys
@@ -54,6 +56,15 @@ evaluate.draws = recorded(evaluate.draws)
 sys.argv[1:] = sys.argv[2:]
 main()
 """
+# Every process says that it runs on another host.
+MIXED = """
+import os, sys
+from distill_datasets import contents
+from distill_datasets.cli import main
+
+contents.environment = lambda device: {"device": "host " + os.environ["RANK"]}
+main()
+"""
 # On the import path of every process that a command starts: writes down that it was there.
 PRESENT = """
 import atexit, os, pathlib
@@ -62,9 +73,9 @@ atexit.register((pathlib.Path(__file__).parent / there).touch)
 """
 KILLS = {
     "in a lane of the second outer step": ("distill_datasets.optimize", "LaneDraws", 5),
-    # before it: labels, twice room, pixels and a mark, three files of the source, the first state
-    # and its picture
-    "while the second state is written": ("os", "fsync", 13),
+    # before it: labels, twice room, pixels, a mark and an end, three files of the source, the first
+    # state and its picture
+    "while the second state is written": ("os", "fsync", 15),
     "when one student is done": ("distill_datasets.stages.evaluate", "write_json", 1),
     "while the dataset is written": ("distill_datasets.stages.export", "card", 2),
 }
@@ -117,6 +128,18 @@ def test_two_processes_make_the_same_bytes_when_the_lanes_do_not_divide(
     assert finished.returncode == 0, finished.stderr
     assert hashes(tmp_path / "out") == alone(3)
     assert finished.stdout.count("distilled, as published") == 1
+
+
+@pytest.mark.gloo
+def test_processes_of_unlike_hosts_look_in_the_folder_of_the_main_one(tmp_path: Path) -> None:
+    (tmp_path / "mixed.py").write_text(MIXED)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    short = ["distill.steps=1", "evaluate.steps=2"]
+    program = [*launch, str(tmp_path / "mixed.py"), *arguments(tmp_path, 2), *short]
+    finished = start(program, tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    assert read_json(tmp_path / "out" / "distill.json")["environment"] == {"device": "host 0"}
+    assert len(list((tmp_path / "runs" / "toy").glob("export-*"))) == 1
 
 
 @pytest.mark.gloo

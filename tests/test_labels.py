@@ -13,6 +13,7 @@ from distill_datasets.errors import RecipeError
 from distill_datasets.labels.modules import LearnedLabels
 from distill_datasets.labels.table import Area, Learned
 from distill_datasets.runtime import rng_for
+from distill_datasets.types import Shape
 
 
 def strip(crops: int, classes_G: tuple[int, ...] = (0, 1)) -> CanvasModule:
@@ -50,6 +51,60 @@ def test_one_hot_refuses_a_class_that_is_the_largest_nowhere() -> None:
     canvas = Poster(height=8, width=8, crops=1).build(flat_real([0] * 4), rng_for(0))
     with pytest.raises(RecipeError, match=r"classes \[1, 2, 3\] are .*use the rule 'proportional'"):
         Area(rule="one_hot").build(canvas, 4)
+
+
+def told(labels: Area, canvas: Pixels | Poster, classes: int) -> list[str | None]:
+    """What is said before the source is read, when it is, and when labels are made; None: well."""
+    real = flat_real([0] * classes)
+    says = list[str | None]()
+    for refuse in (
+        lambda: labels.check(canvas, real.shape),
+        lambda: labels.check(canvas, real.shape, real),
+        lambda: labels.build(canvas.build(real, rng_for(0)), classes),
+    ):
+        try:
+            refuse()
+        except RecipeError as error:
+            says.append(str(error))
+        else:
+            says.append(None)
+    return says
+
+
+@pytest.mark.parametrize("rule", ["proportional", "one_hot"])
+def test_a_class_without_an_image_is_refused_beforehand_in_the_same_words(rule: str) -> None:
+    assert told(Area(rule=rule), Pixels(count=3), 5) == 3 * [
+        f"distill.labels: the classes [3, 4] are in no example under the rule {rule!r}; give every "
+        "class an example by a larger budget in distill.canvas (ipc, or a count of at least 5), or "
+        "use 'learned' labels"
+    ]
+    for canvas in (Pixels(count=5), Pixels(count=8), Pixels(ipc=1)):
+        assert told(Area(rule=rule), canvas, 5) == 3 * [None]
+
+
+def three(order: list[int] | None) -> Poster:
+    """Three cells of 4 x 8 px in a row; crops tie on the first two, on the last two, and between
+    them one shows most of the middle cell."""
+    return Poster(
+        height=8, width=12, crops=[1, 3], **{"order": Listed(classes=order)} if order else {}
+    )
+
+
+def test_an_order_that_hides_a_class_is_refused_beforehand_in_the_same_words() -> None:
+    # ties go to the lower class: 0, then 1 of the middle, then 1 again
+    lost = (
+        "distill.labels: the classes [2] are in no example under the rule 'one_hot'; use the rule "
+        "'proportional', 'learned' labels, more crops, a larger budget or another order"
+    )
+    assert told(Area(rule="one_hot"), three([0, 1, 2]), 3) == [lost] * 3
+    assert told(Area(rule="one_hot"), three([0, 2, 1]), 3) == [None] * 3
+    # in an order by images, which are alike here and stand as they come, the source has to be read
+    assert told(Area(rule="one_hot"), three(None), 3) == [None, lost, lost]
+    assert told(Area(), three([0, 1, 2]), 3) == told(Area(), three(None), 3) == [None] * 3
+
+
+def test_labels_that_are_learned_need_no_example_of_every_class() -> None:
+    Learned().check(Pixels(count=3), Shape(1, 8, 8, 5))
 
 
 def test_pixel_images_are_labeled_with_their_class() -> None:

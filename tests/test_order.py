@@ -1,6 +1,7 @@
 """Which classes are neighbors on a poster."""
 
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -138,5 +139,25 @@ def test_clip_without_transformers_says_how_to_install_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(RecipeError, match=r"pip install 'distill_datasets\[clip\]'.*'visual'"):
-        Clip().arrange(flat_real([1, 2, 3]), [3])
+    for refuse in (lambda: Clip().check(3), lambda: Clip().arrange(flat_real([1, 2, 3]), [3])):
+        with pytest.raises(RecipeError) as caught:
+            refuse()
+        assert str(caught.value) == (
+            "distill.canvas.order: 'clip' needs transformers; run "
+            "`pip install 'distill_datasets[clip]'`, or use 'visual'"
+        )
+
+
+def test_clip_with_transformers_is_accepted_without_importing_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "transformers.py").write_text("raise AssertionError", encoding="utf-8")
+    monkeypatch.delitem(sys.modules, "transformers", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    Clip().check(3)
+    assert "transformers" not in sys.modules
+
+
+def test_only_a_listed_order_is_known_before_the_source_is_read() -> None:
+    assert Listed(classes=[2, 0, 1]).known() == [2, 0, 1]
+    assert Visual().known() is Clip().known() is None

@@ -1,5 +1,6 @@
 """A plan's numbers are those that a hand computes, and nothing is trained for them."""
 
+import importlib.util
 from pathlib import Path
 from unittest import mock
 
@@ -148,6 +149,75 @@ def test_a_start_that_cannot_be_made_is_refused_before_the_source_is_read(
         why = refused(f"{{name: published, dataset: '{tmp_path / folder}'}}")
         assert why.startswith(f"distill.canvas.init.dataset: cannot read '{tmp_path / folder}' as")
         assert cause in why and "source." not in why
+
+
+MATCHED = "distill.objective={name: distribution, statistic: %s}"
+SQUEEZENET = "{name: torchvision, model: squeezenet1_0}"
+
+
+@pytest.mark.parametrize(
+    ("words", "overrides"),
+    [
+        (
+            "distill.labels: the classes [5, 6, 7, 8, 9] are in no example",
+            ["distill.labels=area", "distill.canvas={name: pixels, count: 5}"],
+        ),
+        (
+            "model='squeezenet1_0' stem='imagenet') has no Linear layer",
+            [
+                MATCHED % "mean",
+                "source.resolution=32",
+                f"distill.networks.network={SQUEEZENET}",
+            ],
+        ),
+        (
+            "has 1 ReLU layers after which there are maps, expected at least two",
+            [MATCHED % "attention", "distill.networks.network.depth=1"],
+        ),
+    ],
+)
+def test_what_only_the_stage_that_distills_needs_is_looked_at_before_the_source_is_read(
+    words: str, overrides: list[str], tmp_path: Path
+) -> None:
+    assert words in refusal_of_plan_and_run(tmp_path, *overrides)
+
+
+def test_an_order_whose_package_is_not_there_is_refused_before_the_source_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, package=None: None if name == "transformers" else found(name, package),
+    )
+    told = refusal_of_plan_and_run(tmp_path, "distill.canvas.order=clip")
+    assert told.startswith("distill.canvas.order: 'clip' needs transformers; run `pip install ")
+
+
+def test_the_network_of_experts_is_looked_at_before_they_are_trained(tmp_path: Path) -> None:
+    told = refusal_of_plan_and_run(
+        tmp_path,
+        f"squeeze={{epochs: 1, members: 1, network: {SQUEEZENET}}}",
+        *("distill.networks=pretrained", MATCHED % "characteristic", "source.resolution=32"),
+    )
+    assert "model='squeezenet1_0' stem='imagenet') has no Linear layer" in told
+
+
+def test_an_order_that_hides_a_class_is_refused_before_networks_are_trained(
+    tmp_path: Path,
+) -> None:
+    recipe = toy_recipe(
+        *(SQUEEZED, "distill.networks=pretrained", "source.classes=['8', '1', '3']"),
+        "distill.canvas={name: poster, height: 8, width: 12, crops: [1, 3]}",
+        "distill.labels={name: area, rule: one_hot}",
+    )
+    plan(recipe)
+    with (
+        mock.patch("distill_datasets.pipeline.run_squeeze", side_effect=AssertionError),
+        pytest.raises(RecipeError, match=r"labels: the classes \[\d\] are in .* or another order$"),
+    ):
+        run(recipe, runs=tmp_path, quiet=True)
 
 
 @pytest.mark.parametrize(

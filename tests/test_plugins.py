@@ -1,12 +1,15 @@
 """Parts of other packages: one file and one entry point, then a name in a recipe."""
 
+import sys
 from pathlib import Path
 
 import pytest
-from toy_runs import toy_recipe
+from toy_runs import toy_recipe, toy_sections
 
 from distill_datasets.errors import RecipeError
+from distill_datasets.inner import AdamW, Optimizer, Sgd, TrainingRule
 from distill_datasets.plugins import BUILT_IN, load, names
+from distill_datasets.recipe import recipe_from
 from distill_datasets.types import Architecture, Canvas, Labels, Networks, Objective, Part
 
 MODULE = """
@@ -78,6 +81,32 @@ def test_a_part_of_another_package_is_listed_beside_the_built_in_ones() -> None:
 def test_a_misspelled_name_is_compared_with_parts_of_other_packages_too() -> None:
     with pytest.raises(RecipeError, match="did you mean 'mean_match'"):
         load("objectives", "mean_mach")
+
+
+def test_a_package_that_cannot_be_imported_spoils_no_message_about_another_name(
+    install: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "mean_match", raising=False)
+    declare(install, "broken", axis="optimizers")
+    (install / "mean_match.py").write_text("import no_such_module")
+    with pytest.raises(RecipeError, match=r"no 'adm' .*valid names: adam, broken, sgd"):
+        load("optimizers", "adm", Optimizer)
+    with pytest.raises(RecipeError, match=r"'broken' .* cannot be imported .*no_such_module"):
+        load("optimizers", "broken", Optimizer)
+
+
+@pytest.mark.usefixtures("install")
+def test_a_part_of_another_kind_is_refused_as_a_name_and_as_an_object() -> None:
+    words = "'adamw' is among the optimizers, but not one that serves here; valid names here: adam"
+    with pytest.raises(RecipeError, match=words):
+        load("optimizers", "adamw", Optimizer)
+    assert load("optimizers", "adamw") is load("optimizers", "adamw", TrainingRule) is AdamW
+    sections = toy_sections()
+    sections["distill"]["optimizer"] = AdamW(lr=0.1)
+    with pytest.raises(RecipeError, match=words):
+        recipe_from(sections)
+    sections["distill"]["optimizer"] = Sgd(lr=0.1)
+    assert recipe_from(sections).distill.optimizer == Sgd(lr=0.1)
 
 
 def test_a_built_in_name_cannot_be_shadowed(install: Path) -> None:

@@ -164,6 +164,26 @@ def test_a_part_needs_a_name() -> None:
         recipe_from(without("distill", "objective", "name"))
 
 
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("{name: adamw, lr: 0.1}", "'adamw' is among the optimizers, but not one that serves here"),
+        ("adamw", "got 'adamw', 'adamw' is among the optimizers, but not one that serves here"),
+        ("{name: adamm}", "no 'adamm' among the optimizers; did you mean 'adam'?"),
+        ("{lr: 0.1}", "expected a name or a section with a name"),
+    ],
+)
+@pytest.mark.parametrize("path", ["optimizer", "objective.optimizer"])
+def test_names_that_are_valid_somewhere_else_are_not_told(
+    path: str, given: str, words: str
+) -> None:
+    first, problem = told(f"distill.{path}={given}")
+    assert first == "recipe: 1 problem" and problem.startswith(f"distill.{path}: {words}")
+    assert problem.endswith((" valid names: adam, sgd", " valid names here: adam, sgd"))
+    elsewhere = told("evaluate.optimizer={lr: 0.1}")[1]
+    assert elsewhere.endswith("valid names: adam, adamw, sgd")
+
+
 def test_rules_between_keys_of_a_part_name_the_key() -> None:
     problem = "distill.objective: window: 9 steps do not fit into inner_steps: 4"
     assert told("distill.objective.window=9") == ["recipe: 1 problem", problem]

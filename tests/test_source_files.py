@@ -5,10 +5,12 @@ Processes are threads here, with a barrier; tests of whole runs start real ones.
 
 import io
 import json
+import os
 import subprocess
 import sys
 import tarfile
 import threading
+import time
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,13 +23,13 @@ import torch
 from image_sets import draw, features, gray, png, values
 from pydantic import ValidationError
 
-from distill_datasets.artifacts import fill_rows
+from distill_datasets.artifacts import fill_rows, open_rows
 from distill_datasets.data import decoded as decoded_module
 from distill_datasets.data import reading
 from distill_datasets.data.decoded import resident
 from distill_datasets.data.source import Decoded, Source, peek, read, resolve
 from distill_datasets.errors import DataError
-from distill_datasets.runtime import Runtime
+from distill_datasets.runtime import Runtime, draws
 from distill_datasets.stages import row_files, source
 from distill_datasets.stages.row_files import RowFiles
 from distill_datasets.stages.source import load_source
@@ -189,6 +191,30 @@ def test_what_was_decoded_before_a_kill_is_not_decoded_again(tmp_path: Path) -> 
         assert (tmp_path / "store" / name).read_bytes() == (whole / name).read_bytes()
 
 
+@pytest.mark.parametrize("broken", [(), (1, 8)])
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_run_killed_between_the_splits_decodes_no_training_row_again(
+    tmp_path: Path, broken: tuple[int, ...], processes: int
+) -> None:
+    source = write_shards(tmp_path / "pets", 5, 6, broken)
+    read_by(1, source, tmp_path / "whole")
+
+    def killed(path: Path, *arguments: Any) -> None:  # noqa: ANN401
+        if path.name.startswith("test"):
+            raise KeyboardInterrupt
+        fill_rows(path, *arguments)
+
+    store = tmp_path / "store"
+    with mock.patch.object(row_files, "fill_rows", killed), pytest.raises(KeyboardInterrupt):
+        read_by(1, source, store)
+    assert (store / "train.npy").exists() and not (store / "train.unfinished.npy").exists()
+    _, seen = read_by(processes, source, store)
+    # and the first image that can be used, which all sizes are compared with
+    assert set(seen) - {"train row 0"} <= done_for_test(source)
+    for name in ("train.npy", "test.npy"):
+        assert (store / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
 def done_for_test(source: Source) -> set[str]:
     """The rows cut off for test, which are decoded after those for training."""
     cut = read(source, draw, resolve(source)).test
@@ -228,7 +254,7 @@ def test_the_stage_reads_once_and_keeps_nothing_but_the_result(tmp_path: Path) -
     (folder,) = tmp_path.glob("source-*")
     names = sorted(path.name for path in folder.iterdir())
     assert [name for name in names if not name.startswith("normalization-")] == [
-        "DONE.json", "data.safetensors", "test.npy", "train.npy",
+        ".lock", "DONE.json", "data.safetensors", "test.npy", "train.npy",
     ]  # fmt: skip
     (folder / "train.npy").unlink()
     before = (folder / "test.npy").read_bytes()
@@ -247,6 +273,90 @@ def test_images_stay_off_a_device_that_has_no_room_for_them(
     monkeypatch.setattr(torch, "get_device_module", lambda _: SimpleNamespace())
     monkeypatch.setattr(decoded_module, "available_bytes", lambda: 100)
     assert resident(50, device) and not resident(51, device)
+
+
+# Loads a source when the file `go` is there, and says which rows it decoded.
+TOGETHER = """
+import json, logging, sys, time
+from pathlib import Path
+from distill_datasets.data import reading
+from distill_datasets.data.source import Source, resolve
+from distill_datasets.runtime import Runtime
+from distill_datasets.stages.source import load_source
+
+logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s")
+seen, pixels = [], reading.Agreement.pixels
+
+def counted(agreement, where, cell):
+    seen.append(where)
+    time.sleep(0.05)
+    return pixels(agreement, where, cell)
+
+reading.Agreement.pixels = counted
+root, runtime = Path(sys.argv[1]), Runtime()
+source = Source(dataset=str(root / "pets"), channels="gray")
+provenance = resolve(source)
+(root / f"ready-{sys.argv[2]}").touch()
+while not (root / "go").exists():
+    time.sleep(0.01)
+real = load_source(
+    source, provenance, seed=0, runs=root / "runs", runtime=runtime, quiet=True
+).real
+print(json.dumps({"seen": seen, "sum": int(real.train.images_NCHW.sum())}))
+"""
+
+
+def started(root: Path, name: str) -> subprocess.Popen[str]:
+    """A process that loads the tars of `root` as soon as it may."""
+    settings = {"HF_HOME": str(root / "home"), "ACCELERATE_USE_CPU": "true"}
+    return subprocess.Popen(
+        [sys.executable, "-c", TOGETHER, str(root), name],
+        env={**os.environ, **settings},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for(*paths: Path) -> None:
+    while not all(path.exists() for path in paths):
+        time.sleep(0.01)
+
+
+@pytest.mark.timeout(120)
+def test_of_two_runs_that_read_one_source_one_reads_and_the_other_waits(tmp_path: Path) -> None:
+    source = write_shards(tmp_path / "pets", 5, 6)
+    alone = read(source, draws(0), resolve(source))
+    runs = [started(tmp_path, name) for name in ("first", "second")]
+    wait_for(tmp_path / "ready-first", tmp_path / "ready-second")
+    (tmp_path / "go").touch()
+    (printed, told), (other_printed, other_told) = (run.communicate() for run in runs)
+    assert [run.returncode for run in runs] == [0, 0], told + other_told
+    said = [json.loads(text) for text in (printed, other_printed)]
+    assert sorted(len(each["seen"]) for each in said) == [0, 31]  # the first image is seen twice
+    assert said[0]["sum"] == said[1]["sum"]
+    (folder,) = (tmp_path / "runs").iterdir()
+    for name, split in (("train.npy", alone.train), ("test.npy", alone.test)):
+        assert torch.equal(open_rows(folder / name), split.images_NCHW)
+    waited = [text for text in (told, other_told) if "another run is reading" in text]
+    assert len(waited) == 1 and waited[0].count("goes on when it lets go of") == 1
+    assert str(folder / ".lock") in waited[0]
+
+
+@pytest.mark.timeout(120)
+def test_a_killed_run_leaves_no_lock(tmp_path: Path) -> None:
+    write_shards(tmp_path / "pets", 5, 6)
+    (tmp_path / "go").touch()
+    killed = started(tmp_path, "killed")
+    wait_for(tmp_path / "ready-killed")
+    while not list((tmp_path / "runs").glob("source-*/train.unfinished.npy")):
+        time.sleep(0.01)
+    killed.kill()
+    killed.communicate()
+    after = started(tmp_path, "after")
+    printed, told = after.communicate()
+    assert after.returncode == 0 and "another run" not in told, told
+    assert len(json.loads(printed)["seen"]) > 0
 
 
 MEASURED = """

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from safetensors.torch import save_file
 from tiny import NET, TOY, toy_real
 from torch import Tensor, nn
+from toy_runs import toy_sections
 
 from distill_datasets.artifacts import read_json
 from distill_datasets.data.decoded import RealData
@@ -22,10 +23,18 @@ from distill_datasets.errors import ArtifactError, RecipeError
 from distill_datasets.inner import Sgd
 from distill_datasets.networks.vision import Torchvision
 from distill_datasets.networks.zoo import ConvNet
+from distill_datasets.pipeline import run
+from distill_datasets.recipe import recipe_from
 from distill_datasets.runtime import Runtime
 from distill_datasets.squeezing import Squeeze
 from distill_datasets.stages.source import LoadedSource
-from distill_datasets.stages.squeeze import Members, SqueezedFolder, least, run_squeeze
+from distill_datasets.stages.squeeze import (
+    Members,
+    SqueezedFolder,
+    find_weights,
+    least,
+    run_squeeze,
+)
 from distill_datasets.types import Shape
 
 REAL = toy_real()
@@ -37,13 +46,15 @@ def squeeze(runs: Path, real: RealData = REAL, **fields: Any) -> SqueezedFolder:
     provenance = mock.create_autospec(Provenance, instance=True)
     runtime = Runtime()
     runtime.cores = 1
+    settings = Squeeze.model_validate(fields)
     return run_squeeze(
-        Squeeze.model_validate(fields),
+        settings,
         LoadedSource(real, provenance, "toy"),
         seed=0,
         runs=runs,
         runtime=runtime,
         quiet=True,
+        files=find_weights(settings, real.shape),
     )
 
 
@@ -90,7 +101,9 @@ def test_a_file_is_taken_as_it_is_and_nothing_is_trained(
         path = stored(tmp_path, trained.module(0))
     with mock.patch("distill_datasets.stages.squeeze.MemberTraining", side_effect=AssertionError):
         found = taken(tmp_path, path)
-        with mock.patch("distill_datasets.stages.squeeze.loaded", side_effect=AssertionError):
+        with mock.patch(
+            "distill_datasets.stages.squeeze._Work._finish", side_effect=AssertionError
+        ):
             taken(tmp_path, path)  # the second time it is there already
     assert same(found.module(0), trained.module(0))
     assert found.accuracies() == trained.accuracies()
@@ -176,6 +189,40 @@ def test_pickles_and_lost_or_damaged_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "bad.safetensors").write_bytes(b"not one")
     with pytest.raises(ArtifactError, match=r"bad\.safetensors is not a readable safetensors"):
         taken(tmp_path, str(tmp_path / "bad.safetensors"))
+
+
+DIGITS = Shape(1, 8, 8, 10)
+UNFIT = {
+    "lost": (None, r"no file .*teacher\.safetensors; expected a safetensors"),
+    "of the Hub": (None, "the model 'org/name' is gated"),
+    "cut short": (NET.build(DIGITS), "not a readable safetensors file"),
+    "classes": (NET.build(Shape(1, 8, 8, 7)), "tells 7 classes apart and the source has 10"),
+    "shapes": (ConvNet(depth=2, width=5).build(DIGITS), r"0\.weight has the shape \(5, 1, 3, 3\)"),
+    "names": (ConvNet(depth=1, width=6).build(DIGITS), "of its .* tensors are missing"),
+}
+
+
+@pytest.mark.parametrize("case", UNFIT)
+def test_a_run_whose_weights_do_not_fit_ends_before_its_source_is_read(
+    tmp_path: Path, case: str
+) -> None:
+    module, message = UNFIT[case]
+    path = tmp_path / "teacher.safetensors"
+    if module is not None:
+        stored(tmp_path, module)
+    if case == "cut short":
+        path.write_bytes(path.read_bytes()[:-4])
+    recipe = toy_sections()
+    name = "org/name" if case == "of the Hub" else str(path)
+    recipe["squeeze"] = {"network": NET.model_dump(), "weights": [name]}
+    recipe["distill"]["networks"] = {"name": "pretrained"}
+    with (
+        hub(errors.GatedRepoError("no", response=mock.MagicMock())),
+        mock.patch("distill_datasets.pipeline.load_source", side_effect=AssertionError),
+        pytest.raises((RecipeError, ArtifactError), match=message),
+    ):
+        run(recipe_from(recipe), runs=tmp_path / "runs", quiet=True)
+    assert not (tmp_path / "runs").exists()
 
 
 def hub(answer: object) -> Any:  # noqa: ANN401

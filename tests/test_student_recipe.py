@@ -165,7 +165,7 @@ def test_adamw_is_for_training_and_not_for_loops_that_are_differentiated() -> No
         {"epochs": 1, "optimizer": {"name": "adamw", "lr": 0.001}}
     )
     assert isinstance(given.optimizer, AdamW)
-    with pytest.raises(ValidationError, match="instance of Optimizer"):
+    with pytest.raises(ValidationError, match=r"not one that serves here.* here: adam, sgd"):
         Unrolled.model_validate(
             {"name": "unrolled", "inner_steps": 2, "window": 2, "real_batch": 5}
             | {"optimizer": {"name": "adamw", "lr": 0.001}}

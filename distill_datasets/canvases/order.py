@@ -5,6 +5,7 @@ Shape suffixes: K classes, D features.
 
 from __future__ import annotations
 
+import importlib.util
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -18,6 +19,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from distill_datasets.data.source import RealData
+
+
+WITHOUT_TRANSFORMERS = (
+    "distill.canvas.order: 'clip' needs transformers; run "
+    "`pip install 'distill_datasets[clip]'`, or use 'visual'"
+)
 
 
 class ClassOrder(Part, ABC):
@@ -34,7 +41,11 @@ class ClassOrder(Part, ABC):
 
     @abstractmethod
     def check(self, classes: int) -> None:
-        """Raise a RecipeError when the order cannot serve this many classes."""
+        """Raise a RecipeError when the order cannot serve this many classes, or not here."""
+
+    def known(self) -> list[int] | None:
+        """The class of every position where no source is needed to tell; None where one is."""
+        return None
 
 
 def neighbors_before(rows: list[int]) -> list[list[int]]:
@@ -110,10 +121,7 @@ class Clip(ClassOrder):
         try:
             from transformers import AutoTokenizer, CLIPTextModelWithProjection
         except ImportError as error:
-            raise RecipeError(
-                "distill.canvas.order: 'clip' needs transformers; run "
-                "`pip install 'distill_datasets[clip]'`, or use 'visual'"
-            ) from error
+            raise RecipeError(WITHOUT_TRANSFORMERS) from error
         try:
             tokenizer = AutoTokenizer.from_pretrained(self.model)
             encoder = CLIPTextModelWithProjection.from_pretrained(
@@ -131,7 +139,9 @@ class Clip(ClassOrder):
         return place_greedily(cosine(text_KD), rows)
 
     def check(self, classes: int) -> None:
-        """Any number of names can be compared."""
+        """Any number of names can be compared, with the package that does it."""
+        if importlib.util.find_spec("transformers") is None:
+            raise RecipeError(WITHOUT_TRANSFORMERS)
 
 
 class Listed(ClassOrder):
@@ -143,6 +153,9 @@ class Listed(ClassOrder):
 
     def arrange(self, real: RealData, rows: list[int]) -> list[int]:
         self.check(sum(rows))
+        return self.known()
+
+    def known(self) -> list[int]:
         return list(self.classes)
 
     def check(self, classes: int) -> None:

@@ -13,7 +13,7 @@ from pydantic import Field, SerializeAsAny, model_validator
 from distill_datasets.canvases.bounded import Bounds
 from distill_datasets.plugins import part
 from distill_datasets.selection.drawn import Noise
-from distill_datasets.types import Canvas, CanvasSize, Selection, Shape, Teacher
+from distill_datasets.types import Canvas, CanvasSize, Selection, Shape, Shown, Teacher
 
 if TYPE_CHECKING:
     from distill_datasets.data.source import RealData
@@ -63,6 +63,12 @@ class Pixels(Canvas):
     def size(self, shape: Shape) -> CanvasSize:
         count = sum(self._of_class(shape.k))
         return CanvasSize([(shape.h, shape.w)] * count, count)
+
+    def shown(self, shape: Shape, real: RealData | None = None) -> Shown | None:
+        count = sum(self._of_class(shape.k))
+        if count >= shape.k:
+            return None
+        return Shown(torch.eye(count), torch.arange(count))
 
     def build(
         self, real: RealData, rng: torch.Generator, teacher: Teacher | None = None

@@ -19,7 +19,7 @@ from distill_datasets.canvases.bounded import Bounds
 from distill_datasets.canvases.order import ClassOrder, Visual
 from distill_datasets.plugins import part
 from distill_datasets.selection.drawn import Noise
-from distill_datasets.types import Canvas, CanvasSize, Selection, Shape, Teacher
+from distill_datasets.types import Canvas, CanvasSize, Selection, Shape, Shown, Teacher
 
 if TYPE_CHECKING:
     from distill_datasets.data.source import RealData
@@ -88,6 +88,13 @@ class Poster(Canvas):
         geometry.territories(poster, self._class_rows(shape.k))
         self.order.check(shape.k)
         return CanvasSize([poster], len(crops))
+
+    def shown(self, shape: Shape, real: RealData | None = None) -> Shown:
+        poster, crops = self._lay_out(shape)
+        rows = self._class_rows(shape.k)
+        mix_NG = geometry.overlap_shares(crops, geometry.territories(poster, rows))
+        classes_G = self.order.known() if real is None else self.order.arrange(real, rows)
+        return Shown(mix_NG, None if classes_G is None else torch.tensor(classes_G))
 
     def build(
         self, real: RealData, rng: torch.Generator, teacher: Teacher | None = None

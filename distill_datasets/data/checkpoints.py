@@ -5,9 +5,11 @@ Pickles, which can run code when they are read, are never opened.
 
 import json
 import re
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -73,8 +75,11 @@ def _download(model: str, revision: str | None) -> Path:
     raise RecipeError(f"squeeze.weights: the model {model!r}{at} {why}")
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
+def read_checkpoint(path: Path, *, shapes_only: bool = False) -> Checkpoint:
     """All tensors of a safetensors file, on the CPU, and the accuracy in its metadata.
+
+    With `shapes_only` nothing but its header is read: tensors lie on the meta device, without
+    values, and have the names and shapes of those in the file, not their dtypes.
 
     The accuracy is the entry `accuracy` of the metadata, a number from 0 to 1, or that of the JSON
     file that a squeeze stage left beside it.
@@ -85,7 +90,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
     try:
         with safe_open(path, framework="pt") as file:
             claimed = (file.metadata() or {}).get("accuracy")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            taken = partial(_without_values, file) if shapes_only else file.get_tensor
+            tensors = {name: taken(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ArtifactError(
             f"squeeze.weights: {path} is not a readable safetensors file ({error})"
@@ -101,3 +107,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
             "1 in its metadata"
         ) from error
     return Checkpoint(tensors, accuracy)
+
+
+def _without_values(file: Any, name: str) -> Tensor:  # noqa: ANN401
+    return torch.empty(file.get_slice(name).get_shape(), device="meta")

@@ -18,7 +18,9 @@ from distill_datasets.types import Labels
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from distill_datasets.data.source import RealData
     from distill_datasets.distilled_modules import CanvasModule, LabelModule
+    from distill_datasets.types import Canvas, Shape
 
 
 class Area(Labels):
@@ -37,17 +39,39 @@ class Area(Labels):
         from distill_datasets.labels.modules import FixedLabels
 
         cells_GK = F.one_hot(canvas.cells_G, classes).to(canvas.mix_NG.dtype)
-        areas_NK = canvas.mix_NG @ cells_GK
+        return FixedLabels(self._targets_NK(canvas.mix_NG, cells_GK), cells_GK)
+
+    def check(self, canvas: Canvas, shape: Shape, real: RealData | None = None) -> None:
+        # an order that the images decide is known with the rows only, and decides ties alone
+        shown = canvas.shown(shape, real if self.rule == "one_hot" else None)
+        if shown is not None and shown.cells_G is not None:
+            cells_GK = F.one_hot(shown.cells_G, shape.k).to(shown.mix_NG.dtype)
+            self._targets_NK(shown.mix_NG, cells_GK)
+
+    def _targets_NK(self, mix_NG: Tensor, cells_GK: Tensor) -> Tensor:
+        """The target of every example.
+
+        Raises:
+            RecipeError: a class is in none of them.
+        """
+        areas_NK = mix_NG @ cells_GK
+        shown_K = (areas_NK > 0).any(dim=0)
         if self.rule == "one_hot":
-            areas_NK = F.one_hot(areas_NK.argmax(dim=1), classes).to(areas_NK.dtype)
+            areas_NK = F.one_hot(areas_NK.argmax(dim=1), len(shown_K)).to(areas_NK.dtype)
         missing = (areas_NK.sum(dim=0) == 0).nonzero().flatten().tolist()
         if missing:
             raise RecipeError(
                 f"distill.labels: the classes {missing} are in no example under the rule "
-                f"{self.rule!r}; use the rule 'proportional', 'learned' labels, more crops or a "
-                "larger budget"
+                f"{self.rule!r}; "
+                + (
+                    "use the rule 'proportional', 'learned' labels, more crops, a larger budget or "
+                    "another order"
+                    if shown_K[missing].all()
+                    else "give every class an example by a larger budget in distill.canvas (ipc, "
+                    f"or a count of at least {len(shown_K)}), or use 'learned' labels"
+                )
             )
-        return FixedLabels(areas_NK, cells_GK)
+        return areas_NK
 
 
 class Learned(Labels):

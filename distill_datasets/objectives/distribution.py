@@ -18,10 +18,12 @@ from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Self
 import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
+from torch import nn
 
 from distill_datasets.augment import Augment
 from distill_datasets.errors import RecipeError
 from distill_datasets.types import (
+    Architecture,
     Batch,
     Estimate,
     LaneDraw,
@@ -236,6 +238,23 @@ class Distribution(Objective):
                 f"has {shape.k} classes; lower it, or leave it out to take all"
             )
 
+    def check_network(self, architecture: Architecture, shape: Shape) -> None:
+        with torch.device("meta"):
+            module = architecture.build(shape)
+        if not any(isinstance(layer, nn.Linear) for layer in module.modules()):
+            raise RecipeError(
+                f"distill.networks: the network ({architecture}) has no Linear layer, expected one "
+                f"as its classifier, whose input the objective {self.name!r} takes for the "
+                "embedding; choose another network, for example {name: convnet}"
+            )
+        if self.statistic == "attention" and (found := _maps(module, shape)) < 2:
+            raise RecipeError(
+                f"distill.networks: the network ({architecture}) has {found} ReLU layers after "
+                "which there are maps, expected at least two: distill.objective.statistic: "
+                "'attention' matches all of them but the last; choose a network with more, for "
+                "example {name: convnet, depth: 2}, or another statistic: mean or characteristic"
+            )
+
     def work(self, flops_per_image: float, examples: int, classes: int) -> float:
         """See `Objective.work`; every example is taken to belong to one class.
 
@@ -361,3 +380,14 @@ class Distribution(Objective):
             for pull, share in zip(pulls, torch.autograd.grad(again, batch, back), strict=True):
                 pull[index_B] = share
         return float(loss.item())
+
+
+def _maps(module: nn.Module, shape: Shape) -> int:
+    """How many maps a network on the meta device shows after its ReLU layers (see `Layers`)."""
+    shown = list[int]()
+    for layer in module.eval().modules():
+        if isinstance(layer, nn.ReLU):
+            layer.register_forward_hook(lambda _, inputs, output: shown.append(output.dim()))
+    with torch.no_grad():
+        module(torch.empty(1, shape.c, shape.h, shape.w, device="meta"))
+    return shown.count(4)

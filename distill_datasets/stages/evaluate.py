@@ -18,7 +18,7 @@ from torch import Tensor
 
 from distill_datasets.artifacts import fingerprint, read_json, read_tensors, write_json
 from distill_datasets.data.source import RealData
-from distill_datasets.examples import Examples, Whole
+from distill_datasets.examples import Examples, Stored, Whole
 from distill_datasets.progress import progress_bar
 from distill_datasets.published import STARTS
 from distill_datasets.relabeling import Relabel
@@ -27,7 +27,7 @@ from distill_datasets.scoring import score, taken_for
 from distill_datasets.stages.export import read_manifest
 from distill_datasets.stages.reading import load_rows, read_published
 from distill_datasets.stages.references import CHOSEN, Contestant, chosen_real, random_real
-from distill_datasets.stages.relabeled import described, relabeled_contestants
+from distill_datasets.stages.relabeled import described, relabeled_contestants, shared
 from distill_datasets.stages.squeeze import SqueezedFolder
 from distill_datasets.students import Evaluate, steps_of, train_student
 from distill_datasets.training_state import Checkpoint
@@ -152,26 +152,40 @@ def contestants(
     """The published rows, then what the recipe wants to see beside them."""
     shape = real.shape
     device = real.train.labels_N.device
-    published = read_published(exported, "default", shape).to(device)
-    count, side = published.count, shape.h * shape.w
+    configs = read_manifest(exported)["configs"]
+
+    @shared
+    def published() -> Stored:
+        return read_published(exported, "default", shape).to(device)
+
+    @shared
+    def exact() -> Stored:
+        return read_published(exported, "exact", shape).to(device)
+
+    count, side = configs["default"]["rows"], shape.h * shape.w
     steps = settings.duration(count)
     found = [
         Contestant(
-            "default", settings.students, steps, lambda draw: published, count, pixels, follows=True
+            "default",
+            settings.students,
+            steps,
+            lambda draw: published(),
+            count,
+            pixels,
+            follows=True,
         )
     ]
-    if settings.exact and "exact" in read_manifest(exported)["configs"]:
-        exact = read_published(exported, "exact", shape).to(device)
+    if settings.exact and "exact" in configs:
         found.append(
             Contestant(
-                "exact", settings.students, steps, lambda draw: exact, count, pixels, follows=True
+                "exact", settings.students, steps, lambda draw: exact(), count, pixels, follows=True
             )
         )
     if settings.start == "distilled":
         starts = read_followed(settings, exported).starts_SP
         different = len(starts) if starts is not None else 1
         students = min(settings.students, different)
-        found.append(Contestant("start", students, 0, lambda draw: published, 0, 0))
+        found.append(Contestant("start", students, 0, lambda draw: published(), 0, 0))
     images = max(1, pixels // side)
     equal: dict[str, Callable[[Draw], Examples]] = {
         "random_real": lambda draw: random_real(real, images, draw),

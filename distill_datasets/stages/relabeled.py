@@ -52,7 +52,12 @@ def relabeled_contestants(
     modules = [squeezed.module(member) for member in range(squeezed.members)]
     voters = Voters(modules, relabel, shape, device)
     code, loss = code_of(relabel, shape.k, voters.classifier), settings.teacher_loss
-    published = published_pictures(exported, shape, device)
+    count = read_manifest(exported)["configs"]["default"]["rows"]
+
+    @shared
+    def published() -> Pictures:
+        return published_pictures(exported, shape, device)
+
     side = shape.h * shape.w
     images = max(1, pixels // side)
 
@@ -81,23 +86,23 @@ def relabeled_contestants(
 
     @shared
     def records() -> Records:
-        return published_records(exported, published.count)
+        return published_records(exported, count)
 
     def replayed(draw: Draw) -> Replayed:
-        return read_replayed(settings, relabel, exported, published, records())
+        return read_replayed(settings, relabel, exported, published(), records())
 
     found = [
         Contestant(
             "default",
             settings.students,
-            settings.duration(published.count),
+            settings.duration(count),
             replayed,
-            published.count,
+            count,
             pixels,
         )
     ]
     if settings.hard:
-        found.append(contestant("hard", lambda draw: published, published.count, "default"))
+        found.append(contestant("hard", lambda draw: published(), count, "default"))
     if "random_real" in settings.references:
         drawn = random_pictures(real, images)
         found.append(contestant("random_real", drawn, images))
@@ -129,7 +134,7 @@ def relabeled_contestants(
             "teacher",
             squeezed.members,
             0,
-            lambda draw: HardViews(relabel, published, draw),
+            lambda draw: HardViews(relabel, published(), draw),
             0,
             0,
             trained=teacher,

@@ -2,7 +2,8 @@
 
 A file is made once with room for all rows and filled unit by unit: the pixels first, then, when
 they are safe on disk, a small file that says so. Whoever starts again leaves out what is said to be
-there. A finished file gets its own name by a rename.
+there. A finished file gets its own name by a rename, and until the whole stage is done a small file
+beside it says so: a run that is killed between two splits does not read the first one again.
 """
 
 import json
@@ -19,6 +20,7 @@ from distill_datasets.artifacts import (
     fill_rows,
     open_rows,
     read_json,
+    write_json,
     write_rows,
     write_text,
 )
@@ -26,6 +28,7 @@ from distill_datasets.data.storing import no_room
 from distill_datasets.runtime import Runtime
 
 _UNFINISHED = ".unfinished.npy"
+_FINISHED = ".finished.json"
 _CHUNK_BYTES = 2**26
 
 
@@ -52,8 +55,9 @@ class RowFiles:
 
     def create(self, name: str, shape: tuple[int, ...]) -> None:
         """See `Store.create`."""
-        unfinished = self._folder / f"{name}{_UNFINISHED}"
-        if self._runtime.is_main and not unfinished.exists():
+        unfinished = self._unfinished(name)
+        if self._runtime.is_main and not unfinished.exists() and not self._has(name, shape):
+            self._said_finished(name).unlink(missing_ok=True)
             for path in self._folder.glob(f"{name}-[0-9]*.json"):
                 path.unlink()
             free = shutil.disk_usage(self._folder).free
@@ -64,24 +68,43 @@ class RowFiles:
 
     def put(self, name: str, first: int, pixels_BCHW: Tensor) -> None:
         """See `Store.put`."""
-        fill_rows(self._folder / f"{name}{_UNFINISHED}", first, pixels_BCHW)
+        fill_rows(self._unfinished(name), first, pixels_BCHW)
 
     def finish(self, name: str, kept_N: Tensor) -> Tensor:
         """See `Store.finish`."""
-        unfinished, path = self._folder / f"{name}{_UNFINISHED}", self.path(name)
-        if self._runtime.is_main:
-            if bool(kept_N.all()):
-                unfinished.replace(path)
-            else:
+        unfinished, path = self._unfinished(name), self.path(name)
+        if self._runtime.is_main and unfinished.exists():
+            shape = [len(kept_N), *open_rows(unfinished).shape[1:]]
+            gaps = not bool(kept_N.all())
+            if gaps:
                 self._without_gaps(unfinished, path, kept_N)
+            # believed only where nothing unfinished lies beside it, and so written before that goes
+            write_json(self._said_finished(name), {"shape": shape})
+            if gaps:
                 unfinished.unlink()
+            else:
+                unfinished.replace(path)
         self._runtime.wait()
         return open_rows(path)
 
     def forget(self) -> None:
-        """Remove what says which units are done, when everything is."""
-        for path in self._folder.glob("*-[0-9]*.json"):
-            path.unlink()
+        """Remove what says which units and splits are done, when everything is."""
+        for pattern in (f"*{_FINISHED}", "*-[0-9]*.json"):  # finished splits have all their units
+            for path in self._folder.glob(pattern):
+                path.unlink()
+
+    def _unfinished(self, name: str) -> Path:
+        return self._folder / f"{name}{_UNFINISHED}"
+
+    def _said_finished(self, name: str) -> Path:
+        return self._folder / f"{name}{_FINISHED}"
+
+    def _has(self, name: str, shape: tuple[int, ...]) -> bool:
+        """Whether a run that did not end has finished these rows, or those of them it could use."""
+        said = self._said_finished(name)
+        if not said.exists() or not self.path(name).exists():
+            return False
+        return bool(read_json(said)["shape"] == list(shape))
 
     def _without_gaps(self, unfinished: Path, path: Path, kept_N: Tensor) -> None:
         rows_NCHW = open_rows(unfinished)

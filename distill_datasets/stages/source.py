@@ -1,15 +1,19 @@
 """The first stage: read the source once, keep it decoded on disk, hand it over on the device.
 
-The folder is shared by all recipes that read the same images the same way. All processes decode; no
-process ever holds all pixels: they lie in files that are read memory-mapped.
+The folder is shared by all recipes that read the same images the same way; of several runs that
+need it at once, one reads and the others wait. All processes of a run decode; no process ever holds
+all pixels: they lie in files that are read memory-mapped.
 """
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from distill_datasets.artifacts import (
     fingerprint,
@@ -37,6 +41,8 @@ logger = logging.getLogger("distill_datasets")
 
 VERSION = 2
 LISTED_CLASSES = 20
+LOCK = ".lock"
+LOOKS_EVERY_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -82,37 +88,39 @@ def load_source(
     normalized = folder / f"normalization-{fingerprint(normalizing)}.safetensors"
     data, store = folder / "data.safetensors", RowFiles(folder, runtime)
     parts = [data, store.path("train"), store.path("test")]
-    # all decide before one writes
-    there = is_done(folder) and all(path.exists() for path in parts)
-    runtime.wait()
-    if not there:
-        folder.mkdir(parents=True, exist_ok=True)
-        with progress_bar("source", 1, shown=not quiet) as bar:
-            seen = 0
 
-            def advance(done: int, total: int) -> None:
-                nonlocal seen
-                bar.expect(total)
-                bar.advance(done - seen)
-                seen = done
+    def is_read() -> bool:
+        return is_done(folder) and all(path.exists() for path in parts)
 
-            decoded = read(source, draws(seed), provenance, dataset, advance, store)
-        if runtime.is_main:
-            write_tensors(data, *decoded.to_tensors())
-            shape = list(decoded.train.images_NCHW.shape)
-            histogram = {"train_per_class": decoded.counts_K}
-            mark_done(folder, {"shape": shape, **histogram, **provenance.as_json()})
-            store.forget()
-    runtime.wait()
-    images = [open_rows(store.path(name)) for name in ("train", "test")]
-    decoded = Decoded.from_tensors(*read_tensors(data), *images)
-    fitting = not normalized.exists()
-    runtime.wait()
-    if fitting:
-        fitted = fit(decoded, source, runtime)
-        if runtime.is_main:
-            write_tensors(normalized, fitted.to_tensors())
-    runtime.wait()
+    with one_run(folder, runtime, needed=not (is_read() and normalized.exists())):
+        # all decide before one writes
+        there, fitting = is_read(), not normalized.exists()
+        runtime.wait()
+        if not there:
+            with progress_bar("source", 1, shown=not quiet) as bar:
+                seen = 0
+
+                def advance(done: int, total: int) -> None:
+                    nonlocal seen
+                    bar.expect(total)
+                    bar.advance(done - seen)
+                    seen = done
+
+                decoded = read(source, draws(seed), provenance, dataset, advance, store)
+            if runtime.is_main:
+                write_tensors(data, *decoded.to_tensors())
+                shape = list(decoded.train.images_NCHW.shape)
+                histogram = {"train_per_class": decoded.counts_K}
+                mark_done(folder, {"shape": shape, **histogram, **provenance.as_json()})
+                store.forget()
+        runtime.wait()
+        images = [open_rows(store.path(name)) for name in ("train", "test")]
+        decoded = Decoded.from_tensors(*read_tensors(data), *images)
+        if fitting:
+            fitted = fit(decoded, source, runtime)
+            if runtime.is_main:
+                write_tensors(normalized, fitted.to_tensors())
+        runtime.wait()
     normalization = Normalization.from_tensors(read_tensors(normalized)[0])
     train, test = decoded.train.images_NCHW, decoded.test.images_NCHW
     logger.info(
@@ -132,6 +140,51 @@ def load_source(
         decoded.provenance,
         fingerprint([identity, normalizing, source.model_dump(include=training)]),
     )
+
+
+@contextmanager
+def one_run(folder: Path, runtime: Runtime, *, needed: bool) -> Iterator[None]:
+    """Keep other runs from writing into a folder meanwhile; wait for one that does.
+
+    The main process holds the lock for all processes of its run, which wait for it here. The kernel
+    takes it back from a process that ends, however it ends; the empty file stays.
+
+    Args:
+        folder: what is shared; it is made.
+        runtime: this run.
+        needed: False where this process sees that nothing is left to be written.
+    """
+    lock = FileLock(folder / LOCK)
+    if needed:
+        folder.mkdir(parents=True, exist_ok=True)
+    try:
+        if needed and runtime.is_main:
+            _acquire(lock)
+        runtime.wait()
+        yield
+    finally:
+        lock.release()
+
+
+def _acquire(lock: FileLock) -> None:
+    """Take a lock, however long another run holds it."""
+    try:
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            logger.info(
+                "source: another run is reading the same source; this one goes on when it lets go "
+                "of %s",
+                lock.lock_file,
+            )
+            lock.acquire(poll_interval=LOOKS_EVERY_SECONDS)
+    except (OSError, NotImplementedError) as error:
+        logger.warning(
+            "%s: cannot lock this file (%s); start no other run that reads the same source until "
+            "this one has read it, or choose a folder on another file system with --runs",
+            lock.lock_file,
+            error,
+        )
 
 
 def fit(decoded: Decoded, source: Source, runtime: Runtime) -> Normalization:

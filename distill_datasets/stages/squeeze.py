@@ -183,6 +183,32 @@ class Members:
         )
 
 
+def find_weights(settings: Squeeze, shape: Shape) -> list[Path]:
+    """The files that `weights` names, downloaded if need be, when they fit as far as headers tell.
+
+    No image is needed for that, so it comes before the source is read.
+
+    Args:
+        settings: the `squeeze` section.
+        shape: of an image, and the number of classes.
+
+    Returns:
+        One path per member; none where members are trained.
+
+    Raises:
+        RecipeError: a file or model cannot be had, or is of another network or of other classes.
+        ArtifactError: a file is damaged.
+    """
+    files = [locate(name) for name in settings.weights]
+    for path, name, architecture in zip(
+        files, settings.weights, settings.architectures if files else (), strict=True
+    ):
+        tensors = read_checkpoint(path, shapes_only=True).tensors
+        with torch.device("meta"):  # no values: names and shapes are compared as when it is loaded
+            loaded(architecture, shape, tensors, name)
+    return files
+
+
 def run_squeeze(
     settings: Squeeze,
     source: LoadedSource,
@@ -191,6 +217,7 @@ def run_squeeze(
     runs: Path,
     runtime: Runtime,
     quiet: bool,
+    files: Sequence[Path] = (),
 ) -> SqueezedFolder:
     """Train the members that no earlier run has finished, or take their weights from files.
 
@@ -201,6 +228,7 @@ def run_squeeze(
         runs: the folder of this recipe's stages.
         runtime: members are dealt to its processes and threads, or the pieces of their batches.
         quiet: no progress bar.
+        files: what `find_weights` returned, one for every member that is not trained.
 
     Raises:
         RecipeError: a file does not fit the network or the source, or does not know its images.
@@ -210,7 +238,6 @@ def run_squeeze(
     are there alone. It does decide how many intra-op threads a member gets where members are fewer
     than cores, and with that a member's last bits; the JSON file says how many there were.
     """
-    files = [locate(name) for name in settings.weights]
     kept_apart = {"source", "members", "weights", "checkpoint_seconds", "least_accuracy"}
     deciding = settings.model_dump(mode="json", exclude=kept_apart)
     shas = [sha256_of(path) for path in files]
