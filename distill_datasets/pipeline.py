@@ -5,6 +5,7 @@ Everything that can be refused is refused before the first stage that takes long
 
 import json
 import logging
+import tempfile
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,8 @@ from torch import Tensor
 
 from distill_datasets.artifacts import fingerprint
 from distill_datasets.contents import digest, publishable
-from distill_datasets.data.opening import library_bars
+from distill_datasets.data.opening import library_bars, locate
+from distill_datasets.data.provenance import Provenance
 from distill_datasets.data.source import peek, resolve
 from distill_datasets.distilled import Recovered
 from distill_datasets.distilled_modules import Distilled
@@ -87,8 +89,13 @@ def run(
     output = None if output is None else Path(output)
     if output is not None:
         check_output(output, recipe)
+    if dataset is None:
+        written = {"--runs": own} | ({} if output is None else {"--output": output})
+        check_outside(recipe.source.dataset, written)
     with library_bars(shown=not quiet):
         provenance = resolve(recipe.source, dataset)
+        if output is not None:
+            check_source_of(output, provenance)
         shape, names = peek(recipe.source, dataset)
         check_parts(recipe, shape)
         check_teaching(recipe, shape, names)
@@ -144,6 +151,7 @@ def run(
             squeezed=squeezed,
         )
         finished = output or own / f"dataset-{identity}"
+        check_rows_of(finished, exported)
         if runtime.is_main:
             if not (finished / MANIFEST).exists():
                 write_dataset(finished, content, results, exported)
@@ -221,15 +229,65 @@ def check_output(output: Path, recipe: Recipe) -> None:
         check_shards(sibling_of(output.absolute()), recipe.sha256())
 
 
-def check_runs(own: Path) -> None:
-    """Refuse a runs folder that cannot be written to."""
-    try:
-        own.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
+def check_source_of(output: Path, provenance: Provenance) -> None:
+    """Refuse an output folder whose dataset was made from other images."""
+    if not (output / MANIFEST).exists():
+        return
+    made_from = Provenance.from_json(read_manifest(output)["source"])
+    if made_from.identity() != provenance.identity():
         raise ArtifactError(
-            f"{own}: cannot make this folder ({error.strerror}); choose another with --runs"
-        ) from error
-    check_writable(own / ".write-test")
+            f"{output}: holds what this recipe made of {made_from.dataset!r} when its images were "
+            "others, and nothing of it will be overwritten; choose a new folder with --output"
+        )
+
+
+def check_rows_of(finished: Path, exported: Path) -> None:
+    """Refuse to tell results of a folder that holds other rows than were distilled now."""
+    if (finished / MANIFEST).exists() and rows_of(finished) != rows_of(exported):
+        raise ArtifactError(
+            f"{finished}: holds other rows, which an earlier run of this recipe distilled with "
+            "other packages or on another device, and nothing of them will be overwritten; choose "
+            "a new folder with --output"
+        )
+
+
+def rows_of(folder: Path) -> dict[str, str]:
+    """The sha256 of every file of the configuration `default` of a published folder."""
+    manifest = read_manifest(folder)
+    own = Path(manifest["configs"]["default"]["path"]).parent
+    return {
+        file["path"]: file["sha256"]
+        for file in manifest["files"]
+        if Path(file["path"]).parent == own
+    }
+
+
+def check_runs(own: Path) -> None:
+    """Refuse a runs folder that cannot be written to: that of a recipe, or that of all."""
+    for folder in (own.parent, own):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise ArtifactError(
+                f"{folder}: cannot write here ({error.strerror}); choose another with --runs"
+            ) from error
+
+
+def check_outside(dataset: str, folders: dict[str, Path]) -> None:
+    """Refuse to write into the folder of the source, which could not be read again afterwards."""
+    read_from = locate(dataset)
+    for option, folder in folders.items():
+        if (
+            read_from is not None
+            and read_from.is_dir()
+            and folder.resolve().is_relative_to(read_from)
+        ):
+            raise RecipeError(
+                f"{option}: {folder.resolve()} lies in the source {read_from}, whose files are "
+                f"read again at every start; choose a folder beside it with {option}"
+            )
 
 
 def check_parts(recipe: Recipe, shape: Shape) -> None:

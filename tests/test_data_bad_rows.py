@@ -63,6 +63,19 @@ def test_every_broken_image_is_listed_with_row_and_reason(tmp_path: Path) -> Non
     assert lines[6] == "set source.skip_bad_rows=true (or --skip-bad-rows) to leave them out"
 
 
+def test_an_image_in_a_file_is_named_by_the_file(tmp_path: Path) -> None:
+    for name, image in (("cat", gray(1)), ("dog", gray(2)), ("emu", gray(3, 4, 4))):
+        (tmp_path / name).mkdir()
+        image.save(tmp_path / name / "0.png")
+    (tmp_path / "cat" / "1.png").write_bytes(b"no image")
+    source = Source(dataset=str(tmp_path), test_share=0.3)
+    with pytest.raises(DataError, match=r"\(emu/0\.png\)"):
+        read(source, draw, resolve(source))
+    (tmp_path / "emu" / "0.png").unlink()
+    with pytest.raises(DataError, match=r"no image PIL can identify \(cat/1.png\)"):
+        read(source, draw, resolve(source))
+
+
 def test_broken_rows_are_left_out_and_logged_on_request(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -1,5 +1,6 @@
 """What is said when a dataset is not where its name points: on this machine or on the Hub."""
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -8,9 +9,10 @@ import datasets
 import pytest
 from huggingface_hub import HfApi, constants, errors
 from huggingface_hub.hf_api import RepoFile
-from image_sets import dataset
+from image_sets import dataset, gray
 
 from distill_datasets.data import memory
+from distill_datasets.data.provenance import of_memory, of_path
 from distill_datasets.data.source import Source, peek, resolve
 from distill_datasets.errors import DataError
 
@@ -238,3 +240,62 @@ def test_the_license_of_a_folder_is_taken_from_its_card(
 
 def test_free_memory_is_some_of_the_machine_s() -> None:
     assert 0 < memory.available_bytes() < 2**50
+
+
+def test_a_file_that_may_not_be_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "cat" / "0.png").write_bytes(b"pixels")
+    opened = Path.open
+
+    def refused(path: Path, *mode: str) -> Any:  # noqa: ANN401
+        if path.name == "0.png":
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *mode)
+
+    monkeypatch.setattr(Path, "open", refused)
+    with pytest.raises(DataError, match=r"cat/0.png cannot be read \(Permission denied\)"):
+        of_path(tmp_path, None)
+
+
+def test_a_class_whose_folder_may_not_be_listed_is_not_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+    listed = os.scandir
+
+    def refused(path: str) -> Any:  # noqa: ANN401
+        if Path(path).name == "cat":
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    with pytest.raises(DataError, match=r"cat cannot be read \(Permission denied\); let this user"):
+        of_path(tmp_path, None)
+
+
+def test_files_that_a_dataset_in_memory_only_names_are_part_of_what_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "0.png"
+    gray(1).save(path)
+    rows = datasets.Dataset.from_dict({"image": [str(path)], "label": [0]}).cast_column(
+        "image", datasets.Image()
+    )
+    before = of_memory({"train": rows})
+    assert of_memory({"train": rows}) == before
+    gray(2, 4, 4).save(path)
+    assert of_memory({"train": rows}).files != before.files
+    held = dataset([0, 1])
+    assert of_memory({"train": held}).files[0].sha256 == held._fingerprint
+
+
+def test_a_transform_is_not_applied_and_that_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    rows = dataset([0, 1])
+    of_memory({"train": rows, "test": rows.with_format("torch")})
+    assert not caplog.records
+    of_memory({"train": rows, "test": rows.with_transform(lambda batch: batch)})
+    assert caplog.messages == [
+        "the transform of the split 'test' (set_transform, with_transform) is not applied: rows "
+        "are read as they are kept; .map() makes a transform part of them"
+    ]

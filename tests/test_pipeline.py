@@ -1,8 +1,10 @@
 """A run does what is not done yet, and what it publishes can be made again from what it says."""
 
+import json
 from pathlib import Path
 from unittest import mock
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -10,10 +12,12 @@ from PIL import Image
 from toy_runs import hashes, times, toy_recipe
 
 from distill_datasets.artifacts import sha256_of
-from distill_datasets.errors import ArtifactError, DistillError
+from distill_datasets.data.source import peek
+from distill_datasets.errors import ArtifactError, DistillError, RecipeError
 from distill_datasets.pipeline import Outcome, run
 from distill_datasets.recipe import load_recipe
-from distill_datasets.stages.export import verify
+from distill_datasets.stages.export import read_manifest, verify
+from distill_datasets.types import Shape
 
 QUICK = ["distill.steps=2", "evaluate.students=1", "evaluate.steps=2", "evaluate.exact=false"]
 
@@ -186,3 +190,65 @@ def test_a_relative_output_and_an_empty_folder_are_fine(
     outcome = run(toy_recipe(*QUICK), output="out", quiet=True)
     assert outcome.folder == Path("out") and verify(outcome.folder) == []
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "runs"]
+
+
+def pictures(seed: int) -> datasets.Dataset:
+    """Sixty gray images of 8 px of three classes."""
+    images_NHW = np.random.default_rng(seed).integers(0, 256, (60, 8, 8), dtype=np.uint8)
+    named = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b", "c"])}
+    )
+    rows = {"image": [Image.fromarray(image) for image in images_NHW], "label": [0, 1, 2] * 20}
+    return datasets.Dataset.from_dict(rows, features=named)
+
+
+def test_an_output_that_was_made_from_other_images_is_not_taken_for_this_ones(
+    tmp_path: Path,
+) -> None:
+    recipe, out = toy_recipe(*QUICK, "distill.objective.real_batch=20"), tmp_path / "out"
+
+    def made_of(seed: int) -> Outcome:
+        return run(recipe, runs=tmp_path, output=out, quiet=True, dataset=pictures(seed))
+
+    first = made_of(0)
+    assert made_of(0) == first
+    with (
+        mock.patch("distill_datasets.pipeline.load_source", side_effect=AssertionError),
+        pytest.raises(ArtifactError, match=r"out: holds what this recipe made of 'in memory' when"),
+    ):
+        made_of(1)
+    assert read_manifest(out) == first.manifest
+
+
+def test_an_output_with_other_rows_of_the_same_recipe_is_not_told_as_the_result(
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / "out"
+    quick(tmp_path, output=out)
+    manifest = json.loads((out / "distill.json").read_text(encoding="utf-8"))
+    (rows,) = (file for file in manifest["files"] if file["path"].startswith("data/"))
+    rows["sha256"] = "0" * 64  # as another torch would have made them
+    (out / "distill.json").write_text(json.dumps(manifest), encoding="utf-8")
+    with pytest.raises(ArtifactError, match=r"out: holds other rows, which an earlier run"):
+        quick(tmp_path, output=out)
+
+
+@pytest.mark.parametrize("option", ["--runs", "--output"])
+def test_nothing_is_written_into_the_folder_of_the_source(tmp_path: Path, option: str) -> None:
+    for name in "abc":
+        (tmp_path / "source" / name).mkdir(parents=True)
+        Image.new("L", (8, 8)).save(tmp_path / "source" / name / "0.png")
+    given = {"--runs": tmp_path / "runs", "--output": tmp_path / "out"}
+    given[option] = tmp_path / "source" / "made"
+    recipe = toy_recipe(f"source.dataset={tmp_path / 'source'}")
+    with pytest.raises(RecipeError, match=rf"^{option}: {given[option]}.* lies in the source"):
+        run(recipe, runs=given["--runs"], output=given["--output"], quiet=True)
+    assert not given[option].exists()
+
+
+def test_the_folder_one_stands_in_can_be_the_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures(0).to_parquet(tmp_path / "source" / "train-00000-of-00001.parquet")
+    monkeypatch.chdir(tmp_path / "source")
+    assert peek(toy_recipe("source.dataset=.").source, None)[0] == Shape(1, 8, 8, 3)

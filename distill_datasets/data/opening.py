@@ -60,7 +60,7 @@ def locate(dataset: str) -> Path | None:
         return EMBEDDED[dataset]
     path = Path(dataset).expanduser()
     if dataset and path.exists():
-        return path
+        return path.resolve()
     if HUB_ID.fullmatch(dataset) and not dataset.startswith("./"):
         return None
     raise DataError(

@@ -5,13 +5,18 @@ memory to its fingerprint. Nothing is decoded and no image is downloaded here.
 """
 
 import hashlib
+import logging
+import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from distill_datasets.data import columns, hub
+from distill_datasets.errors import DataError
+
+logger = logging.getLogger("distill_datasets")
 
 
 class SourceFile(NamedTuple):
@@ -68,14 +73,25 @@ class Provenance:
 
 
 def local_files(path: Path) -> list[Path]:
-    """The files of a folder, or the one file, sorted; hidden files and folders are left out."""
+    """The files of a folder, or the one file, sorted; hidden files and folders are left out.
+
+    Raises:
+        DataError: a folder cannot be listed.
+    """
     if path.is_file():
         return [path]
-    return sorted(
-        file
-        for file in path.rglob("*")
-        if file.is_file() and not any(part[0] == "." for part in file.relative_to(path).parts)
-    )
+    found = list[Path]()
+    for folder, inner, names in os.walk(path, onerror=_unreadable):
+        inner[:] = [name for name in inner if not name.startswith(".")]
+        found += [Path(folder, name) for name in names if not name.startswith(".")]
+    return sorted(file for file in found if file.is_file())
+
+
+def _unreadable(error: OSError) -> NoReturn:
+    raise DataError(
+        f"source.dataset: {error.filename} cannot be read ({error.strerror}); let this user read "
+        "it, or move it away"
+    ) from error
 
 
 def of_path(path: Path, config: str | None, name: str | None = None) -> Provenance:
@@ -85,12 +101,18 @@ def of_path(path: Path, config: str | None, name: str | None = None) -> Provenan
         path: where it lies.
         config: `source.config`.
         name: what to call it; None is its base name.
+
+    Raises:
+        DataError: a file or folder in it cannot be read.
     """
     root = path.parent if path.is_file() else path
 
     def hashed(file: Path) -> SourceFile:
-        with file.open("rb") as opened:
-            digest = hashlib.file_digest(opened, "sha256").hexdigest()
+        try:
+            with file.open("rb") as opened:
+                digest = hashlib.file_digest(opened, "sha256").hexdigest()
+        except OSError as error:
+            _unreadable(error)
         return SourceFile(file.relative_to(root).as_posix(), digest, file.stat().st_size)
 
     with ThreadPoolExecutor() as pool:
@@ -132,6 +154,27 @@ def _hash_rows(split: str, rows: Any) -> SourceFile:  # noqa: ANN401
     return SourceFile(split, digest.hexdigest(), count)
 
 
+def _fingerprint(rows: Any) -> str:  # noqa: ANN401
+    """What `datasets` keeps of a dataset, and the state of files that its images only name."""
+    import datasets
+    import pyarrow.compute as pc
+
+    named = set[str]()
+    for column, feature in rows.features.items():
+        if isinstance(feature, datasets.Image):
+            for chunk in rows.data.column(column).chunks:
+                alone = pc.and_not(chunk.field("path").is_valid(), chunk.field("bytes").is_valid())
+                named.update(chunk.field("path").filter(alone).to_pylist())
+    if not named:
+        return str(rows._fingerprint)
+    digest = hashlib.sha256(rows._fingerprint.encode())
+    for path in map(Path, sorted(named)):
+        if path.exists():
+            status = path.stat()
+            digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
 def of_memory(splits: Mapping[str, Any]) -> Provenance:
     """The provenance of dataset objects: their fingerprint, which `datasets` keeps.
 
@@ -141,8 +184,14 @@ def of_memory(splits: Mapping[str, Any]) -> Provenance:
 
     files = []
     for split, rows in splits.items():
+        if isinstance(rows, datasets.Dataset) and rows.format["type"] == "custom":
+            logger.warning(
+                "the transform of the split %r (set_transform, with_transform) is not applied: "
+                "rows are read as they are kept; .map() makes a transform part of them",
+                split,
+            )
         if isinstance(rows, datasets.Dataset):
-            files.append(SourceFile(split, rows._fingerprint, rows.num_rows))
+            files.append(SourceFile(split, _fingerprint(rows), rows.num_rows))
         else:
             files.append(_hash_rows(split, rows))
     return Provenance("in memory", files=tuple(files))

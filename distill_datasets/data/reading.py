@@ -259,10 +259,21 @@ def first_image(
     for table, rows in tables:
         for number, cell in table.encoded(column, [row.number for row in rows]):
             try:
-                return agreement.pixels(f"{table.split} row {number}", cell)
+                return agreement.pixels(place_of(table.split, number, cell), cell)
             except images.UnusableImage:
                 continue
     return None
+
+
+def place_of(split: str, number: int, cell: Any) -> str:  # noqa: ANN401
+    """How a row is named in a message: its split and number, and the file that holds its image."""
+    return f"{split} row {number}{_file_of(cell)}"
+
+
+def _file_of(cell: Any) -> str:  # noqa: ANN401
+    """The name of an image's own file, with its folder's, in brackets; nothing without a file."""
+    path = Path((isinstance(cell, dict) and cell.get("path")) or "")
+    return f" ({path.parent.name}/{path.name})" if path.is_absolute() else ""
 
 
 def _threads() -> int:
@@ -314,9 +325,9 @@ def decode(
     def usable(found: tuple[int, Any]) -> Tensor | str:
         number, cell = found
         try:
-            return agreement.pixels(f"{table.split} row {number}", cell)
+            return agreement.pixels(place_of(table.split, number, cell), cell)
         except images.UnusableImage as error:
-            return str(error)
+            return f"{error}{_file_of(cell)}"
 
     cells = table.encoded(column, numbers, unit.piece, unit.first)
     with warnings.catch_warnings(), ThreadPoolExecutor(_threads()) as pool:

@@ -30,6 +30,7 @@ from distill_datasets.data.reading import (
     Split,
     Table,
     first_image,
+    place_of,
 )
 from distill_datasets.data.section import CHANNELS, Source
 from distill_datasets.data.storing import InMemory, Store
@@ -162,7 +163,7 @@ def peek(source: Source, dataset: Any = None) -> tuple[Shape, list[str]]:  # noq
     agreement, reasons = layout.agreement(source), []
     shape: Shape | None = None
     for number, cell in cells:
-        where = f"{layout.train.split} row {number}"
+        where = place_of(layout.train.split, number, cell)
         try:
             c, h, w = agreement.pixels(where, cell).shape
         except UnusableImage as error:
