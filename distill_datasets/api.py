@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distill_datasets.errors import DataError
+from distill_datasets.data.source import Source
+from distill_datasets.errors import DataError, RecipeError
 from distill_datasets.pipeline import Outcome, run
 from distill_datasets.presets import preset
 from distill_datasets.recipe import recipe_from
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from distill_datasets.stages.publish import Published
+
+IN_MEMORY = "in-memory"
+"""What a recipe calls the source when it is an object of Python."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ def distill(
     seed: int = 0,
     runs: str | Path = "runs",
     quiet: bool = False,
-    overrides: Iterable[str] = (),
+    overrides: Iterable[str] | None = None,
 ) -> Distillation:
     """Distill a dataset that is already in memory.
 
@@ -92,6 +96,19 @@ def distill(
     """
     if dataset is None:
         raise DataError("distill: got None, expected a datasets.Dataset or DatasetDict")
-    sections = preset(method, ipc) | {"seed": seed, "source": {"dataset": "in-memory"}}
+    sections = preset(method, ipc) | {"seed": seed, "source": {"dataset": IN_MEMORY}}
     recipe = recipe_from(sections, overrides, title=f"distill(method={method!r})")
+    _check_source(recipe.source)
     return Distillation(run(recipe, runs=runs, quiet=quiet, dataset=dataset))
+
+
+def _check_source(source: Source) -> None:
+    """Refuse the name of another source: it would not be read, yet stand in what is published."""
+    named = {"dataset": source.dataset, "config": source.config, "revision": source.revision}
+    for key, value in named.items():
+        if value not in (IN_MEMORY, None):
+            raise RecipeError(
+                f"overrides: source.{key} is {value!r}, but the images are those of the Dataset "
+                f"that was given; leave source.{key} out, or name the source in a recipe file and "
+                "use `distill-datasets run`"
+            )

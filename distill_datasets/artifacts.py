@@ -111,12 +111,18 @@ def read_json(path: Path) -> Any:  # noqa: ANN401
     """Read a JSON file.
 
     Raises:
-        ArtifactError: the file is missing or is not JSON.
+        ArtifactError: the file is missing, cannot be read or is not JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ArtifactError(f"{path}: no such file") from error
+    except NotADirectoryError as error:
+        raise ArtifactError(
+            f"{path.parent}: got a file, expected a folder that holds {path.name}"
+        ) from error
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot read this ({error.strerror})") from error
     except ValueError as error:  # not JSON, or not even UTF-8
         raise ArtifactError(f"{path}: not JSON ({error})") from error
 

@@ -6,7 +6,7 @@ torch and datasets take seconds to import, so nothing here imports them before a
 import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -15,11 +15,26 @@ from rich.table import Table
 
 from distill_datasets.errors import ArtifactError, DistillError
 from distill_datasets.later import put_off
-from distill_datasets.launch import become, is_main_process, processes_to_start
+from distill_datasets.launch import (
+    PeerLost,
+    is_main_process,
+    means_lost_peer,
+    process_index,
+    processes_to_start,
+    report,
+    start,
+)
 
 if TYPE_CHECKING:
     from distill_datasets.pipeline import Outcome
     from distill_datasets.recipe import Recipe
+
+
+class Interrupted(DistillError):
+    """The user pressed Ctrl-C."""
+
+    exit_code = 130
+
 
 SLOW = (
     *("numpy", "torch", "torch.nn", "torch.nn.functional"),
@@ -94,15 +109,16 @@ def run(
         _print_plan(loaded)
         return
     count = processes_to_start(processes)
-    if count > 1:
-        become(count)
-    _log_to_stderr(quiet)
-    from distill_datasets.pipeline import run as run_recipe
-
     try:
+        if count > 1:
+            _run_in(count)
+            return
+        _log_to_stderr(quiet)
+        from distill_datasets.pipeline import run as run_recipe
+
         outcome = run_recipe(loaded, runs=runs, output=output, quiet=quiet, trackers=track)
     except KeyboardInterrupt as error:  # typer would exit without a word
-        raise DistillError("interrupted; the same command resumes where it stopped") from error
+        raise Interrupted("interrupted; the same command resumes where it stopped") from error
     if is_main_process():
         _print_outcome(outcome)
 
@@ -137,7 +153,10 @@ def check(
     profile: Profile = None,
     skip_bad_rows: SkipBadRows = False,
 ) -> None:
-    """Validate a recipe without reading its data; lists every problem at once."""
+    """Validate a recipe without reading its data; lists every problem at once.
+
+    Problems between sections show when each section by itself has none.
+    """
     with put_off(*SLOW):
         loaded = _load(recipe, overrides, profile, skip_bad_rows)
     console = Console(highlight=False, soft_wrap=True)
@@ -213,6 +232,30 @@ def _load(
     return load_recipe(path, [*(overrides or []), *extra], profile)
 
 
+def _run_in(processes: int) -> None:
+    """Run this command line in several processes, and exit as they do if they fail."""
+    try:
+        ended = start(processes, [sys.executable, "-m", "distill_datasets", *sys.argv[1:]])
+    finally:
+        Console(stderr=True).show_cursor()  # one that was ended may have hidden it for its bar
+    for message, process in ended.errors.items():
+        _print_error(message, process)
+    if ended.code:
+        raise typer.Exit(ended.code)
+
+
+def _print_error(message: str, process: int) -> None:
+    who = f"[process {process}] " if process else ""
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console.print(f"{escape(who)}[red]error:[/red] {escape(message)}")
+
+
+def _fail(error: DistillError) -> NoReturn:
+    if not report(error):
+        _print_error(str(error), process_index())
+    sys.exit(error.exit_code)
+
+
 def _log_to_stderr(quiet: bool) -> None:
     logger = logging.getLogger("distill_datasets")
     handler = logging.StreamHandler()
@@ -284,12 +327,12 @@ def _print_outcome(outcome: "Outcome") -> None:
 
 
 def main() -> None:
-    """Run the command line; the program's exit code is 0, 2 for bad input, or 1."""
+    """Run the command line; the exit code is 0, 2 for bad input, 130 for Ctrl-C, or 1."""
     try:
         app(standalone_mode=True)
     except DistillError as error:
-        if is_main_process():
-            Console(stderr=True, highlight=False, soft_wrap=True).print(
-                f"[red]error:[/red] {escape(str(error))}"
-            )
-        sys.exit(error.exit_code)
+        _fail(error)
+    except RuntimeError as error:
+        if not means_lost_peer(error):
+            raise
+        _fail(PeerLost())

@@ -1,20 +1,62 @@
 """Several processes on one machine, and which of them this one is.
 
 `accelerate launch --cpu --num_processes N` starts a single process where there is no MPI and does
-not tell it of N (accelerate 1.15). The program finds the launcher's command line and starts the
-others itself, so that the command does what it says.
+not tell it of N (accelerate 1.15). The program finds the launcher's command line and starts them
+itself, so that the command does what it says.
+
+Processes that were started here leave their errors in a folder instead of printing them: the one
+that started them tells each error once, and by whom.
 """
 
+import contextlib
+import ctypes
 import os
+import signal
+import socket
+import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from distill_datasets.errors import RecipeError
+from distill_datasets.errors import DistillError, RecipeError
 
 RANKS = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK")
 SIZES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 # `accelerate launch`, `accelerate-launch` and `python -m accelerate.commands.launch`
 LAUNCHERS = ("launch", "accelerate-launch", "accelerate.commands.launch")
+REPORTS = "DISTILL_DATASETS_REPORTS"
+"""Names the folder of the errors of processes that were started here."""
+GRACE_SECONDS = 10.0
+"""How long the others may go on, or take to end, when one has failed."""
+SET_PARENT_DEATH_SIGNAL = 1
+"""PR_SET_PDEATHSIG of Linux's prctl.h."""
+LOST_PEER = (
+    *("Connection closed by peer", "Connection reset by peer", "Broken pipe"),
+    *("Connection was likely closed", "Socket Timeout", "recvValue failed"),
+)
+"""What gloo and the store of torch.distributed say when another process is gone."""
+
+
+class PeerLost(DistillError):
+    """Another process of this run has ended, for a reason that it told itself."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "lost the connection to another process of this run; what ended that one is told above "
+            "or in its own output"
+        )
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How several processes ended: one exit code, and each error with the first that had it."""
+
+    code: int
+    errors: dict[str, int]
 
 
 def is_main_process() -> bool:
@@ -22,8 +64,30 @@ def is_main_process() -> bool:
     return all(os.environ.get(name, "0") == "0" for name in RANKS)
 
 
+def process_index() -> int:
+    """Which of several processes this one is, as its launcher says; 0 where there is none."""
+    return max(int(os.environ.get(name, "0")) for name in RANKS)
+
+
+def means_lost_peer(error: Exception) -> bool:
+    """Whether an error of torch.distributed only says that another process of this run is gone."""
+    several = any(os.environ.get(name, "1") != "1" for name in SIZES)
+    return several and any(words in str(error) for words in LOST_PEER)
+
+
+def report(error: DistillError) -> bool:
+    """Leave an error to the process that started this one; False when no such process waits."""
+    folder = os.environ.get(REPORTS)
+    if folder is None:
+        return False
+    kind = "lost" if isinstance(error, PeerLost) else "error"
+    path = Path(folder) / f"{process_index()}.{kind}"
+    path.write_text(str(error), encoding="utf-8")
+    return True
+
+
 def processes_to_start(asked: int | None) -> int:
-    """How many processes this one has to become; 1 when they run already or none were asked for.
+    """How many processes this one has to start; 1 when they run already or none were asked for.
 
     Args:
         asked: the `--processes` option.
@@ -38,15 +102,109 @@ def processes_to_start(asked: int | None) -> int:
     return asked or _asked_of_accelerate()
 
 
-def become(processes: int) -> None:
-    """Replace this process by `processes` that run the same command line."""
-    cores = os.cpu_count() or 1
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // processes)))
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+def start(processes: int, command: list[str]) -> Ended:
+    """Run a command in several processes that share the work, until all of them have ended.
+
+    When one fails, or this process is interrupted or killed, the others are ended as well.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
-    command = [sys.executable, *launcher, "-m", "distill_datasets", *sys.argv[1:]]
-    os.execv(sys.executable, command)
+    with tempfile.TemporaryDirectory(prefix="distill-datasets-") as folder:
+        settings = _settings(processes) | {REPORTS: folder}
+        with _ended_by_sigterm():
+            workers = list[subprocess.Popen[bytes]]()
+            try:
+                for rank in range(processes):
+                    place = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+                    workers.append(_worker(command, os.environ | settings | place))
+                codes = _wait(workers)
+            finally:
+                _end(workers)
+        return _ended(codes, Path(folder))
+
+
+def _settings(processes: int) -> dict[str, str]:
+    """What torch.distributed reads in the environment, the same for all processes."""
+    threads = max(1, (os.cpu_count() or 1) // processes)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    return {
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
+        "WORLD_SIZE": str(processes),
+        "LOCAL_WORLD_SIZE": str(processes),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+
+
+def _worker(command: list[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """Start one process. It leaves Ctrl-C to this one, and on Linux ends when this one does."""
+    prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
+    return subprocess.Popen(command, env=environment, preexec_fn=partial(_bind_to_parent, prctl))
+
+
+def _bind_to_parent(prctl: "ctypes._NamedFuncPointer | None") -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if prctl is not None:
+        prctl(SET_PARENT_DEATH_SIGNAL, signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM unwind this process, so that it ends those it has started."""
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _wait(workers: list[subprocess.Popen[bytes]]) -> list[int | None]:
+    """The exit codes when all have ended, or some time after one failed: None of those that run."""
+    deadline = float("inf")
+    while True:
+        codes = [worker.poll() for worker in workers]
+        if None not in codes or time.monotonic() > deadline:
+            return codes
+        if deadline == float("inf") and any(codes):
+            deadline = time.monotonic() + GRACE_SECONDS
+        time.sleep(0.05)
+
+
+def _end(workers: list[subprocess.Popen[bytes]]) -> None:
+    """Leave no process behind."""
+    for worker in workers:
+        worker.terminate()  # nothing where it has ended
+    for worker in workers:
+        try:
+            worker.wait(GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            worker.kill()
+            worker.wait()
+
+
+def _ended(codes: list[int | None], folder: Path) -> Ended:
+    """What there is to say, and the exit code of the first process that says it."""
+    killed = {_killed(-code): rank for rank, code in enumerate(codes) if code and code < 0}
+    # what another process has lost says less than why
+    errors = _reported(folder, "error") or killed or _reported(folder, "lost")
+    code = next((code for code in [*(codes[rank] for rank in errors.values()), *codes] if code), 0)
+    return Ended(1 if code < 0 else code, errors)
+
+
+def _reported(folder: Path, kind: str) -> dict[str, int]:
+    """The errors that processes have left, each with the first that has left it."""
+    first = dict[str, int]()
+    for path in sorted(folder.glob(f"*.{kind}"), key=lambda path: int(path.stem)):
+        first.setdefault(path.read_text(encoding="utf-8"), int(path.stem))
+    return first
+
+
+def _killed(number: int) -> str:
+    name = signal.Signals(number).name
+    likely = ", perhaps because the memory was full" if number == signal.SIGKILL else ""
+    return f"ended by {name}{likely}; the same command resumes where it stopped"
 
 
 def _asked_of_accelerate() -> int:

@@ -72,7 +72,7 @@ def plan(
                 raise
             raise DataError(
                 f"{error}; or tell plan what it looks like, for example "
-                '"source.expected={classes: 1000, rows: 1281167}"'
+                '"source.expected={classes: 1000, side: 224, rows: 1281167}"'
             ) from error
         name, revision = provenance.dataset, provenance.revision
         shape, names = peek(recipe.source, dataset)

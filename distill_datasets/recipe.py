@@ -1,16 +1,17 @@
 """Recipes: one YAML file that says what is distilled, how, and how it is measured.
 
-Every problem of a recipe is listed at once, each with its path, what was got, what was expected and
-what to do, before any work starts.
+Problems are listed together, each with its path, what was got, what was expected and what to do,
+before any work starts: those inside the sections, and when there are none those between them.
 """
 
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from distill_datasets.artifacts import canonical_json, sha256_text
 from distill_datasets.data.source import Source
@@ -38,7 +39,7 @@ class Recipe(Section):
     name: str = Field(
         pattern=r"^[a-z0-9][a-z0-9._-]*$", description="folder of its runs; lower case"
     )
-    seed: int = Field(default=0, ge=0, description="decides every random draw")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="decides every random draw")
     source: Source
     squeeze: Squeeze | None = None
     distill: Distill
@@ -49,18 +50,32 @@ class Recipe(Section):
     publish: Publish = Publish()
 
     @model_validator(mode="after")
-    def _networks_serve_the_objective(self) -> Self:
+    def _sections_fit_together(self) -> Self:
+        checks = (
+            self._networks_and_objective,
+            self._squeezed_networks,
+            self._views_of_images,
+            self._followed_by_students,
+        )
+        found = [problem for check in checks for problem in check()]
+        refusal = self.evaluate.refusal(self.relabel)
+        found += [] if refusal is None else [refusal]
+        if found:
+            raise PydanticCustomError(
+                "between_sections", "{text}", {"text": "; ".join(found), "problems": found}
+            )
+        return self
+
+    def _networks_and_objective(self) -> Iterator[str]:
         missing = self.distill.objective.needs - self.distill.networks.offers
         if missing:
-            raise ValueError(
+            yield (
                 f"distill.networks: {self.distill.networks.name!r} does not offer "
                 f"{', '.join(sorted(missing))}, which the objective "
                 f"{self.distill.objective.name!r} needs; choose other networks"
             )
-        return self
 
-    @model_validator(mode="after")
-    def _squeezed_networks_are_there_and_used(self) -> Self:
+    def _squeezed_networks(self) -> Iterator[str]:
         section = self.distill
         using = [
             f"distill.{axis}: {part.name!r}"
@@ -72,80 +87,77 @@ class Recipe(Section):
             if part.needs_squeezed
         ]
         using += ["relabel"] if self.relabel is not None else []
-        if using and self.squeeze is None:
-            raise ValueError(
-                f"squeeze: missing; {' and '.join(using)} need networks that are trained on the "
-                "real data first, for example squeeze: {epochs: 5}"
-            )
-        if self.squeeze is not None and not using:
-            raise ValueError(
+        if self.squeeze is None:
+            if using:
+                yield (
+                    f"squeeze: missing; {' and '.join(using)} need networks that are trained on "
+                    "the real data first, for example squeeze: {epochs: 5}"
+                )
+            return
+        if not using:
+            yield (
                 "squeeze: neither distill nor relabel uses the networks it would train; leave the "
                 "section out, or choose networks, labels or an init that do"
             )
-        if self.squeeze is not None:
-            left = self.squeeze
-            refusal = section.networks.refusal(left.members, left.epochs, left.keep)
-            refusal = refusal or section.objective.refusal(left.members)
-            if refusal is not None:
-                raise ValueError(refusal)
-        return self
+        left = self.squeeze
+        refusal = section.networks.refusal(left.members, left.epochs, left.keep)
+        refusal = refusal or section.objective.refusal(left.members)
+        if refusal is not None:
+            yield refusal
 
-    @model_validator(mode="after")
-    def _views_are_of_images_that_stay(self) -> Self:
+    def _views_of_images(self) -> Iterator[str]:
         objective = self.distill.objective
         if self.relabel is not None and not objective.separable:
-            raise ValueError(
+            yield (
                 f"relabel: got it with the objective {objective.name!r}, which learns what its "
                 "labels go with; expected an objective whose 8-bit images are the result, such as "
                 "recover, or leave the section out"
             )
         if objective.separable and self.source.normalization != "mean_std":
-            raise ValueError(
+            yield (
                 f"source.normalization: {self.source.normalization!r} with the objective "
                 f"{objective.name!r}, whose 8-bit images are seen through a mean and a deviation; "
                 "expected mean_std"
             )
-        return self
 
-    @model_validator(mode="after")
-    def _students_fit_the_labels(self) -> Self:
-        refusal = self.evaluate.refusal(self.relabel)
-        if refusal is not None:
-            raise ValueError(refusal)
-        return self
-
-    @model_validator(mode="after")
-    def _students_follow_what_is_there(self) -> Self:
+    def _followed_by_students(self) -> Iterator[str]:
         section, measured = self.distill, self.evaluate
         if measured.follows_step_sizes and not section.objective.step_sizes():
-            raise ValueError(
+            yield (
                 f"evaluate.schedule: {measured.schedule!r}, but distill.objective learns no step "
                 "sizes; set its learn_step_sizes, or take 'constant'"
             )
         published = len(section.objective.published_order(1))
         if measured.order == "published" and not published:
-            raise ValueError(
+            yield (
                 "evaluate.order: 'published', but distill.objective fixes no order; set its order "
                 "to 'fixed', or take 'shuffled'"
             )
-        if measured.order == "published" and measured.steps != published:
-            raise ValueError(
+        elif measured.order == "published" and measured.steps != published:
+            yield (
                 f"evaluate.steps: got {measured.steps}, expected {published}, the number of steps "
                 "whose order is published"
             )
-        if measured.start == "distilled" and not section.networks.has_start:
-            raise ValueError(
-                f"evaluate.start: 'distilled', but the networks {section.networks.name!r} have no "
+        if measured.start == "distilled":
+            yield from self._start_of_students()
+
+    def _start_of_students(self) -> Iterator[str]:
+        networks = self.distill.networks
+        if not networks.has_start:
+            yield (
+                f"evaluate.start: 'distilled', but the networks {networks.name!r} have no "
                 "start of their own for students; take 'fresh', or distill.networks: fixed or "
                 "pretrained"
             )
-        drawn = section.networks.architecture(self.squeeze.network if self.squeeze else None)
-        if measured.start == "distilled" and measured.network != drawn:
-            raise ValueError(
+            return
+        if networks.needs_squeezed and self.squeeze is None:
+            return  # told already: it says which network that is
+        drawn = networks.architecture(self.squeeze.network if self.squeeze else None)
+        if self.evaluate.network != drawn:
+            yield (
                 "evaluate.network: students that start from the networks of distill need the same "
-                f"network; got {measured.network}, expected {drawn}"
+                f"network; got {self.evaluate.network}, expected {drawn}"
             )
-        return self
 
     def resolved(self) -> dict[str, Any]:
         """Every value that a run uses, defaults included, as JSON."""
@@ -161,7 +173,7 @@ class Recipe(Section):
 
 
 def load_recipe(
-    path: str | Path, overrides: Iterable[str] = (), profile: str | None = None
+    path: str | Path, overrides: Iterable[str] | None = None, profile: str | None = None
 ) -> Recipe:
     """Read a recipe file.
 
@@ -191,7 +203,7 @@ def load_recipe(
 
 def recipe_from(
     content: object,
-    overrides: Iterable[str] = (),
+    overrides: Iterable[str] | None = None,
     title: str = "recipe",
     profile: str | None = None,
 ) -> Recipe:
@@ -215,7 +227,7 @@ def recipe_from(
     merged = dict(content)
     for path, value in _profile(merged.pop("profiles", {}), profile, title).items():
         _put(merged, path, value, f"{title}: profiles.{profile}.{path}")
-    for override in overrides:
+    for override in _listed(overrides):
         path, value = _parsed(override)
         _put(merged, path, value, f"override {override!r}")
     try:
@@ -235,14 +247,45 @@ def _profile(profiles: object, name: str | None, title: str) -> dict[str, Any]:
             f"{title}: profiles: got {profiles!r}, expected for each name the keys it changes, for "
             "example profiles: {cpu: {distill.steps: 500}}"
         )
+    for of, keys in profiles.items():
+        for path, value in keys.items():
+            _check_profile_key(path, value, f"{title}: profiles.{of}")
     if name is None:
         return {}
     if name not in profiles:
         raise RecipeError(
             f"{title}: no profile {name!r}; "
-            + (did_you_mean(name, profiles) if profiles else "this recipe has none")
+            + (did_you_mean(name, map(str, profiles)) if profiles else "this recipe has none")
         )
     return dict(profiles[name])
+
+
+def _check_profile_key(path: object, value: object, what: str) -> None:
+    """Refuse what is no path, and a mapping that would take the place of a whole section."""
+    if not isinstance(path, str) or not all(path.split(".")):
+        raise RecipeError(
+            f"{what}: got the key {path!r}, expected section.key, for example distill.steps"
+        )
+    if isinstance(value, dict) and _model_at(Recipe, (path,)) is not None:
+        single = ", ".join(f"{path}.{key}: {one!r}" for key, one in value.items())
+        raise RecipeError(
+            f"{what}.{path}: got a mapping, which would replace the whole section; write each key "
+            f"with its section: {single or f'{path}.key: value'}"
+        )
+
+
+def _listed(overrides: object) -> list[str]:
+    """The overrides, when they are a list of texts; [] for None."""
+    if overrides is None:
+        return []
+    expected = "expected a list of 'section.key=value'"
+    if isinstance(overrides, str | bytes | Mapping) or not isinstance(overrides, Iterable):
+        raise RecipeError(f"overrides: got a {type(overrides).__name__}, {expected}")
+    listed = list(overrides)
+    for override in listed:
+        if not isinstance(override, str):
+            raise RecipeError(f"overrides: got {override!r} in the list, {expected}")
+    return listed
 
 
 def _parsed(override: str) -> tuple[str, Any]:
@@ -292,6 +335,8 @@ def problems(
         path = ".".join(map(str, prefix + error["loc"]))
         if error["type"] == "nested":
             lines += problems(context["errors"], context["model"], prefix + error["loc"])
+        elif error["type"] == "between_sections":
+            lines += context["problems"]
         elif error["type"] == "extra_forbidden":
             owner = _model_at(model, error["loc"][:-1])
             fields = owner.model_fields if owner else {}

@@ -146,6 +146,30 @@ def test_an_override_that_does_not_exist_is_refused(tmp_path: Path) -> None:
         distill(pets(), runs=tmp_path, overrides=["distill.stepz=3"])
 
 
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ("distill.steps=2", "got a str, "),
+        ({"distill.steps": 2}, "got a dict, "),
+        (5, "got a int, "),
+        ([("distill.steps", 2)], r"got \('distill.steps', 2\) in the list, "),
+    ],
+)
+def test_overrides_of_another_kind_are_refused(
+    overrides: object, words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(RecipeError, match=f"^overrides: {words}expected a list of 'section.key"):
+        distill(pets(), runs=tmp_path, overrides=overrides)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("key", ["dataset", "config", "revision"])
+def test_another_source_than_the_one_that_is_given_is_refused(key: str, tmp_path: Path) -> None:
+    overrides = [f"source.{key}=messy"]
+    with pytest.raises(RecipeError, match=rf"^overrides: source\.{key} is 'messy', but the images"):
+        distill(pets(), runs=tmp_path, overrides=overrides)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("wrong", [[1, 2, 3], "uoft-cs/cifar10", None])
 def test_what_is_no_dataset_is_refused(tmp_path: Path, wrong: object) -> None:
     with pytest.raises(DataError):

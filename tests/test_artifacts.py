@@ -127,6 +127,16 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         read_json(tmp_path / "DONE.json")
 
 
+def test_a_file_in_the_place_of_a_folder_and_a_folder_in_that_of_a_file_are_named(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "a.yaml").touch()
+    with pytest.raises(ArtifactError, match=r"a\.yaml: got a file, expected a folder that holds D"):
+        read_json(tmp_path / "a.yaml" / "DONE.json")
+    with pytest.raises(ArtifactError, match=r"cannot read this \(Is a directory\)"):
+        read_json(tmp_path)
+
+
 @pytest.mark.parametrize("content", [b"", b'{"half": ', b"\xff\xfe\x00"])
 def test_what_is_not_json_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "note.json").write_bytes(content)

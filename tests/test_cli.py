@@ -19,6 +19,7 @@ from PIL import Image
 from toy_runs import Answer, command, hashes, times, toy_file
 
 from distill_datasets import cli
+from distill_datasets.launch import Ended
 from distill_datasets.plugins import BUILT_IN, load
 from distill_datasets.stages.export import verify
 
@@ -111,7 +112,7 @@ def test_help_teaches_every_verb(verb: str) -> None:
         "": [*filter(None, OPTIONS), "distill-datasets run recipes/quickstart.yaml"],
         "run": ["distill.steps=500", "resume", "accelerate launch -m distill_datasets run RECIPE"],
         "plan": ["distill.steps=500", "trains nothing"],
-        "check": ["distill.steps=500", "every problem at once"],
+        "check": ["distill.steps=500", "every problem at once", "Problems between sections"],
         "list": ["paper"],
         "publish": ["hf auth login", "HF_TOKEN", "ORG/NAME"],
     }
@@ -321,7 +322,7 @@ def test_a_file_in_the_place_of_the_output_is_refused_before_any_work(here: Path
 
 def test_a_runs_folder_that_cannot_be_made_is_refused(here: Path) -> None:
     (here / "runs").write_text("a file")
-    refused(command("run", "../toy.yaml"), "runs/toy: cannot make this folder", "--runs")
+    refused(command("run", "../toy.yaml"), "runs: cannot write here", "--runs")
 
 
 def test_the_working_folder_gets_runs_and_nothing_else(here: Path) -> None:
@@ -355,7 +356,7 @@ def test_a_loss_that_is_not_finite_is_a_failure_with_a_remedy(here: Path) -> Non
 def test_an_interrupted_run_says_how_to_go_on(here: Path) -> None:
     with mock.patch("distill_datasets.stages.distill.optimize", side_effect=KeyboardInterrupt):
         answer = command("run", "../toy.yaml", "--quiet")
-    refused(answer, "interrupted; the same command resumes where it stopped", code=1)
+    refused(answer, "interrupted; the same command resumes where it stopped", code=130)
 
 
 def test_control_c_ends_the_program_without_a_traceback(here: Path) -> None:
@@ -375,7 +376,7 @@ def test_control_c_ends_the_program_without_a_traceback(here: Path) -> None:
             _, err = process.communicate(timeout=20)
         finally:
             process.kill()
-    assert process.returncode == 1
+    assert process.returncode == 130
     assert "interrupted; the same command resumes where it stopped" in err
     assert "Traceback" not in err
 
@@ -503,7 +504,48 @@ def test_a_folder_is_not_published_nowhere(finished: tuple[Path, Answer]) -> Non
     refused(command("publish", folder / "out"), "names no repository", "ORG/NAME")
 
 
-def test_another_process_than_the_first_says_nothing(here: Path) -> None:
+def test_a_file_is_not_published(here: Path) -> None:
+    answer = command("publish", "../toy.yaml", "ann/toy")
+    refused(answer, "../toy.yaml: got a file, expected a folder that holds distill.json")
+
+
+# several processes
+
+
+def test_another_process_than_the_first_says_who_it_is(here: Path) -> None:
     with mock.patch.dict(os.environ, {"RANK": "1"}):
         answer = command("run", "../toy.yaml", "distill.canvas.ipc=0.05")
-    assert answer == Answer(2, "", "")
+    assert answer.code == 2 and answer.out == ""
+    assert answer.err.startswith("[process 1] error: distill.canvas.ipc: 0.05 images per class")
+
+
+def test_a_process_that_only_lost_another_says_so_in_one_line(here: Path) -> None:
+    lost = RuntimeError("Connection closed by peer [127.0.0.1]:1234")
+    with (
+        mock.patch.dict(os.environ, {"RANK": "0", "WORLD_SIZE": "2"}),
+        mock.patch("distill_datasets.pipeline.run", side_effect=lost),
+    ):
+        answer = command("run", "../toy.yaml")
+    refused(answer, "lost the connection to another process of this run", code=1)
+    assert len(answer.err.splitlines()) == 1
+
+
+def test_errors_of_several_processes_are_told_with_their_exit_code(here: Path) -> None:
+    ended = Ended(2, {"set steps": 0, "row [9]": 1})
+    with mock.patch("distill_datasets.cli.start", return_value=ended) as started:
+        answer = command("run", "../toy.yaml", "--processes", "2")
+    assert answer == Answer(2, "", "error: set steps\n[process 1] error: row [9]\n")
+    line = ["run", "../toy.yaml", "--processes", "2"]
+    started.assert_called_once_with(2, [sys.executable, "-m", "distill_datasets", *line])
+
+
+def test_several_processes_that_end_well_print_for_themselves(here: Path) -> None:
+    with mock.patch("distill_datasets.cli.start", return_value=Ended(0, {})):
+        assert command("run", "../toy.yaml", "--processes", "2") == Answer(0, "", "")
+
+
+def test_several_processes_are_interrupted_with_one_word(here: Path) -> None:
+    with mock.patch("distill_datasets.cli.start", side_effect=KeyboardInterrupt):
+        answer = command("run", "../toy.yaml", "--processes", "2")
+    told = "error: interrupted; the same command resumes where it stopped\n"
+    assert answer == Answer(130, "", told)

@@ -10,7 +10,7 @@ from image_sets import dataset
 from toy_runs import toy_recipe
 
 from distill_datasets.costs import cost
-from distill_datasets.errors import DistillError, RecipeError
+from distill_datasets.errors import DataError, DistillError, RecipeError
 from distill_datasets.networks.zoo import ConvNet
 from distill_datasets.pipeline import run
 from distill_datasets.plan import plan
@@ -149,6 +149,17 @@ def test_a_start_that_cannot_be_made_is_refused_before_the_source_is_read(
         why = refused(f"{{name: published, dataset: '{tmp_path / folder}'}}")
         assert why.startswith(f"distill.canvas.init.dataset: cannot read '{tmp_path / folder}' as")
         assert cause in why and "source." not in why
+
+
+def test_the_shape_that_the_plan_of_an_absent_dataset_asks_for_is_one_that_it_takes() -> None:
+    absent = DataError("source.dataset: cannot be reached")
+    overrides = ["source.dataset=org/absent", "source.limit=null"]
+    with mock.patch("distill_datasets.plan.resolve", side_effect=absent):
+        with pytest.raises(DataError) as caught:
+            plan(toy_recipe(*overrides))
+        example = str(caught.value).split('"')[1]
+        found = plan(toy_recipe(*overrides, example, "distill.canvas={name: pixels, ipc: 1}"))
+    assert dict(found.numbers)["one example"] == "3 x 224 x 224 px"
 
 
 MATCHED = "distill.objective={name: distribution, statistic: %s}"

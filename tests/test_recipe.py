@@ -114,6 +114,8 @@ def test_a_missing_key_says_what_it_is_for() -> None:
         "distill.steps=null",
         "seed=-1",
         "seed=010",
+        "seed=9223372036854775808",
+        "seed=99999999999999999999999",
         "name=5",
         "name=Toy",
         "source.skip_bad_rows=1",
@@ -199,6 +201,19 @@ def test_students_are_trained_for_steps_or_for_epochs_and_not_for_both(
         "recipe: 1 problem",
         f"evaluate: got {got}, expected either steps or epochs",
     ]
+
+
+def test_problems_between_sections_are_listed_together() -> None:
+    first, *lines = told(
+        "squeeze={epochs: 1, network: convnet}",
+        "evaluate.optimizer={name: sgd, lr: 0.1}",
+        "evaluate.schedule=published",
+        "evaluate.order=published",
+        "evaluate.start=distilled",
+    )
+    assert first == f"recipe: {len(lines)} problems"
+    keys = [line.partition(":")[0] for line in lines]
+    assert keys == ["squeeze", "evaluate.schedule", "evaluate.order", "evaluate.start"]
 
 
 def test_epochs_take_the_place_of_steps() -> None:
@@ -319,6 +334,15 @@ def test_a_profile_changes_its_keys_and_an_override_wins_over_it() -> None:
         ({}, "cpu", "no profile 'cpu'; this recipe has none"),
         ({"cpu": 3}, None, r"profiles: got \{'cpu': 3\}, expected for each name the keys"),
         ({"cpu": {"seed.x": 3}}, "cpu", "profiles.cpu.seed.x: seed is 0, not a section"),
+        ({"cpu": {5: 3}}, "cpu", r"profiles\.cpu: got the key 5, expected section\.key, for"),
+        ({"cpu": {"distill.": 3}}, None, r"profiles\.cpu: got the key 'distill\.', expected"),
+        ({5: {}}, "cpu", "no profile 'cpu'; .*valid names: 5"),
+        (
+            {"cpu": {"evaluate": {"steps": 20, "students": 1}}},
+            None,
+            r"profiles\.cpu\.evaluate: got a mapping, which would replace the whole section; write "
+            r"each key with its section: evaluate\.steps: 20, evaluate\.students: 1$",
+        ),
         ({"cpu": {"distill.step": 3}}, "cpu", "distill.step: no such key; did you mean 'steps'"),
     ],
 )
@@ -327,6 +351,13 @@ def test_a_bad_profile_is_explained(
 ) -> None:
     with pytest.raises(RecipeError, match=message):
         recipe_from(toy_sections() | {"seed": 0, "profiles": profiles}, profile=name)
+
+
+def test_overrides_may_be_any_texts_one_after_the_other() -> None:
+    expected = toy_recipe("seed=1", "distill.steps=2")
+    for overrides in (("seed=1", "distill.steps=2"), iter(["seed=1", "distill.steps=2"])):
+        assert recipe_from(toy_sections(), overrides) == expected
+    assert recipe_from(toy_sections(), None) == toy_recipe()
 
 
 def test_overrides_leave_the_dictionaries_of_the_caller_as_they_are() -> None:
