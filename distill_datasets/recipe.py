@@ -74,6 +74,12 @@ class Recipe(Section):
                 f"{', '.join(sorted(missing))}, which the objective "
                 f"{self.distill.objective.name!r} needs; choose other networks"
             )
+        if "batch_norm" in self.distill.networks.offers and not self.distill.objective.separable:
+            yield (
+                f"distill.networks: {self.distill.networks.name!r} are asked what they say of "
+                f"images, and the objective {self.distill.objective.name!r} draws networks of its "
+                "own; choose others, for example fresh"
+            )
 
     def _squeezed_networks(self) -> Iterator[str]:
         section = self.distill

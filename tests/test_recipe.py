@@ -186,6 +186,17 @@ def test_names_that_are_valid_somewhere_else_are_not_told(
     assert elsewhere.endswith("valid names: adam, adamw, sgd")
 
 
+def test_teachers_do_not_serve_objectives_that_draw_networks() -> None:
+    asked = told(
+        "squeeze={epochs: 1, network: {name: convnet, norm: batch}}", "distill.networks=teachers"
+    )
+    assert asked == [
+        "recipe: 1 problem",
+        "distill.networks: 'teachers' are asked what they say of images, and the objective "
+        "'unrolled' draws networks of its own; choose others, for example fresh",
+    ]
+
+
 def test_rules_between_keys_of_a_part_name_the_key() -> None:
     problem = "distill.objective: window: 9 steps do not fit into inner_steps: 4"
     assert told("distill.objective.window=9") == ["recipe: 1 problem", problem]
