@@ -226,7 +226,8 @@ def training_on_views(content: Content, repo: str, network: str, optimizer: str)
         ),
         rate=_RATE.format(lr=rule["lr"], eta=student.get("smoothing") or 1) if cosine else "",
         batch=batch,
-        least=min(2, batch),
+        # students leave out what is left of a pass; a pool has whole batches
+        least=batch if facts.get("keep", 1.0) == 1 else min(2, batch),
         teacher=_teacher(facts, len(content.class_names)),
         loss=_loss(student),
     )

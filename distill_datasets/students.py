@@ -41,7 +41,11 @@ class Training(Section):
     """How a network is trained on given examples."""
 
     network: ArchitectureField = Field(default=ConvNet(), description="what is trained")
-    batch: int = Field(default=256, gt=0, description="examples of a training step")
+    batch: int = Field(
+        default=256,
+        gt=0,
+        description="examples of a training step; what is left of a pass is left out",
+    )
     optimizer: Annotated[SerializeAsAny[TrainingRule], part("optimizers")] = Field(
         default=Adam(lr=0.001), description="rule of the training"
     )
