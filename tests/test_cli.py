@@ -4,8 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -16,7 +14,7 @@ import torch
 import typer
 from image_sets import noise
 from PIL import Image
-from toy_runs import Answer, command, hashes, times, toy_file
+from toy_runs import Answer, command, hashes, times, toy_file, until
 
 from distill_datasets import cli
 from distill_datasets.launch import Ended
@@ -379,14 +377,6 @@ def test_control_c_ends_the_program_without_a_traceback(here: Path) -> None:
     assert process.returncode == 130
     assert "interrupted; the same command resumes where it stopped" in err
     assert "Traceback" not in err
-
-
-def until(there: Callable[[], object]) -> None:
-    """Wait for something that another process does."""
-    deadline = time.monotonic() + 40
-    while not there():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 # sources that cannot be used

@@ -4,12 +4,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from toy_runs import toy_file
+from toy_runs import toy_file, until
 
 from distill_datasets import launch
 from distill_datasets.errors import RecipeError
@@ -180,14 +178,6 @@ def test_a_process_that_was_killed_is_told_of() -> None:
 def test_a_loss_is_told_when_the_other_process_has_left_no_message() -> None:
     ended = together("sys.exit(1) if rank == 1 else fail(PeerLost())")
     assert ended == Ended(1, {str(PeerLost()): 0})
-
-
-def until(there: Callable[[], object]) -> None:
-    """Wait for something that another process does."""
-    deadline = time.monotonic() + 40
-    while not there():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def runs(process: int) -> bool:

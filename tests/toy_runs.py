@@ -6,7 +6,8 @@ import hashlib
 import io
 import logging
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -105,3 +106,11 @@ def hashes(folder: Path) -> dict[str, str]:
 def times(folder: Path) -> dict[str, int]:
     """When each file below a folder was last written, in nanoseconds."""
     return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def until(there: Callable[[], object]) -> None:
+    """Wait for something that another process does."""
+    deadline = time.monotonic() + 40
+    while not there():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
