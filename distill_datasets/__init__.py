@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from distill_datasets.api import Distillation, distill
-    from distill_datasets.pipeline import run
+    from distill_datasets.pipeline.run import run
     from distill_datasets.recipe import load_recipe
 
 __version__ = "0.1.0"
@@ -14,7 +14,7 @@ _HOME = {
     "Distillation": "distill_datasets.api",
     "distill": "distill_datasets.api",
     "load_recipe": "distill_datasets.recipe",
-    "run": "distill_datasets.pipeline",
+    "run": "distill_datasets.pipeline.run",
 }
 
 

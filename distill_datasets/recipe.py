@@ -13,15 +13,15 @@ from typing import Any, Self
 from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
-from distill_datasets.artifacts import canonical_json, sha256_text
+from distill_datasets.config import Section
 from distill_datasets.data.source import Source
 from distill_datasets.errors import RecipeError, did_you_mean
-from distill_datasets.optimize import Distill
-from distill_datasets.relabeling import Relabel
-from distill_datasets.squeezing import Squeeze
-from distill_datasets.students import Evaluate
-from distill_datasets.types import Section
-from distill_datasets.yaml_text import from_yaml, to_yaml
+from distill_datasets.files.artifacts import canonical_json, sha256_text
+from distill_datasets.files.yaml_text import from_yaml, to_yaml
+from distill_datasets.stages.distill import Distill
+from distill_datasets.stages.teacher_training import Squeeze
+from distill_datasets.training.student import Evaluate
+from distill_datasets.views.relabel import Relabel
 
 
 class Publish(Section):

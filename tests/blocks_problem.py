@@ -18,11 +18,13 @@ from recover_problem import residual, teachers
 from tiny import toy_real
 
 from distill_datasets.distilled import Recovered
-from distill_datasets.optimize import Distill
-from distill_datasets.runtime import Runtime
+from distill_datasets.models.architecture import Architecture
+from distill_datasets.networks.network import Networks, NetworkSource, Squeezed
+from distill_datasets.runtime.processes import Runtime
 from distill_datasets.stages import blocks
+from distill_datasets.stages.distill import Distill
 from distill_datasets.stages.source import LoadedSource
-from distill_datasets.types import Architecture, Networks, NetworkSource, Shape, Squeezed
+from distill_datasets.types import Shape
 
 SHAPE = Shape(3, 8, 8, 4)
 RECOVER = {"name": "recover", "match_batch": 4, "bn_weight": 0.05}

@@ -12,7 +12,7 @@ CLIENT = """
 import base64, dataclasses, io, json, sys
 from pathlib import Path
 from distill_datasets.errors import DistillError
-from distill_datasets.stages import publish as stage
+from distill_datasets.export import publish as stage
 
 stage._WAITS_SECONDS = (0.01, 0.01, 0.01)
 

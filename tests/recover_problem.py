@@ -5,10 +5,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distill_datasets.canvases.modules import PixelImages
-from distill_datasets.distilled_modules import Distilled
+from distill_datasets.distilled import Distilled
 from distill_datasets.labels.modules import FixedLabels
-from distill_datasets.runtime import rng_for
-from distill_datasets.types import TeacherNetwork, Teachers
+from distill_datasets.networks.network import TeacherNetwork, Teachers
+from distill_datasets.runtime.draws import rng_for
 
 
 class Residual(nn.Module):

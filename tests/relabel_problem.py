@@ -18,12 +18,15 @@ from accelerate import PartialState
 from tiny import NET
 from torch import Tensor, nn
 
-from distill_datasets.networks.stored import frozen
-from distill_datasets.relabeling import Relabel
-from distill_datasets.runtime import Runtime, rng_for
+from distill_datasets.models.architecture import Architecture
+from distill_datasets.models.weights import frozen
+from distill_datasets.networks.network import Squeezed
+from distill_datasets.runtime.draws import rng_for
+from distill_datasets.runtime.processes import Runtime
 from distill_datasets.stages.relabel import Relabeled, run_relabel
 from distill_datasets.stages.squeeze import SqueezedFolder
-from distill_datasets.types import Architecture, Shape, Squeezed
+from distill_datasets.types import Shape
+from distill_datasets.views.relabel import Relabel
 
 SHAPE = Shape(3, 8, 12, 5)
 MEAN_C, STD_C = torch.tensor([0.4, 0.5, 0.6]), torch.tensor([0.2, 0.3, 0.25])

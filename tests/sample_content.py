@@ -8,9 +8,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from distill_datasets.parquet_files import BOOLEAN, INTEGER, Config, numbers
-from distill_datasets.published import Shown, ViewLabels
-from distill_datasets.stages.export import Content
+from distill_datasets.export.content import Content, Shown, ViewLabels
+from distill_datasets.files.parquet import BOOLEAN, INTEGER, Config, numbers
 
 CLASS_NAMES = ["no", "1e-5", "caf\u00e9: 'noir' | #1"]
 MEAN, STD = [0.5, 0.4, 0.3], [0.2, 0.25, 0.3]

@@ -18,7 +18,7 @@ import distill_datasets
 from distill_datasets import distill
 from distill_datasets.api import Distillation
 from distill_datasets.errors import DataError, RecipeError
-from distill_datasets.stages.export import verify
+from distill_datasets.export.folder import verify
 
 SMALL = [
     "distill.steps=2",
@@ -36,7 +36,7 @@ PUSH = """
 import dataclasses, json, sys
 from pathlib import Path
 from distill_datasets.api import Distillation
-from distill_datasets.pipeline import Outcome
+from distill_datasets.pipeline.run import Outcome
 for line in sys.stdin:
     _, (folder, repo), options = json.loads(line)
     distilled = Distillation(Outcome(Path(folder), Path(folder), {}))
@@ -85,7 +85,7 @@ def test_the_same_call_again_finds_what_is_done(
     distilled: Distillation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("distill_datasets.stages.distill.optimize", None)
-    monkeypatch.setattr("distill_datasets.stages.evaluate.train_student", None)
+    monkeypatch.setattr("distill_datasets.evaluation.evaluate.train_student", None)
     runs = distilled.folder.parent.parent
     assert distill(pets(), ipc=0.75, runs=runs, quiet=True, overrides=SMALL) == distilled
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from distill_datasets.artifacts import (
+from distill_datasets.errors import ArtifactError
+from distill_datasets.files.artifacts import (
     canonical_json,
     fingerprint,
     is_done,
@@ -23,7 +24,6 @@ from distill_datasets.artifacts import (
     write_tensors,
     write_text,
 )
-from distill_datasets.errors import ArtifactError
 
 
 def breaks_off(path: Path) -> None:

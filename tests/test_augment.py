@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from distill_datasets.augment import Augment, Uniform
-from distill_datasets.runtime import rng_for
+from distill_datasets.runtime.draws import rng_for
+from distill_datasets.views.augment import Augment, Uniform
 
 
 def images(count: int = 6, height: int = 8, width: int = 8) -> Tensor:

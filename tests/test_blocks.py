@@ -18,17 +18,17 @@ from recover_problem import residual, teachers
 from tiny import toy_real
 from toy_runs import times
 
-from distill_datasets.artifacts import read_tensors
 from distill_datasets.distilled import Recovered
 from distill_datasets.errors import ArtifactError
+from distill_datasets.files.artifacts import read_tensors
+from distill_datasets.media.image import to_bytes
 from distill_datasets.objectives.recover import Recover
-from distill_datasets.optimize import optimize
-from distill_datasets.pictures import to_bytes
-from distill_datasets.runtime import Runtime, rng_for
-from distill_datasets.selection.chosen import Herding
+from distill_datasets.runtime.draws import rng_for
+from distill_datasets.runtime.processes import Runtime
+from distill_datasets.selection.coresets import Herding
 from distill_datasets.stages import blocks
-from distill_datasets.stages.blocks import throughput
-from distill_datasets.stages.initial import InitialImages
+from distill_datasets.stages.blocks import InitialImages, throughput
+from distill_datasets.stages.distill import optimize
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -5,16 +5,17 @@ import torch
 from pydantic import ValidationError
 from tiny import flat_real, toy_real, values
 
-from distill_datasets.canvases.bounded import EDGE, Bounds, hide, show
+from distill_datasets.canvases.canvas import EDGE, Bounds, hide, show
+from distill_datasets.canvases.class_order import Listed, Visual
 from distill_datasets.canvases.modules import PixelImages, PosterImage
-from distill_datasets.canvases.order import Listed, Visual
 from distill_datasets.canvases.pixels import Pixels
 from distill_datasets.canvases.poster import Poster
-from distill_datasets.distilled_modules import CanvasModule
+from distill_datasets.distilled import CanvasModule
 from distill_datasets.errors import RecipeError
-from distill_datasets.runtime import rng_for
-from distill_datasets.selection.drawn import Noise, Real
-from distill_datasets.types import Selection, Shape
+from distill_datasets.runtime.draws import rng_for
+from distill_datasets.selection.random import Noise, Real
+from distill_datasets.selection.selection import Selection
+from distill_datasets.types import Shape
 
 RNG_WORD = "canvas"
 

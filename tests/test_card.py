@@ -15,11 +15,12 @@ import yaml
 from datasets import Features
 from sample_content import RESULTS, pixels_sample, sample
 
-from distill_datasets.card import PLACEHOLDER, card, front_matter
-from distill_datasets.licenses import license_fields, why_restricted
-from distill_datasets.published import Content, budget, configs
-from distill_datasets.stages.export import write_dataset
-from distill_datasets.yaml_text import to_yaml
+from distill_datasets.export.card import PLACEHOLDER, card, front_matter
+from distill_datasets.export.configs import configs
+from distill_datasets.export.content import Content, budget
+from distill_datasets.export.folder import write_dataset
+from distill_datasets.export.licenses import license_fields, why_restricted
+from distill_datasets.files.yaml_text import to_yaml
 
 # Runs every example by itself, as if pasted, then a check of what they left behind.
 RUN = """

@@ -9,16 +9,16 @@ from relabel_problem import SHAPE
 from test_card import examples, run, text_of
 from test_replayed import KL, STUDENT, content_of
 
-from distill_datasets.published import sibling_of
-from distill_datasets.stages.export import write_dataset
+from distill_datasets.export.content import sibling_of
+from distill_datasets.export.folder import write_dataset
 
 CHECK = """
 import torch
 from relabel_problem import MEAN_C, STD_C, images
-from distill_datasets.recorded import open_shards, open_table
-from distill_datasets.stages.reading import load_rows
-from distill_datasets.label_codes import published_code
-from distill_datasets.views import replay
+from distill_datasets.soft_labels.records import open_shards, open_table
+from distill_datasets.export.reading import load_rows
+from distill_datasets.soft_labels.codes import published_code
+from distill_datasets.views.recorded import replay
 train = scopes[1]
 said = next(train["blocks"]())
 view = {name: torch.as_tensor(column) for name, column in said.items()}

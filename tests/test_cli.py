@@ -17,9 +17,9 @@ from PIL import Image
 from toy_runs import Answer, command, hashes, times, toy_file, until
 
 from distill_datasets import cli
-from distill_datasets.launch import Ended
-from distill_datasets.plugins import BUILT_IN, load
-from distill_datasets.stages.export import verify
+from distill_datasets.config import BUILT_IN, load
+from distill_datasets.export.folder import verify
+from distill_datasets.runtime.launch import Ended
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 PUBLISHED = {
@@ -275,7 +275,9 @@ def test_the_same_command_again_does_nothing_and_says_the_same(
     with (
         mock.patch("distill_datasets.stages.source.read", side_effect=AssertionError),
         mock.patch("distill_datasets.stages.distill.optimize", side_effect=AssertionError),
-        mock.patch("distill_datasets.stages.evaluate.train_student", side_effect=AssertionError),
+        mock.patch(
+            "distill_datasets.evaluation.evaluate.train_student", side_effect=AssertionError
+        ),
     ):
         again = command(
             "run", folder / "toy.yaml", "--runs", folder / "runs", "--output", folder / "out"
@@ -338,7 +340,7 @@ def test_an_unknown_tracker_is_refused_with_what_to_install(here: Path) -> None:
 
 def test_a_loss_that_is_not_finite_is_a_failure_with_a_remedy(here: Path) -> None:
     def explode(*_: object) -> object:
-        from distill_datasets.types import Estimate
+        from distill_datasets.objectives.objective import Estimate
 
         grads = {
             "canvas.trained_CHW": torch.zeros(1, 12, 32),
@@ -513,7 +515,7 @@ def test_a_process_that_only_lost_another_says_so_in_one_line(here: Path) -> Non
     lost = RuntimeError("Connection closed by peer [127.0.0.1]:1234")
     with (
         mock.patch.dict(os.environ, {"RANK": "0", "WORLD_SIZE": "2"}),
-        mock.patch("distill_datasets.pipeline.run", side_effect=lost),
+        mock.patch("distill_datasets.pipeline.run.run", side_effect=lost),
     ):
         answer = command("run", "../toy.yaml")
     refused(answer, "lost the connection to another process of this run", code=1)

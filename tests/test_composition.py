@@ -4,9 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from distill_datasets.composition import Composition, match_blocks
 from distill_datasets.errors import RecipeError
-from distill_datasets.runtime import Runtime
+from distill_datasets.objectives.objective import Composition, match_blocks
+from distill_datasets.runtime.processes import Runtime
 
 
 def classes_of(

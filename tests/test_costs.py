@@ -7,13 +7,13 @@ from unittest import mock
 import pytest
 from toy_runs import command
 
-from distill_datasets.costs import Cost, costs, lines, probe
 from distill_datasets.errors import DataError, RecipeError
-from distill_datasets.networks.zoo import ConvNet
-from distill_datasets.plan import plan
+from distill_datasets.files.yaml_text import to_yaml
+from distill_datasets.models.convnets import ConvNet
+from distill_datasets.planning.costs import Cost, costs, lines, probe
+from distill_datasets.planning.plan import plan
 from distill_datasets.recipe import Recipe, recipe_from
 from distill_datasets.types import Shape
-from distill_datasets.yaml_text import to_yaml
 
 RESNET = {"name": "torchvision", "model": "resnet18"}
 IMAGENET: dict[str, Any] = {
@@ -115,7 +115,7 @@ def test_a_plan_does_not_look_at_a_dataset_whose_shape_is_told() -> None:
 
 def test_a_dataset_that_is_not_there_need_not_be() -> None:
     with (
-        mock.patch("distill_datasets.plan.resolve", side_effect=DataError("no network")),
+        mock.patch("distill_datasets.planning.plan.resolve", side_effect=DataError("no network")),
         pytest.raises(DataError, match=r"no network; or tell plan what it looks like, for example"),
     ):
         plan(imagenet("source.expected=null"))

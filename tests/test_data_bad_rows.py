@@ -8,8 +8,10 @@ import pytest
 from image_sets import both, dataset, draw, features, gray, png, values
 from PIL import Image
 
-from distill_datasets.data import storing
-from distill_datasets.data.source import BadRow, Decoded, Source, peek, read, resolve
+from distill_datasets.data import stores as storing
+from distill_datasets.data.decoding import BadRow
+from distill_datasets.data.real import Decoded
+from distill_datasets.data.source import Source, peek, read, resolve
 from distill_datasets.errors import DataError
 
 

@@ -9,7 +9,8 @@ import torch
 from image_sets import both, dataset, draw, gray, values
 from pydantic import ValidationError
 
-from distill_datasets.data.source import Decoded, Source, peek, read, resolve
+from distill_datasets.data.real import Decoded
+from distill_datasets.data.source import Source, peek, read, resolve
 from distill_datasets.errors import DataError
 
 

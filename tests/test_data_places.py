@@ -11,10 +11,10 @@ from huggingface_hub import HfApi, constants, errors
 from huggingface_hub.hf_api import RepoFile
 from image_sets import dataset, gray
 
-from distill_datasets.data import memory
 from distill_datasets.data.provenance import of_memory, of_path
 from distill_datasets.data.source import Source, peek, resolve
 from distill_datasets.errors import DataError
+from distill_datasets.runtime import memory
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

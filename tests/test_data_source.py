@@ -14,15 +14,9 @@ import pytest
 import torch
 from image_sets import both, dataset, draw, features, gray, png, values
 
-from distill_datasets.data.source import (
-    Decoded,
-    Normalization,
-    RealData,
-    Source,
-    peek,
-    read,
-    resolve,
-)
+from distill_datasets.data.normalization import Normalization
+from distill_datasets.data.real import Decoded, RealData
+from distill_datasets.data.source import Source, peek, read, resolve
 from distill_datasets.errors import DataError
 from distill_datasets.types import Shape
 

@@ -16,16 +16,17 @@ from unrolled_problem import CELLS, FLIP_ROTATE, PERTURBATION, PIXELS, Clock, Pr
 
 from distill_datasets.canvases.modules import PixelImages
 from distill_datasets.canvases.pixels import Pixels
-from distill_datasets.data.reading import Split
-from distill_datasets.distilled_modules import Distilled, StepSizes
+from distill_datasets.data.decoding import Split
+from distill_datasets.distilled import Distilled, StepSizes
 from distill_datasets.errors import RecipeError
-from distill_datasets.inner import Optimizer, Sgd
-from distill_datasets.labels.table import Area, Learned
-from distill_datasets.networks.sources import FreshSource
-from distill_datasets.networks.zoo import ConvNet
+from distill_datasets.labels.fixed import Area
+from distill_datasets.labels.learned import Learned
+from distill_datasets.models.convnets import ConvNet
+from distill_datasets.networks.network import FreshSource, Layers, NetworkSource
 from distill_datasets.objectives.unrolled import Attack, Unrolled
-from distill_datasets.runtime import draws, rng_for
-from distill_datasets.types import LaneDraw, Layers, NetworkSource, Shape
+from distill_datasets.optimizers import Optimizer, Sgd
+from distill_datasets.runtime.draws import LaneDraw, draws, rng_for
+from distill_datasets.types import Shape
 
 STEPS = 5
 RATES = "step_sizes.raw_T"

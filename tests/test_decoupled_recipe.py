@@ -8,8 +8,8 @@ from test_scale import RECIPE
 from toy_runs import toy_sections
 
 from distill_datasets.errors import ArtifactError, RecipeError
-from distill_datasets.pipeline import check_output
-from distill_datasets.published import sibling_of
+from distill_datasets.export.content import sibling_of
+from distill_datasets.pipeline.checks import check_output
 from distill_datasets.recipe import recipe_from
 
 JOINT: dict[str, Any] = {

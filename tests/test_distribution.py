@@ -27,36 +27,25 @@ from tiny import (
 from torch import Tensor, nn
 from toy_runs import command, toy_sections
 
-from distill_datasets.augment import Augment
-from distill_datasets.canvases.bounded import Bounds
+from distill_datasets.canvases.canvas import Bounds, Canvas
 from distill_datasets.canvases.modules import PixelImages
 from distill_datasets.canvases.pixels import Pixels
-from distill_datasets.data.decoded import RealData
-from distill_datasets.distilled_modules import Distilled, StepSizes
+from distill_datasets.data.real import RealData
+from distill_datasets.distilled import Distilled, StepSizes
 from distill_datasets.errors import RecipeError
+from distill_datasets.files.yaml_text import to_yaml
+from distill_datasets.labels.fixed import Area
+from distill_datasets.labels.labels import Labels
 from distill_datasets.labels.modules import FixedLabels
-from distill_datasets.labels.table import Area
-from distill_datasets.networks.sources import FreshSource
-from distill_datasets.networks.zoo import ConvNet, LeNet
-from distill_datasets.objectives.distribution import (
-    Attention,
-    Characteristic,
-    Distribution,
-    Mean,
-)
-from distill_datasets.runtime import LaneDraws, rng_for
-from distill_datasets.selection.drawn import Noise
-from distill_datasets.types import (
-    Architecture,
-    Canvas,
-    Estimate,
-    Labels,
-    LaneDraw,
-    Layers,
-    Sampled,
-    Shape,
-)
-from distill_datasets.yaml_text import to_yaml
+from distill_datasets.models.architecture import Architecture
+from distill_datasets.models.convnets import ConvNet, LeNet
+from distill_datasets.networks.network import FreshSource, Layers, Sampled
+from distill_datasets.objectives.distribution import Attention, Characteristic, Distribution, Mean
+from distill_datasets.objectives.objective import Estimate
+from distill_datasets.runtime.draws import LaneDraw, LaneDraws, rng_for
+from distill_datasets.selection.random import Noise
+from distill_datasets.types import Shape
+from distill_datasets.views.augment import Augment
 
 DRAW = LaneDraws(3, 5, 0)
 MOVING = Augment(operations=["flip", "rotate", "color", "cutout"], choose="all")

@@ -21,19 +21,22 @@ from sample_content import MEAN, STD, sample
 from tiny import toy_real
 from torch import Tensor, nn
 
-from distill_datasets.artifacts import read_tensors
-from distill_datasets.examples import Examples
-from distill_datasets.inner import Adam
-from distill_datasets.networks.zoo import ConvNet, initialize
-from distill_datasets.runtime import Runtime, draws
-from distill_datasets.scoring import Score
-from distill_datasets.stages import evaluate, reading
-from distill_datasets.stages.evaluate import contestants, run_evaluate
-from distill_datasets.stages.export import write_dataset
-from distill_datasets.stages.reading import load_rows, read_published
-from distill_datasets.stages.references import random_real
-from distill_datasets.students import Evaluate
-from distill_datasets.types import Draw, Shape
+from distill_datasets.evaluation import evaluate
+from distill_datasets.evaluation.evaluate import contestants, run_evaluate
+from distill_datasets.evaluation.references import random_real
+from distill_datasets.export import reading
+from distill_datasets.export.folder import write_dataset
+from distill_datasets.export.reading import load_rows, read_published
+from distill_datasets.files.artifacts import read_tensors
+from distill_datasets.models.convnets import ConvNet
+from distill_datasets.models.initialization import initialize
+from distill_datasets.optimizers import Adam
+from distill_datasets.runtime.draws import Draw, draws
+from distill_datasets.runtime.processes import Runtime
+from distill_datasets.training.examples import Examples
+from distill_datasets.training.metrics import Score
+from distill_datasets.training.student import Evaluate
+from distill_datasets.types import Shape
 
 PIXELS = 168  # of the sample's poster, 12 x 14
 REAL = toy_real()
@@ -358,7 +361,7 @@ def test_a_killed_student_goes_on_from_its_last_pass(exported: Path) -> None:
         measure(settings, exported, "killed")
     (left,) = exported.parent.glob("runs/*/*.safetensors")
     assert read_tensors(left)[1] == {"steps": 5}
-    with mock.patch("distill_datasets.students.initialize", wraps=initialize) as drawing:
+    with mock.patch("distill_datasets.training.student.initialize", wraps=initialize) as drawing:
         found = measure(settings, exported, "killed")
     assert drawing.call_count == 1 and accuracies(found["default"]) == accuracies(whole["default"])
     assert not left.exists()

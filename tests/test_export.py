@@ -12,12 +12,13 @@ import torch
 from datasets import Dataset, load_dataset
 from sample_content import CLASS_NAMES, RESULTS, bytes_sample, pixels_sample, sample, views_of
 
-from distill_datasets import __version__, parquet_files
+from distill_datasets import __version__
 from distill_datasets.errors import ArtifactError
-from distill_datasets.published import CLASSIFIER, Shown, budget, sibling_of
-from distill_datasets.stages import export
-from distill_datasets.stages.export import check_writable, read_manifest, verify, write_dataset
-from distill_datasets.stages.label_shards import check_shards
+from distill_datasets.export import folder as export
+from distill_datasets.export.content import CLASSIFIER, Shown, budget, sibling_of
+from distill_datasets.export.folder import check_writable, read_manifest, verify, write_dataset
+from distill_datasets.export.label_shards import check_shards
+from distill_datasets.files import parquet as parquet_files
 
 
 def load(folder: Path, config: str) -> Dataset:

@@ -24,25 +24,27 @@ from tiny import CPU, TOY, toy_real
 from torch import Tensor, nn
 from toy_runs import CONVNET, command, toy_recipe, toy_sections
 
-from distill_datasets.artifacts import open_rows, read_tensors
-from distill_datasets.card import PLACEHOLDER, card
-from distill_datasets.card_code import training
-from distill_datasets.contents import chain
+from distill_datasets.config import BUILT_IN, load
 from distill_datasets.errors import ArtifactError, DistillError, RecipeError
-from distill_datasets.inner import Sgd
-from distill_datasets.networks.sources import fresh_weights, skeleton_of
-from distill_datasets.networks.zoo import ConvNet, LeNet, initialize
-from distill_datasets.plugins import BUILT_IN, load
-from distill_datasets.published import STARTS, Content, budget, check
-from distill_datasets.runtime import Runtime, draws
-from distill_datasets.scoring import taken_for
-from distill_datasets.stages import evaluate
-from distill_datasets.stages.evaluate import read_followed, run_evaluate
-from distill_datasets.stages.export import read_manifest, write_dataset
-from distill_datasets.stages.reading import load_rows
-from distill_datasets.students import Evaluate, rate, train_student
+from distill_datasets.evaluation import evaluate
+from distill_datasets.evaluation.evaluate import read_followed, run_evaluate
+from distill_datasets.export.card import PLACEHOLDER, card
+from distill_datasets.export.card_code import training
+from distill_datasets.export.content import STARTS, Content, budget, check
+from distill_datasets.export.folder import read_manifest, write_dataset
+from distill_datasets.export.reading import load_rows
+from distill_datasets.files.artifacts import open_rows, read_tensors
+from distill_datasets.files.yaml_text import to_yaml
+from distill_datasets.models.convnets import ConvNet, LeNet
+from distill_datasets.models.initialization import initialize
+from distill_datasets.networks.network import fresh_weights, skeleton_of
+from distill_datasets.optimizers import Sgd
+from distill_datasets.pipeline.content import chain
+from distill_datasets.runtime.draws import draws
+from distill_datasets.runtime.processes import Runtime
+from distill_datasets.training.metrics import taken_for
+from distill_datasets.training.student import Evaluate, rate, train_student
 from distill_datasets.types import Batch, Shape
-from distill_datasets.yaml_text import to_yaml
 
 # published by the runs below: ten classes, two examples each, in two batches of a fixed order
 DD: dict[str, Any] = {

@@ -5,10 +5,10 @@ import torch
 from torch import Tensor
 from unrolled_problem import Clock, Problem
 
-from distill_datasets.footprint import Footprint, footprint, in_words, kept
-from distill_datasets.inner import Adam, Sgd
-from distill_datasets.networks.zoo import ConvNet
+from distill_datasets.models.convnets import ConvNet
 from distill_datasets.objectives.unrolled import Unrolled
+from distill_datasets.optimizers import Adam, Sgd
+from distill_datasets.planning.memory import Footprint, footprint, in_words, kept
 from distill_datasets.types import Batch, Shape
 
 SMALL = ConvNet(depth=1, width=4)

@@ -20,7 +20,7 @@ import pytest
 import torch
 from toy_runs import TOY, command, hashes
 
-from distill_datasets.yaml_text import to_yaml
+from distill_datasets.files.yaml_text import to_yaml
 
 FOLDER = Path(__file__).parent / "golden"
 NETWORK = {"name": "convnet", "depth": 2, "width": 4}

@@ -25,17 +25,19 @@ from tiny import (
 )
 from torch import Tensor, nn
 
-from distill_datasets.augment import Augment
 from distill_datasets.canvases.modules import PixelImages
 from distill_datasets.canvases.pixels import Pixels
-from distill_datasets.data.reading import Split
-from distill_datasets.distilled_modules import Distilled, StepSizes
+from distill_datasets.data.decoding import Split
+from distill_datasets.distilled import Distilled, StepSizes
+from distill_datasets.labels.fixed import Area
 from distill_datasets.labels.modules import FixedLabels
-from distill_datasets.labels.table import Area
+from distill_datasets.networks.network import Sampled
 from distill_datasets.objectives.gradient import Distance, Gradient, Matched, gradient_distance
-from distill_datasets.runtime import LaneDraws, rng_for
-from distill_datasets.selection.drawn import Noise
-from distill_datasets.types import Estimate, LaneDraw, Sampled, Shape
+from distill_datasets.objectives.objective import Estimate
+from distill_datasets.runtime.draws import LaneDraw, LaneDraws, rng_for
+from distill_datasets.selection.random import Noise
+from distill_datasets.types import Shape
+from distill_datasets.views.augment import Augment
 
 DRAW = LaneDraws(3, 5, 0)
 FLIP_ROTATE = Augment(operations=["flip", "rotate"], choose="all")

@@ -8,7 +8,7 @@ import torch
 from image_sets import png
 from PIL import Image
 
-from distill_datasets.data.images import UnusableImage, open_image, own_channels, to_pixels
+from distill_datasets.media.image import UnusableImage, open_image, own_channels, to_pixels
 
 
 def first_pixel(image: Image.Image) -> list[int]:

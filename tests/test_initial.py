@@ -9,15 +9,15 @@ from tiny import TOY, toy_real
 from torch import Tensor
 
 from distill_datasets.canvases.pixels import Pixels
-from distill_datasets.data.decoded import RealData
-from distill_datasets.pictures import to_bytes
-from distill_datasets.runtime import Runtime, rng_for
-from distill_datasets.selection.averaged import ClassMean
-from distill_datasets.selection.chosen import Correct, Herding, KCenter
-from distill_datasets.selection.drawn import Noise, Real
-from distill_datasets.selection.patches import Rded
-from distill_datasets.stages.initial import InitialImages
-from distill_datasets.types import Selection, Teacher
+from distill_datasets.data.real import RealData
+from distill_datasets.media.image import to_bytes
+from distill_datasets.runtime.draws import rng_for
+from distill_datasets.runtime.processes import Runtime
+from distill_datasets.selection.coresets import ClassMean, Correct, Herding, KCenter
+from distill_datasets.selection.random import Noise, Real
+from distill_datasets.selection.rded import Rded
+from distill_datasets.selection.selection import Selection, Teacher
+from distill_datasets.stages.blocks import InitialImages
 
 REAL = toy_real(TOY, per_class=9)
 

@@ -7,7 +7,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from distill_datasets.inner import Adam, Optimizer, Sgd
+from distill_datasets.optimizers import Adam, Optimizer, Sgd
 
 # torch adds epsilon to the root *after* its bias correction; with so small a one it does not show
 RULES = [

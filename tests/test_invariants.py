@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from toy_runs import command, hashes, times, toy_file
 
-from distill_datasets.artifacts import read_json
+from distill_datasets.files.artifacts import read_json
 
 # Kills itself, as a machine that loses power would, right after one of the calls of a function.
 KILLED = """
@@ -39,9 +39,9 @@ main()
 # Writes down which lanes and students a process draws random numbers for.
 RECORDED = """
 import os, sys
-from distill_datasets import optimize
+from distill_datasets.stages import distill as optimize
 from distill_datasets.cli import main
-from distill_datasets.stages import evaluate
+from distill_datasets.evaluation import evaluate
 
 record = open(sys.argv[1] + os.environ["RANK"], "a")
 
@@ -59,7 +59,7 @@ main()
 # Every process says that it runs on another host.
 MIXED = """
 import os, sys
-from distill_datasets import contents
+from distill_datasets.pipeline import content as contents
 from distill_datasets.cli import main
 
 contents.environment = lambda device: {"device": "host " + os.environ["RANK"]}
@@ -72,12 +72,12 @@ there = f"rank-{os.environ.get('RANK')}-of-{os.environ.get('WORLD_SIZE')}"
 atexit.register((pathlib.Path(__file__).parent / there).touch)
 """
 KILLS = {
-    "in a lane of the second outer step": ("distill_datasets.optimize", "LaneDraws", 5),
+    "in a lane of the second outer step": ("distill_datasets.stages.distill", "LaneDraws", 5),
     # before it: labels, twice room, pixels, a mark and an end, three files of the source, the first
     # state and its picture
     "while the second state is written": ("os", "fsync", 15),
-    "when one student is done": ("distill_datasets.stages.evaluate", "write_json", 1),
-    "while the dataset is written": ("distill_datasets.stages.export", "card", 2),
+    "when one student is done": ("distill_datasets.evaluation.evaluate", "write_json", 1),
+    "while the dataset is written": ("distill_datasets.export.folder", "card", 2),
 }
 pytestmark = pytest.mark.timeout(120)
 

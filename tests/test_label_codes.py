@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from distill_datasets.errors import ArtifactError, DistillError
-from distill_datasets.label_codes import (
+from distill_datasets.soft_labels.codes import (
     Classifier,
     FeatureCode,
     LogitCode,
@@ -15,7 +15,7 @@ from distill_datasets.label_codes import (
     code_of,
     published_code,
 )
-from distill_datasets.relabeling import Relabel
+from distill_datasets.views.relabel import Relabel
 
 LOGITS = torch.tensor([[1.5, -2.0, 0.25, 8.0], [3.0, 3.0, -1.0, 3.0]])
 

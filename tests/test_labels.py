@@ -5,14 +5,15 @@ import torch
 from tiny import flat_real, values
 from torch import Tensor
 
-from distill_datasets.canvases.order import Listed
+from distill_datasets.canvases.class_order import Listed
 from distill_datasets.canvases.pixels import Pixels
 from distill_datasets.canvases.poster import Poster
-from distill_datasets.distilled_modules import CanvasModule, LabelModule
+from distill_datasets.distilled import CanvasModule, LabelModule
 from distill_datasets.errors import RecipeError
+from distill_datasets.labels.fixed import Area
+from distill_datasets.labels.learned import Learned
 from distill_datasets.labels.modules import LearnedLabels
-from distill_datasets.labels.table import Area, Learned
-from distill_datasets.runtime import rng_for
+from distill_datasets.runtime.draws import rng_for
 from distill_datasets.types import Shape
 
 

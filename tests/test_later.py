@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from distill_datasets.later import Later, put_off
+from distill_datasets.cli.lazy_imports import Later, put_off
 
 NAMES = ("slowlib", "slowlib.part")
 SOURCES = {

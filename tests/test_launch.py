@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from toy_runs import toy_file, until
 
-from distill_datasets import launch
 from distill_datasets.errors import RecipeError
-from distill_datasets.launch import (
+from distill_datasets.runtime import launch
+from distill_datasets.runtime.launch import (
     RANKS,
     REPORTS,
     SIZES,
@@ -29,7 +29,7 @@ WORKER = """
 import os, signal, sys, time
 from pathlib import Path
 from distill_datasets.errors import DataError, RecipeError
-from distill_datasets.launch import PeerLost, report
+from distill_datasets.runtime.launch import PeerLost, report
 
 rank = int(os.environ["RANK"])
 
@@ -47,13 +47,13 @@ time.sleep(1000)
 """
 PARENT = """
 import sys
-from distill_datasets.launch import start
+from distill_datasets.runtime.launch import start
 start(2, [sys.executable, "-c", sys.argv[1], sys.argv[2]])
 """
 # One process finds something wrong with the rows that it has read.
 ONE_FAILS = """
 import os, sys
-from distill_datasets import pipeline
+from distill_datasets.pipeline import run as pipeline
 from distill_datasets.cli import main
 from distill_datasets.errors import DataError
 

@@ -8,14 +8,14 @@ from tiny import flat_real, values
 from torch import Tensor
 from toy_runs import CONVNET, toy_recipe
 
-from distill_datasets.canvases.order import Listed
+from distill_datasets.canvases.class_order import Listed
 from distill_datasets.canvases.pixels import Pixels
 from distill_datasets.canvases.poster import Poster
-from distill_datasets.distilled_modules import CanvasModule, LabelModule
+from distill_datasets.distilled import CanvasModule, LabelModule
 from distill_datasets.errors import RecipeError
-from distill_datasets.labels.logits import Logits
+from distill_datasets.labels.learned import Logits
 from distill_datasets.labels.modules import LogitLabels
-from distill_datasets.runtime import rng_for
+from distill_datasets.runtime.draws import rng_for
 
 # two members, two examples of each of two classes: of (class 0, class 0, class 1, class 1) the
 # first member gets the examples 0 and 3 right, the second 0 and 1

@@ -19,23 +19,23 @@ from tiny import CPU, TOY, toy_real
 from torch import Tensor, nn
 from toy_runs import command, toy_file, toy_recipe
 
-from distill_datasets.artifacts import read_json
-from distill_datasets.data.decoded import RealData
-from distill_datasets.data.reading import Split
+from distill_datasets.data.decoding import Split
+from distill_datasets.data.real import RealData
 from distill_datasets.data.rows import Row, imbalanced, long_tail
 from distill_datasets.data.source import Source, read, resolve
-from distill_datasets.examples import Examples, Stored, Whole
-from distill_datasets.inner import Sgd
-from distill_datasets.networks.zoo import ConvNet
+from distill_datasets.evaluation.evaluate import _by_class
+from distill_datasets.evaluation.references import chosen_real
+from distill_datasets.files.artifacts import read_json
+from distill_datasets.models.convnets import ConvNet
 from distill_datasets.objectives.unrolled import Unrolled
-from distill_datasets.runtime import Runtime, draws, rng_for
-from distill_datasets.scoring import score
-from distill_datasets.selection.averaged import ClassMean
-from distill_datasets.selection.chosen import Herding, KCenter
-from distill_datasets.stages.evaluate import _by_class
-from distill_datasets.stages.references import chosen_real
+from distill_datasets.optimizers import Sgd
+from distill_datasets.runtime.draws import draws, rng_for
+from distill_datasets.runtime.processes import Runtime
+from distill_datasets.selection.coresets import ClassMean, Herding, KCenter
 from distill_datasets.stages.source import load_source
-from distill_datasets.students import Evaluate, train_student
+from distill_datasets.training.examples import Examples, Stored, Whole
+from distill_datasets.training.metrics import score
+from distill_datasets.training.student import Evaluate, train_student
 from distill_datasets.types import Batch
 
 
@@ -335,7 +335,7 @@ def test_a_long_tailed_run_from_the_command_line(tmp_path: Path) -> None:
 
 
 def test_the_plan_counts_the_students_of_every_reference() -> None:
-    from distill_datasets.plan import _all_students
+    from distill_datasets.planning.plan import _all_students
 
     given = toy_recipe("evaluate.references=[herding, class_mean, full]")
     assert _all_students(given) == 4 * given.evaluate.students  # default, exact, and the two

@@ -19,14 +19,16 @@ from toy_runs import CONVNET, command, toy_sections
 from distill_datasets.canvases.modules import MosaicImages
 from distill_datasets.canvases.mosaic import Mosaic
 from distill_datasets.canvases.pixels import Pixels
-from distill_datasets.data.decoded import RealData
+from distill_datasets.data.real import RealData
 from distill_datasets.errors import RecipeError
-from distill_datasets.labels.table import Area, Learned
-from distill_datasets.runtime import rng_for
-from distill_datasets.selection.drawn import Noise, Real
-from distill_datasets.stages.export import verify
-from distill_datasets.types import Selection, Shape, Teacher
-from distill_datasets.yaml_text import to_yaml
+from distill_datasets.export.folder import verify
+from distill_datasets.files.yaml_text import to_yaml
+from distill_datasets.labels.fixed import Area
+from distill_datasets.labels.learned import Learned
+from distill_datasets.runtime.draws import rng_for
+from distill_datasets.selection.random import Noise, Real
+from distill_datasets.selection.selection import Selection, Teacher
+from distill_datasets.types import Shape
 
 
 def mosaic(shape: Shape, **fields: object) -> MosaicImages:

@@ -10,9 +10,10 @@ from torch.nn.utils import parameters_to_vector
 from torch.utils.flop_counter import FlopCounterMode
 
 from distill_datasets.errors import RecipeError
-from distill_datasets.networks.sources import FlatNetwork, Fresh, FreshSource
-from distill_datasets.networks.zoo import ConvNet, LeNet, initialize
-from distill_datasets.runtime import LaneDraws, rng_for
+from distill_datasets.models.convnets import ConvNet, LeNet
+from distill_datasets.models.initialization import initialize
+from distill_datasets.networks.network import FlatNetwork, Fresh, FreshSource
+from distill_datasets.runtime.draws import LaneDraws, rng_for
 from distill_datasets.types import Shape
 
 

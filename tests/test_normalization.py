@@ -7,8 +7,8 @@ import torch
 from image_sets import noise
 
 from distill_datasets.data import normalization
+from distill_datasets.data.decoding import Split
 from distill_datasets.data.normalization import SPAN, Normalization, zca_memory_bytes
-from distill_datasets.data.source import Split
 from distill_datasets.errors import DataError
 
 

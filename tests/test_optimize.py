@@ -10,25 +10,27 @@ import torch
 from tiny import CPU, NET, TOY, toy_real, values
 from torch import Tensor, nn
 
-from distill_datasets.artifacts import read_tensors
 from distill_datasets.canvases.modules import PixelImages
 from distill_datasets.canvases.pixels import Pixels
 from distill_datasets.canvases.poster import Poster
-from distill_datasets.data.decoded import RealData
-from distill_datasets.distilled_modules import Distilled
+from distill_datasets.data.real import RealData
+from distill_datasets.distilled import Distilled
 from distill_datasets.errors import DistillError
-from distill_datasets.examples import Examples
-from distill_datasets.inner import Adam, Sgd
-from distill_datasets.labels.table import Learned
-from distill_datasets.networks.sources import Fresh, FreshSource
-from distill_datasets.networks.zoo import ConvNet
+from distill_datasets.files.artifacts import read_tensors
+from distill_datasets.labels.learned import Learned
+from distill_datasets.models.convnets import ConvNet
+from distill_datasets.networks.network import Fresh, FreshSource, NetworkSource
+from distill_datasets.objectives.objective import Estimate, Objective
 from distill_datasets.objectives.unrolled import Unrolled
-from distill_datasets.optimize import STATE, Distill, Progressing, optimize, schedule
-from distill_datasets.runtime import LaneDraws, Runtime, draws, rng_for
-from distill_datasets.scoring import accuracy
-from distill_datasets.selection.drawn import Noise
-from distill_datasets.students import Evaluate, train_student
-from distill_datasets.types import Batch, Estimate, LaneDraw, NetworkSource, Objective
+from distill_datasets.optimizers import Adam, Sgd
+from distill_datasets.runtime.draws import LaneDraw, LaneDraws, draws, rng_for
+from distill_datasets.runtime.processes import Runtime
+from distill_datasets.selection.random import Noise
+from distill_datasets.stages.distill import STATE, Distill, Progressing, optimize, schedule
+from distill_datasets.training.examples import Examples
+from distill_datasets.training.metrics import accuracy
+from distill_datasets.training.student import Evaluate, train_student
+from distill_datasets.types import Batch
 
 PIXELS, CELLS = "canvas.trained_NCHW", "labels.cells_GK"
 
@@ -424,7 +426,7 @@ def test_a_run_in_which_no_lane_counts_is_not_taken_for_a_success(
     assert read_tensors(tmp_path / "few" / STATE)[1]["idle"] == 3
     with pytest.raises(DistillError, match="no lane counted in 4 outer steps up to step 4: each"):
         run(few, tmp_path / "few")  # it goes on where it stopped, and stops again
-    monkeypatch.setattr("distill_datasets.optimize.MOST_IDLE", 5)
+    monkeypatch.setattr("distill_datasets.stages.distill.MOST_IDLE", 5)
     with pytest.raises(DistillError, match="no lane counted in 5 outer steps up to step 5: each"):
         run(settings(objective=Choosy(of=0), steps=9), tmp_path / "many")
 

@@ -7,8 +7,7 @@ import pytest
 import torch
 from tiny import flat_real
 
-from distill_datasets.canvases.geometry import class_rows, territories
-from distill_datasets.canvases.order import (
+from distill_datasets.canvases.class_order import (
     Clip,
     Listed,
     Visual,
@@ -16,9 +15,10 @@ from distill_datasets.canvases.order import (
     neighbors_before,
     place_greedily,
 )
-from distill_datasets.data.decoded import RealData
+from distill_datasets.canvases.geometry import class_rows, territories
+from distill_datasets.data.decoding import Split
 from distill_datasets.data.normalization import Normalization
-from distill_datasets.data.reading import Split
+from distill_datasets.data.real import RealData
 from distill_datasets.errors import RecipeError
 from distill_datasets.types import Shape
 

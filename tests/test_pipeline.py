@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 from toy_runs import hashes, times, toy_recipe
 
-from distill_datasets.artifacts import sha256_of
 from distill_datasets.data.source import peek
 from distill_datasets.errors import ArtifactError, DistillError, RecipeError
-from distill_datasets.pipeline import Outcome, run
+from distill_datasets.export.folder import read_manifest, verify
+from distill_datasets.files.artifacts import sha256_of
+from distill_datasets.pipeline.run import Outcome, run
 from distill_datasets.recipe import load_recipe
-from distill_datasets.stages.export import read_manifest, verify
 from distill_datasets.types import Shape
 
 QUICK = ["distill.steps=2", "evaluate.students=1", "evaluate.steps=2", "evaluate.exact=false"]
@@ -49,7 +49,9 @@ def test_a_second_run_does_nothing_and_returns_the_same(tmp_path: Path) -> None:
     with (
         mock.patch("distill_datasets.stages.source.read", side_effect=AssertionError),
         mock.patch("distill_datasets.stages.distill.optimize", side_effect=AssertionError),
-        mock.patch("distill_datasets.stages.evaluate.train_student", side_effect=AssertionError),
+        mock.patch(
+            "distill_datasets.evaluation.evaluate.train_student", side_effect=AssertionError
+        ),
     ):
         assert quick(tmp_path) == first
     assert times(tmp_path) == before
@@ -165,7 +167,7 @@ def test_a_run_that_fails_keeps_what_it_had(tmp_path: Path) -> None:
         raise DistillError("a student exploded")
 
     with (
-        mock.patch("distill_datasets.stages.evaluate.train_student", fail),
+        mock.patch("distill_datasets.evaluation.evaluate.train_student", fail),
         pytest.raises(DistillError, match="exploded"),
     ):
         quick(tmp_path, output=tmp_path / "out")
@@ -213,7 +215,7 @@ def test_an_output_that_was_made_from_other_images_is_not_taken_for_this_ones(
     first = made_of(0)
     assert made_of(0) == first
     with (
-        mock.patch("distill_datasets.pipeline.load_source", side_effect=AssertionError),
+        mock.patch("distill_datasets.pipeline.run.load_source", side_effect=AssertionError),
         pytest.raises(ArtifactError, match=r"out: holds what this recipe made of 'in memory' when"),
     ):
         made_of(1)

@@ -9,11 +9,11 @@ import pytest
 from image_sets import dataset
 from toy_runs import toy_recipe
 
-from distill_datasets.costs import cost
 from distill_datasets.errors import DataError, DistillError, RecipeError
-from distill_datasets.networks.zoo import ConvNet
-from distill_datasets.pipeline import run
-from distill_datasets.plan import plan
+from distill_datasets.models.convnets import ConvNet
+from distill_datasets.pipeline.run import run
+from distill_datasets.planning.costs import cost
+from distill_datasets.planning.plan import plan
 from distill_datasets.types import Shape
 
 
@@ -154,7 +154,7 @@ def test_a_start_that_cannot_be_made_is_refused_before_the_source_is_read(
 def test_the_shape_that_the_plan_of_an_absent_dataset_asks_for_is_one_that_it_takes() -> None:
     absent = DataError("source.dataset: cannot be reached")
     overrides = ["source.dataset=org/absent", "source.limit=null"]
-    with mock.patch("distill_datasets.plan.resolve", side_effect=absent):
+    with mock.patch("distill_datasets.planning.plan.resolve", side_effect=absent):
         with pytest.raises(DataError) as caught:
             plan(toy_recipe(*overrides))
         example = str(caught.value).split('"')[1]
@@ -225,7 +225,7 @@ def test_an_order_that_hides_a_class_is_refused_before_networks_are_trained(
     )
     plan(recipe)
     with (
-        mock.patch("distill_datasets.pipeline.run_squeeze", side_effect=AssertionError),
+        mock.patch("distill_datasets.pipeline.run.run_squeeze", side_effect=AssertionError),
         pytest.raises(RecipeError, match=r"labels: the classes \[\d\] are in .* or another order$"),
     ):
         run(recipe, runs=tmp_path, quiet=True)

@@ -6,16 +6,20 @@ from pathlib import Path
 import pytest
 from toy_runs import toy_recipe, toy_sections
 
+from distill_datasets.canvases.canvas import Canvas
+from distill_datasets.config import BUILT_IN, Part, load, names
 from distill_datasets.errors import RecipeError
-from distill_datasets.inner import AdamW, Optimizer, Sgd, TrainingRule
-from distill_datasets.plugins import BUILT_IN, load, names
+from distill_datasets.labels.labels import Labels
+from distill_datasets.models.architecture import Architecture
+from distill_datasets.networks.network import Networks
+from distill_datasets.objectives.objective import Objective
+from distill_datasets.optimizers import AdamW, Optimizer, Sgd, TrainingRule
 from distill_datasets.recipe import recipe_from
-from distill_datasets.types import Architecture, Canvas, Labels, Networks, Objective, Part
 
 MODULE = """
 from typing import ClassVar, Literal
 from pydantic import Field
-from distill_datasets.types import Estimate, Objective
+from distill_datasets.objectives.objective import Estimate, Objective
 
 class MeanMatch(Objective):
     '''Matches the mean image.'''

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from distill_datasets.progress import progress_bar
+from distill_datasets.runtime.progress import progress_bar
 
 
 def told(caplog: pytest.LogCaptureFixture) -> list[str]:

@@ -13,8 +13,8 @@ from hub_state import User
 from sample_content import RESULTS, sample, views_of
 
 from distill_datasets.errors import RecipeError
-from distill_datasets.stages.export import verify, write_dataset
-from distill_datasets.stages.publish import publish
+from distill_datasets.export.folder import verify, write_dataset
+from distill_datasets.export.publish import publish
 
 TOKENS = {
     "hf_writer": User("ann", "write", ("lab",)),

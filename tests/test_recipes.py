@@ -15,9 +15,9 @@ from image_sets import noise
 from PIL import Image
 from toy_runs import command, toy_file
 
+from distill_datasets.export.folder import read_manifest, verify
+from distill_datasets.files.yaml_text import from_yaml
 from distill_datasets.recipe import Recipe, load_recipe
-from distill_datasets.stages.export import read_manifest, verify
-from distill_datasets.yaml_text import from_yaml
 
 FOLDER = Path(__file__).parent.parent / "recipes"
 FILES = sorted(FOLDER.rglob("*.y*ml"))

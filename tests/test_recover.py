@@ -12,17 +12,17 @@ from recover_problem import Residual, block, residual, teachers
 from tiny import flops, toy_real
 from torch import Tensor, nn
 
-from distill_datasets.distilled_modules import Distilled
+from distill_datasets.distilled import Distilled
 from distill_datasets.errors import RecipeError
-from distill_datasets.inner import Adam
-from distill_datasets.networks.watched import Watched
+from distill_datasets.networks.network import TeacherNetwork, Teachers
+from distill_datasets.networks.teachers import Watched
 from distill_datasets.objectives.recover import Recover, matching_terms
-from distill_datasets.optimize import schedule
+from distill_datasets.optimizers import Adam
 from distill_datasets.recipe import recipe_from
-from distill_datasets.relabeling import RandomCrop
-from distill_datasets.runtime import LaneDraws
-from distill_datasets.shared_view import draw_view
-from distill_datasets.types import Shape, TeacherNetwork, Teachers
+from distill_datasets.runtime.draws import LaneDraws
+from distill_datasets.stages.distill import schedule
+from distill_datasets.types import Shape
+from distill_datasets.views.crops import RandomCrop, draw_view
 
 REAL = toy_real(Shape(3, 8, 8, 4), per_class=5)
 DRAW = LaneDraws(3, 2, 0, 10)

@@ -6,9 +6,9 @@ from typing import cast
 import pytest
 import torch
 
-from distill_datasets.data.source import RealData
-from distill_datasets.runtime import draws
-from distill_datasets.stages.references import random_rows
+from distill_datasets.data.real import RealData
+from distill_datasets.evaluation.references import random_rows
+from distill_datasets.runtime.draws import draws
 
 
 def one_by_one(labels_N: torch.Tensor, classes: int, images: int, seed: int) -> list[int]:

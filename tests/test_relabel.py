@@ -21,19 +21,20 @@ from torch import Tensor
 from toy_runs import times
 from webdataset.tariterators import group_by_keys, tar_file_iterator
 
-from distill_datasets.artifacts import read_json, sha256_of
 from distill_datasets.errors import ArtifactError, RecipeError
-from distill_datasets.label_codes import published_code
-from distill_datasets.networks.voters import check_voters
-from distill_datasets.networks.zoo import ConvNet
-from distill_datasets.parquet_files import write_parquet
-from distill_datasets.recorded import Records, open_shards, open_table
-from distill_datasets.relabeling import Relabel
-from distill_datasets.runtime import Runtime, draws
+from distill_datasets.files.artifacts import read_json, sha256_of
+from distill_datasets.files.parquet import write_parquet
+from distill_datasets.models.convnets import ConvNet
+from distill_datasets.runtime.draws import draws
+from distill_datasets.runtime.processes import Runtime
+from distill_datasets.soft_labels.codes import published_code
+from distill_datasets.soft_labels.ensemble import check_voters
+from distill_datasets.soft_labels.records import Records, open_shards, open_table
 from distill_datasets.stages import relabel as stage
 from distill_datasets.stages.relabel import Layout, Relabeled
 from distill_datasets.types import Shape
-from distill_datasets.views import Views, draw_views, replay
+from distill_datasets.views.recorded import Views, draw_views, replay
+from distill_datasets.views.relabel import Relabel
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -16,27 +16,28 @@ from sample_content import Shown, bytes_sample
 from tiny import CPU, toy_real
 from torch import Tensor, nn
 
-from distill_datasets import replayed
-from distill_datasets.data.decoded import RealData
-from distill_datasets.examples import Examples
-from distill_datasets.inner import Sgd
-from distill_datasets.label_codes import LogitCode
-from distill_datasets.networks.voters import Voters
-from distill_datasets.networks.zoo import ConvNet
-from distill_datasets.published import Content
-from distill_datasets.relabeling import Relabel
-from distill_datasets.replayed import HardViews, Live, Pictures, Replayed
-from distill_datasets.runtime import Runtime, draws, rng_for
-from distill_datasets.stages import evaluate
-from distill_datasets.stages.evaluate import run_evaluate
-from distill_datasets.stages.export import write_dataset
-from distill_datasets.stages.references import Contestant
-from distill_datasets.stages.relabeled import relabeled_contestants
+from distill_datasets.data.real import RealData
+from distill_datasets.evaluation import evaluate
+from distill_datasets.evaluation.evaluate import run_evaluate
+from distill_datasets.evaluation.references import Contestant
+from distill_datasets.evaluation.relabeled import relabeled_contestants
+from distill_datasets.export.content import Content
+from distill_datasets.export.folder import write_dataset
+from distill_datasets.models.convnets import ConvNet
+from distill_datasets.optimizers import Sgd
+from distill_datasets.runtime.draws import Draw, draws, rng_for
+from distill_datasets.runtime.processes import Runtime
+from distill_datasets.soft_labels import replay as replayed
+from distill_datasets.soft_labels.codes import LogitCode
+from distill_datasets.soft_labels.ensemble import Voters
+from distill_datasets.soft_labels.replay import HardViews, Live, Pictures, Replayed
 from distill_datasets.stages.squeeze import SqueezedFolder
-from distill_datasets.student_losses import TeacherLoss
-from distill_datasets.students import Evaluate, train_student
-from distill_datasets.types import Draw, Shape
-from distill_datasets.views import draw_views, replay
+from distill_datasets.training.examples import Examples
+from distill_datasets.training.losses import TeacherLoss
+from distill_datasets.training.student import Evaluate, train_student
+from distill_datasets.types import Shape
+from distill_datasets.views.recorded import draw_views, replay
+from distill_datasets.views.relabel import Relabel
 
 KL = {"loss": "kl", "temperature": 4.0}
 STUDENT = Evaluate(
@@ -133,7 +134,7 @@ def test_references_get_the_labels_that_would_have_been_published(tmp_path: Path
     exported, section = export(tmp_path, store_as="top_k", top_k=2)
     field = field_of(exported, section, STUDENT.model_copy(update={"references": ["random_real"]}))
     with mock.patch(
-        "distill_datasets.stages.relabeled.random_pictures", lambda *_: lambda draw: PICTURES
+        "distill_datasets.evaluation.relabeled.random_pictures", lambda *_: lambda draw: PICTURES
     ):
         same = field_of(
             exported, section, STUDENT.model_copy(update={"references": ["random_real"]})

@@ -12,7 +12,9 @@ from tiny import double_distilled, double_networks, double_real
 from torch import Tensor
 
 from distill_datasets.objectives.unrolled import Unrolled
-from distill_datasets.runtime import LaneDraws, Runtime, draws, images_at_once, rng_for
+from distill_datasets.runtime.draws import LaneDraws, draws, rng_for
+from distill_datasets.runtime.memory import images_at_once
+from distill_datasets.runtime.processes import Runtime
 from distill_datasets.types import Shape
 
 
@@ -235,7 +237,7 @@ def test_the_number_of_processes_does_not_change_a_bit_of_a_sum(units: int, proc
 
 STEPS_AND_THEIR_FAULTS = """
 import resource, torch
-from distill_datasets.runtime import Runtime
+from distill_datasets.runtime.processes import Runtime
 
 Runtime()
 

@@ -19,10 +19,10 @@ from image_sets import png
 from PIL import Image
 from toy_runs import hashes
 
-from distill_datasets.artifacts import read_json
-from distill_datasets.published import sibling_of
-from distill_datasets.stages.export import verify
-from distill_datasets.yaml_text import to_yaml
+from distill_datasets.export.content import sibling_of
+from distill_datasets.export.folder import verify
+from distill_datasets.files.artifacts import read_json
+from distill_datasets.files.yaml_text import to_yaml
 
 CLASSES, SHARDS, SIDE, IPC = 1000, 8, 8, 1
 NETWORK = {"name": "convnet", "depth": 1, "width": 8, "norm": "batch"}

@@ -17,18 +17,26 @@ from tiny import toy_real
 from torch import Tensor
 from toy_runs import toy_recipe
 
-from distill_datasets.data.decoded import RealData
+from distill_datasets.config import BUILT_IN, load
+from distill_datasets.data.decoding import Split
 from distill_datasets.data.normalization import Normalization
-from distill_datasets.data.reading import Split
+from distill_datasets.data.real import RealData
 from distill_datasets.errors import DataError, RecipeError
-from distill_datasets.pipeline import run
-from distill_datasets.plugins import BUILT_IN, load
-from distill_datasets.runtime import rng_for
-from distill_datasets.selection.averaged import ClassMean, k_means
-from distill_datasets.selection.chosen import Correct, Herding, KCenter, herded, spread_out
-from distill_datasets.selection.distilled import Published
-from distill_datasets.selection.patches import Rded
-from distill_datasets.types import Selection, Shape
+from distill_datasets.pipeline.run import run
+from distill_datasets.runtime.draws import rng_for
+from distill_datasets.selection.coresets import (
+    ClassMean,
+    Correct,
+    Herding,
+    KCenter,
+    herded,
+    k_means,
+    spread_out,
+)
+from distill_datasets.selection.published import Published
+from distill_datasets.selection.rded import Rded
+from distill_datasets.selection.selection import Selection
+from distill_datasets.types import Shape
 
 AS_IS = Normalization(torch.zeros(1), torch.ones(1))
 

@@ -4,9 +4,14 @@ import pytest
 import torch
 import torchvision.transforms.v2.functional as tv
 
-from distill_datasets.relabeling import RandomCrop
-from distill_datasets.runtime import rng_for
-from distill_datasets.shared_view import Curriculum, SharedView, draw_view, smallest_area
+from distill_datasets.runtime.draws import rng_for
+from distill_datasets.views.crops import (
+    Curriculum,
+    RandomCrop,
+    SharedView,
+    draw_view,
+    smallest_area,
+)
 
 
 @pytest.mark.parametrize(

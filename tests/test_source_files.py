@@ -23,15 +23,17 @@ import torch
 from image_sets import draw, features, gray, png, values
 from pydantic import ValidationError
 
-from distill_datasets.artifacts import fill_rows, open_rows
-from distill_datasets.data import decoded as decoded_module
-from distill_datasets.data import reading
-from distill_datasets.data.decoded import resident
-from distill_datasets.data.source import Decoded, Source, peek, read, resolve
+from distill_datasets.data import decoding as reading
+from distill_datasets.data import real as decoded_module
+from distill_datasets.data import stores as row_files
+from distill_datasets.data.real import Decoded, resident
+from distill_datasets.data.source import Source, peek, read, resolve
+from distill_datasets.data.stores import RowFiles
 from distill_datasets.errors import DataError
-from distill_datasets.runtime import Runtime, draws
-from distill_datasets.stages import row_files, source
-from distill_datasets.stages.row_files import RowFiles
+from distill_datasets.files.artifacts import fill_rows, open_rows
+from distill_datasets.runtime.draws import draws
+from distill_datasets.runtime.processes import Runtime
+from distill_datasets.stages import source
 from distill_datasets.stages.source import load_source
 
 
@@ -279,9 +281,9 @@ def test_images_stay_off_a_device_that_has_no_room_for_them(
 TOGETHER = """
 import json, logging, sys, time
 from pathlib import Path
-from distill_datasets.data import reading
+from distill_datasets.data import decoding as reading
 from distill_datasets.data.source import Source, resolve
-from distill_datasets.runtime import Runtime
+from distill_datasets.runtime.processes import Runtime
 from distill_datasets.stages.source import load_source
 
 logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s")
@@ -365,7 +367,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 from distill_datasets.data.source import Source, resolve
-from distill_datasets.runtime import Runtime
+from distill_datasets.runtime.processes import Runtime
 from distill_datasets.stages.source import load_source
 
 def anonymous():

@@ -16,24 +16,25 @@ from tiny import CPU, NET, toy_real
 from torch import Tensor, nn
 from toy_runs import CONVNET, command, hashes, times, toy_sections
 
-from distill_datasets.artifacts import read_json, read_tensors
-from distill_datasets.augment import Augment
 from distill_datasets.data.provenance import Provenance
 from distill_datasets.errors import ArtifactError, DistillError
-from distill_datasets.examples import Whole
-from distill_datasets.inner import Sgd
-from distill_datasets.networks.sources import FlatNetwork, skeleton_of
-from distill_datasets.networks.zoo import ConvNet
-from distill_datasets.published import STARTS
-from distill_datasets.runtime import Runtime, draws
-from distill_datasets.scoring import accuracy
-from distill_datasets.squeezing import Squeeze
-from distill_datasets.stages.export import verify
-from distill_datasets.stages.reading import load_rows
+from distill_datasets.export.content import STARTS
+from distill_datasets.export.folder import verify
+from distill_datasets.export.reading import load_rows
+from distill_datasets.files.artifacts import read_json, read_tensors
+from distill_datasets.files.yaml_text import to_yaml
+from distill_datasets.models.convnets import ConvNet
+from distill_datasets.networks.network import FlatNetwork, skeleton_of
+from distill_datasets.optimizers import Sgd
+from distill_datasets.runtime.draws import draws
+from distill_datasets.runtime.processes import Runtime
 from distill_datasets.stages.source import LoadedSource
 from distill_datasets.stages.squeeze import Members, SqueezedFolder, run_squeeze
-from distill_datasets.students import Evaluate, Training, train_student
-from distill_datasets.yaml_text import to_yaml
+from distill_datasets.stages.teacher_training import Squeeze
+from distill_datasets.training.examples import Whole
+from distill_datasets.training.metrics import accuracy
+from distill_datasets.training.student import Evaluate, Training, train_student
+from distill_datasets.views.augment import Augment
 
 REAL = toy_real()
 KILLED = """

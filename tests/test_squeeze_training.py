@@ -13,20 +13,21 @@ from tiny import NET, toy_real
 from torch import Tensor, nn
 from toy_runs import hashes
 
-from distill_datasets.artifacts import read_tensors
-from distill_datasets.augment import Augment
 from distill_datasets.data.provenance import Provenance
 from distill_datasets.errors import DistillError, RecipeError
-from distill_datasets.examples import Whole
-from distill_datasets.inner import Adam, Optimizer, Sgd
-from distill_datasets.networks.vision import Torchvision
-from distill_datasets.networks.zoo import ConvNet, initialize
-from distill_datasets.runtime import Runtime, draws
-from distill_datasets.squeezing import Squeeze
+from distill_datasets.files.artifacts import read_tensors
+from distill_datasets.models.convnets import ConvNet
+from distill_datasets.models.initialization import initialize
+from distill_datasets.models.vision import Torchvision
+from distill_datasets.optimizers import Adam, Optimizer, Sgd
+from distill_datasets.runtime.draws import draws
+from distill_datasets.runtime.processes import Runtime
 from distill_datasets.stages.source import LoadedSource
 from distill_datasets.stages.squeeze import SqueezedFolder, run_squeeze
-from distill_datasets.stages.training import MemberTraining
+from distill_datasets.stages.teacher_training import MemberTraining, Squeeze
+from distill_datasets.training.examples import Whole
 from distill_datasets.types import Shape
+from distill_datasets.views.augment import Augment
 
 BATCHED = ConvNet(depth=2, width=6, norm="batch")
 REAL = toy_real()

@@ -15,18 +15,17 @@ from tiny import NET, TOY, toy_real
 from torch import Tensor, nn
 from toy_runs import toy_sections
 
-from distill_datasets.artifacts import read_json
-from distill_datasets.data.decoded import RealData
+from distill_datasets.data.decoding import Split
 from distill_datasets.data.provenance import Provenance
-from distill_datasets.data.reading import Split
+from distill_datasets.data.real import RealData
 from distill_datasets.errors import ArtifactError, RecipeError
-from distill_datasets.inner import Sgd
-from distill_datasets.networks.vision import Torchvision
-from distill_datasets.networks.zoo import ConvNet
-from distill_datasets.pipeline import run
+from distill_datasets.files.artifacts import read_json
+from distill_datasets.models.convnets import ConvNet
+from distill_datasets.models.vision import Torchvision
+from distill_datasets.optimizers import Sgd
+from distill_datasets.pipeline.run import run
 from distill_datasets.recipe import recipe_from
-from distill_datasets.runtime import Runtime
-from distill_datasets.squeezing import Squeeze
+from distill_datasets.runtime.processes import Runtime
 from distill_datasets.stages.source import LoadedSource
 from distill_datasets.stages.squeeze import (
     Members,
@@ -35,6 +34,7 @@ from distill_datasets.stages.squeeze import (
     least,
     run_squeeze,
 )
+from distill_datasets.stages.teacher_training import Squeeze
 from distill_datasets.types import Shape
 
 REAL = toy_real()
@@ -218,7 +218,7 @@ def test_a_run_whose_weights_do_not_fit_ends_before_its_source_is_read(
     recipe["distill"]["networks"] = {"name": "pretrained"}
     with (
         hub(errors.GatedRepoError("no", response=mock.MagicMock())),
-        mock.patch("distill_datasets.pipeline.load_source", side_effect=AssertionError),
+        mock.patch("distill_datasets.pipeline.run.load_source", side_effect=AssertionError),
         pytest.raises((RecipeError, ArtifactError), match=message),
     ):
         run(recipe_from(recipe), runs=tmp_path / "runs", quiet=True)

@@ -11,10 +11,18 @@ from torch import Tensor, nn
 from toy_runs import CONVNET, toy_recipe
 
 from distill_datasets.errors import RecipeError
-from distill_datasets.networks.sources import Fixed, Fresh, fresh_weights, skeleton_of
-from distill_datasets.networks.squeezed import Pretrained, Trajectories
-from distill_datasets.runtime import LaneDraws, draws
-from distill_datasets.types import Architecture, Networks, Sampled, Squeezed
+from distill_datasets.models.architecture import Architecture
+from distill_datasets.networks.experts import Pretrained, Trajectories
+from distill_datasets.networks.network import (
+    Fixed,
+    Fresh,
+    Networks,
+    Sampled,
+    Squeezed,
+    fresh_weights,
+    skeleton_of,
+)
+from distill_datasets.runtime.draws import LaneDraws, draws
 
 SIZE = len(fresh_weights(skeleton_of(NET, TOY), torch.Generator(), CPU))
 

@@ -9,20 +9,21 @@ from tiny import TOY, toy_real
 from torch import Tensor, nn
 from toy_runs import hashes
 
-from distill_datasets.artifacts import read_tensors
-from distill_datasets.data.decoded import RealData
+from distill_datasets.data.decoding import Split
 from distill_datasets.data.normalization import Normalization
 from distill_datasets.data.provenance import Provenance
-from distill_datasets.data.reading import Split
-from distill_datasets.inner import Sgd
-from distill_datasets.networks.watched import batch_norms
-from distill_datasets.networks.zoo import ConvNet
-from distill_datasets.runtime import Runtime, rng_for
-from distill_datasets.squeezing import Squeeze
-from distill_datasets.stages import statistics
+from distill_datasets.data.real import RealData
+from distill_datasets.files.artifacts import read_tensors
+from distill_datasets.models.convnets import ConvNet
+from distill_datasets.networks.teachers import batch_norms
+from distill_datasets.optimizers import Sgd
+from distill_datasets.runtime.draws import rng_for
+from distill_datasets.runtime.processes import Runtime
+from distill_datasets.stages import class_statistics as statistics
+from distill_datasets.stages.class_statistics import class_ranges, run_statistics, sums_of
 from distill_datasets.stages.source import LoadedSource
 from distill_datasets.stages.squeeze import SqueezedFolder, run_squeeze
-from distill_datasets.stages.statistics import class_ranges, run_statistics, sums_of
+from distill_datasets.stages.teacher_training import Squeeze
 from distill_datasets.types import Shape
 
 REAL = toy_real(per_class=30)

@@ -13,17 +13,18 @@ from test_students import OneLayer, Rows, rows, weights
 from tiny import CPU, TOY, toy_real
 from torch import Tensor, nn
 
-from distill_datasets import students
-from distill_datasets.inner import Adam, AdamW, Sgd
-from distill_datasets.networks.zoo import ConvNet
+from distill_datasets.models.architecture import Architecture
+from distill_datasets.models.convnets import ConvNet
 from distill_datasets.objectives.unrolled import Unrolled
-from distill_datasets.relabeling import Relabel
-from distill_datasets.runtime import draws
-from distill_datasets.scoring import accuracy
-from distill_datasets.student_losses import TeacherLoss, smoothed
-from distill_datasets.students import Evaluate, pace, train_student
-from distill_datasets.training_state import Checkpoint
-from distill_datasets.types import Architecture, Batch, Shape
+from distill_datasets.optimizers import Adam, AdamW, Sgd
+from distill_datasets.runtime.draws import draws
+from distill_datasets.training import student as students
+from distill_datasets.training.checkpoint import Checkpoint
+from distill_datasets.training.losses import TeacherLoss, smoothed
+from distill_datasets.training.metrics import accuracy
+from distill_datasets.training.student import Evaluate, pace, train_student
+from distill_datasets.types import Batch, Shape
+from distill_datasets.views.relabel import Relabel
 
 NORMED = ConvNet(depth=1, width=4, norm="batch")
 

@@ -12,15 +12,16 @@ from tiny import CPU, NET, TOY, toy_real
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
-from distill_datasets.augment import Augment
 from distill_datasets.errors import DistillError
-from distill_datasets.examples import Examples, Stored
-from distill_datasets.inner import Adam, Sgd
-from distill_datasets.networks.zoo import initialize
-from distill_datasets.runtime import draws
-from distill_datasets.scoring import accuracy
-from distill_datasets.students import Evaluate, steps_of, train_student
-from distill_datasets.types import Architecture, Batch, Shape
+from distill_datasets.models.architecture import Architecture
+from distill_datasets.models.initialization import initialize
+from distill_datasets.optimizers import Adam, Sgd
+from distill_datasets.runtime.draws import draws
+from distill_datasets.training.examples import Examples, Stored
+from distill_datasets.training.metrics import accuracy
+from distill_datasets.training.student import Evaluate, steps_of, train_student
+from distill_datasets.types import Batch, Shape
+from distill_datasets.views.augment import Augment
 
 
 class OneLayer(Architecture):
@@ -248,8 +249,8 @@ class Seen(nn.Module):
 def test_a_batch_is_taken_in_chunks_unless_the_network_looks_at_all_of_it(
     monkeypatch: pytest.MonkeyPatch, batch_norm: bool, sizes: list[int]
 ) -> None:
-    monkeypatch.setattr("distill_datasets.students.CPU_CHUNK", 4)
-    monkeypatch.setattr("distill_datasets.students.initialize", lambda module, rng: None)
+    monkeypatch.setattr("distill_datasets.training.student.CPU_CHUNK", 4)
+    monkeypatch.setattr("distill_datasets.training.student.initialize", lambda module, rng: None)
     module = train(settings(network=Normed(batch_norm=batch_norm)), rows(), steps=2)
     seen = module[0]
     assert isinstance(seen, Seen) and seen.sizes == 2 * sizes
@@ -259,7 +260,7 @@ def test_chunks_of_unequal_size_train_the_student_of_whole_batches(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     whole = train(settings(), rows())
-    monkeypatch.setattr("distill_datasets.students.CPU_CHUNK", 4)
+    monkeypatch.setattr("distill_datasets.training.student.CPU_CHUNK", 4)
     chunked = train(settings(), rows())
     torch.testing.assert_close(
         parameters_to_vector(chunked.parameters()),

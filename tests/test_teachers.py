@@ -10,14 +10,15 @@ from tiny import CPU, NET, TOY
 from torch import Tensor, nn
 
 from distill_datasets.errors import RecipeError
-from distill_datasets.networks.sources import Fresh
-from distill_datasets.networks.squeezed import Pretrained, Trajectories
-from distill_datasets.networks.stored import built, frozen
+from distill_datasets.models.architecture import Architecture
+from distill_datasets.models.convnets import ConvNet
+from distill_datasets.models.initialization import initialize
+from distill_datasets.models.vision import ResNet
+from distill_datasets.models.weights import built, frozen
+from distill_datasets.networks.experts import Pretrained, Trajectories
+from distill_datasets.networks.network import Fresh, Squeezed, Teachers
 from distill_datasets.networks.teachers import TeacherNetworks, check_networks
-from distill_datasets.networks.vision import ResNet
-from distill_datasets.networks.zoo import ConvNet, initialize
-from distill_datasets.runtime import LaneDraws, rng_for
-from distill_datasets.types import Architecture, Squeezed, Teachers
+from distill_datasets.runtime.draws import LaneDraws, rng_for
 
 BATCHED = ConvNet(depth=2, width=4, norm="batch")
 KNOWN = (BATCHED, ResNet(width=4))

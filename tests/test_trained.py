@@ -15,28 +15,23 @@ from tiny import CPU, NET, TOY, double_distilled, flops, toy_real, values
 from torch import Tensor, nn
 from toy_runs import CONVNET, command, toy_sections
 
-from distill_datasets.artifacts import read_tensors
-from distill_datasets.augment import Augment
 from distill_datasets.canvases.mosaic import Mosaic
 from distill_datasets.canvases.pixels import Pixels
-from distill_datasets.data.decoded import RealData
-from distill_datasets.distilled_modules import Distilled
-from distill_datasets.inner import Adam, Optimizer, Sgd
-from distill_datasets.labels.table import Area
-from distill_datasets.networks.sources import FreshSource
-from distill_datasets.networks.trained import (
-    Trained,
-    TrainedOnDistilled,
-    TrainedOnReal,
-    cut_and_mix,
-)
-from distill_datasets.networks.zoo import ConvNet
+from distill_datasets.data.real import RealData
+from distill_datasets.distilled import Distilled
+from distill_datasets.export.folder import verify
+from distill_datasets.files.artifacts import read_tensors
+from distill_datasets.files.yaml_text import to_yaml
+from distill_datasets.labels.fixed import Area
+from distill_datasets.models.convnets import ConvNet
+from distill_datasets.networks.network import FreshSource, NetworkSource
+from distill_datasets.networks.online import Trained, TrainedOnDistilled, TrainedOnReal, cut_and_mix
 from distill_datasets.objectives.gradient import Gradient
-from distill_datasets.optimize import STATE
-from distill_datasets.runtime import LaneDraws, rng_for
-from distill_datasets.stages.export import verify
-from distill_datasets.types import Batch, NetworkSource
-from distill_datasets.yaml_text import to_yaml
+from distill_datasets.optimizers import Adam, Optimizer, Sgd
+from distill_datasets.runtime.draws import LaneDraws, rng_for
+from distill_datasets.stages.distill import STATE
+from distill_datasets.types import Batch
+from distill_datasets.views.augment import Augment
 
 REAL = toy_real()
 WIDE = ConvNet(depth=2, width=32)

@@ -12,16 +12,17 @@ from tiny import CPU, NET, Recorder, double_distilled, double_real, flops
 from torch import Tensor
 from unrolled_problem import FLIP_ROTATE, Clock
 
-from distill_datasets.augment import Augment
 from distill_datasets.canvases.poster import Poster
-from distill_datasets.distilled_modules import Distilled, StepSizes
+from distill_datasets.distilled import Distilled, StepSizes
 from distill_datasets.errors import DistillError
-from distill_datasets.labels.table import Area
-from distill_datasets.networks.sources import FlatNetwork, FreshSource
-from distill_datasets.networks.zoo import ConvNet
+from distill_datasets.labels.fixed import Area
+from distill_datasets.models.convnets import ConvNet
+from distill_datasets.networks.network import FlatNetwork, FreshSource, NetworkSource, Sampled
+from distill_datasets.objectives.objective import Estimate
 from distill_datasets.objectives.trajectory import Trajectory
-from distill_datasets.runtime import rng_for
-from distill_datasets.types import Batch, Draw, Estimate, LaneDraw, NetworkSource, Sampled, Shape
+from distill_datasets.runtime.draws import Draw, LaneDraw, rng_for
+from distill_datasets.types import Batch, Shape
+from distill_datasets.views.augment import Augment
 
 PIXELS, CELLS, SIZE = "canvas.trained_CHW", "labels.cells_GK", "step_sizes.raw_T"
 ALPHA = 0.1

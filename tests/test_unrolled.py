@@ -17,15 +17,16 @@ from unrolled_problem import (
     unrolled,
 )
 
-from distill_datasets.augment import Augment
 from distill_datasets.canvases.modules import PixelImages
 from distill_datasets.canvases.poster import Poster
-from distill_datasets.distilled_modules import Distilled
-from distill_datasets.labels.table import Area
-from distill_datasets.networks.zoo import ConvNet
-from distill_datasets.runtime import draws
-from distill_datasets.selection.drawn import Noise
-from distill_datasets.types import NetworkSource, Sampled, Shape
+from distill_datasets.distilled import Distilled
+from distill_datasets.labels.fixed import Area
+from distill_datasets.models.convnets import ConvNet
+from distill_datasets.networks.network import NetworkSource, Sampled
+from distill_datasets.runtime.draws import draws
+from distill_datasets.selection.random import Noise
+from distill_datasets.types import Shape
+from distill_datasets.views.augment import Augment
 
 # top-left corners (y, x) of the crops of the problem's poster: 12 x 16 px, 3 x 4 crops of 8 px
 CORNERS = [(y, x) for y in (0, 2, 4) for x in (0, 3, 5, 8)]

@@ -6,13 +6,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from unrolled_problem import CELLS, PIXELS, RULES, WARM_UP, WINDOW, Clock, Problem, unrolled
 
-from distill_datasets.data.decoded import RealData
-from distill_datasets.distilled_modules import Distilled
-from distill_datasets.inner import Adam, Optimizer, State
+from distill_datasets.data.real import RealData
+from distill_datasets.distilled import Distilled
 from distill_datasets.labels.modules import LearnedLabels
+from distill_datasets.networks.network import NetworkSource, Sampled
+from distill_datasets.objectives.objective import Estimate
 from distill_datasets.objectives.unrolled import Point, Unrolled
-from distill_datasets.runtime import draws
-from distill_datasets.types import Draw, Estimate, NetworkSource, Sampled
+from distill_datasets.optimizers import Adam, Optimizer, State
+from distill_datasets.runtime.draws import Draw, draws
 
 
 @pytest.fixture(scope="module")

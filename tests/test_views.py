@@ -10,13 +10,14 @@ from tiny import values
 from torch import Tensor
 from torchvision.transforms import RandomResizedCrop
 
-from distill_datasets.artifacts import open_rows, write_rows
 from distill_datasets.errors import RecipeError
-from distill_datasets.examples import Stored
-from distill_datasets.relabeling import RandomCrop, Relabel
-from distill_datasets.runtime import draws
+from distill_datasets.files.artifacts import open_rows, write_rows
+from distill_datasets.runtime.draws import draws
+from distill_datasets.training.examples import Stored
 from distill_datasets.types import Shape
-from distill_datasets.views import Views, concatenated, draw_views, replay, views_of
+from distill_datasets.views.crops import RandomCrop
+from distill_datasets.views.recorded import Views, concatenated, draw_views, replay, views_of
+from distill_datasets.views.relabel import Relabel
 
 ZERO, ONE = torch.zeros(3), torch.ones(3)
 SIZE = (6, 9)

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from distill_datasets.errors import RecipeError
-from distill_datasets.yaml_text import from_yaml, to_yaml
+from distill_datasets.files.yaml_text import from_yaml, to_yaml
 
 FLOATS = [0.1, 3.0, 1e-5, 1e-8, 0.0045, 1e22, 5e-324, 123456789.125, -2.5e-7]
 LOOK_LIKE_OTHERS = ["1e-3", "1e5", "010", "no", "yes", "on", "true", "null", "~", "", "5", ".5"]

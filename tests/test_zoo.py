@@ -10,13 +10,15 @@ from tiny import CPU, TOY
 from torch import nn
 
 from distill_datasets.errors import RecipeError
-from distill_datasets.networks.drawing import DrawsFrom, drawing, own_rule
-from distill_datasets.networks.sources import Fixed, Fresh, skeleton_of
-from distill_datasets.networks.trained import TrainedOnReal
-from distill_datasets.networks.vision import USUAL, ResNet, Torchvision
-from distill_datasets.networks.zoo import ConvNet, initialize
-from distill_datasets.runtime import rng_for
-from distill_datasets.types import Architecture, Shape
+from distill_datasets.models.architecture import Architecture
+from distill_datasets.models.convnets import ConvNet
+from distill_datasets.models.initialization import drawing, initialize, own_rule
+from distill_datasets.models.layers import DrawsFrom
+from distill_datasets.models.vision import USUAL, ResNet, Torchvision
+from distill_datasets.networks.network import Fixed, Fresh, skeleton_of
+from distill_datasets.networks.online import TrainedOnReal
+from distill_datasets.runtime.draws import rng_for
+from distill_datasets.types import Shape
 
 SMALL = Shape(3, 32, 32, 10)
 BATCHED = ConvNet(depth=2, width=4, norm="batch")

@@ -12,29 +12,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from distill_datasets.canvases.canvas import Canvas
 from distill_datasets.canvases.pixels import Pixels
 from distill_datasets.canvases.poster import Poster
-from distill_datasets.data.decoded import RealData
+from distill_datasets.data.decoding import Split
 from distill_datasets.data.normalization import Normalization
-from distill_datasets.data.reading import Split
-from distill_datasets.distilled_modules import Distilled
-from distill_datasets.labels.table import Area, Learned
-from distill_datasets.networks.layers import AvgPool2d
-from distill_datasets.networks.sources import FreshSource
-from distill_datasets.networks.zoo import ConvNet
-from distill_datasets.runtime import LaneDraws, rng_for
-from distill_datasets.selection.drawn import Noise
-from distill_datasets.types import (
-    Batch,
-    Canvas,
-    Estimate,
-    Labels,
-    LaneDraw,
-    NetworkSource,
-    Objective,
-    Sampled,
-    Shape,
-)
+from distill_datasets.data.real import RealData
+from distill_datasets.distilled import Distilled
+from distill_datasets.labels.fixed import Area
+from distill_datasets.labels.labels import Labels
+from distill_datasets.labels.learned import Learned
+from distill_datasets.models.convnets import ConvNet
+from distill_datasets.models.layers import AvgPool2d
+from distill_datasets.networks.network import FreshSource, NetworkSource, Sampled
+from distill_datasets.objectives.objective import Estimate, Objective
+from distill_datasets.runtime.draws import LaneDraw, LaneDraws, rng_for
+from distill_datasets.selection.random import Noise
+from distill_datasets.types import Batch, Shape
 
 CPU = torch.device("cpu")
 TOY = Shape(1, 8, 8, 3)

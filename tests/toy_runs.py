@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 from distill_datasets.cli import main
+from distill_datasets.files.yaml_text import to_yaml
 from distill_datasets.recipe import Recipe, recipe_from
-from distill_datasets.yaml_text import to_yaml
 
 CONVNET = {"name": "convnet", "depth": 2, "width": 4}
 TOY: dict[str, Any] = {

@@ -10,12 +10,14 @@ import torch
 from tiny import double_distilled, double_networks, double_real
 from torch import Tensor
 
-from distill_datasets.augment import Augment
-from distill_datasets.distilled_modules import Distilled
-from distill_datasets.inner import Adam, Sgd
+from distill_datasets.distilled import Distilled
+from distill_datasets.networks.network import NetworkSource
+from distill_datasets.objectives.objective import Estimate
 from distill_datasets.objectives.unrolled import Unrolled
-from distill_datasets.runtime import rng_for
-from distill_datasets.types import Batch, Estimate, LaneDraw, NetworkSource
+from distill_datasets.optimizers import Adam, Sgd
+from distill_datasets.runtime.draws import LaneDraw, rng_for
+from distill_datasets.types import Batch
+from distill_datasets.views.augment import Augment
 
 WARM_UP = 3
 WINDOW = 4

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distill_datasets.canvases.bounded import Bounds, hide, keep_inside, show
+from distill_datasets.canvases.canvas import Bounds, hide, keep_inside, show
 from distill_datasets.canvases.geometry import Box, overlap_shares
-from distill_datasets.distilled_modules import CanvasModule
+from distill_datasets.distilled import CanvasModule
 
 
 class PixelImages(CanvasModule):

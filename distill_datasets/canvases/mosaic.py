@@ -16,16 +16,17 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field, SerializeAsAny
 
-from distill_datasets.canvases.bounded import Bounds
+from distill_datasets.canvases.canvas import Bounds, Canvas, CanvasSize
 from distill_datasets.canvases.geometry import Box, crop_grid
+from distill_datasets.config import part
 from distill_datasets.errors import RecipeError
-from distill_datasets.plugins import part
-from distill_datasets.selection.drawn import Noise, Real
-from distill_datasets.types import Canvas, CanvasSize, Selection, Shape, Teacher
+from distill_datasets.selection.random import Noise, Real
+from distill_datasets.selection.selection import Selection, Teacher
+from distill_datasets.types import Shape
 
 if TYPE_CHECKING:
-    from distill_datasets.data.source import RealData
-    from distill_datasets.distilled_modules import CanvasModule
+    from distill_datasets.data.real import RealData
+    from distill_datasets.distilled import CanvasModule
 
 
 class Mosaic(Canvas):

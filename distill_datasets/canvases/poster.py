@@ -15,15 +15,16 @@ import torch.nn.functional as F
 from pydantic import Field, SerializeAsAny, model_validator
 
 from distill_datasets.canvases import geometry
-from distill_datasets.canvases.bounded import Bounds
-from distill_datasets.canvases.order import ClassOrder, Visual
-from distill_datasets.plugins import part
-from distill_datasets.selection.drawn import Noise
-from distill_datasets.types import Canvas, CanvasSize, Selection, Shape, Shown, Teacher
+from distill_datasets.canvases.canvas import Bounds, Canvas, CanvasSize, Shown
+from distill_datasets.canvases.class_order import ClassOrder, Visual
+from distill_datasets.config import part
+from distill_datasets.selection.random import Noise
+from distill_datasets.selection.selection import Selection, Teacher
+from distill_datasets.types import Shape
 
 if TYPE_CHECKING:
-    from distill_datasets.data.source import RealData
-    from distill_datasets.distilled_modules import CanvasModule
+    from distill_datasets.data.real import RealData
+    from distill_datasets.distilled import CanvasModule
 
 
 class Poster(Canvas):

@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from distill_datasets.data.memory import GIB, available_bytes
-from distill_datasets.data.reading import Split
+from distill_datasets.data.decoding import Split
 from distill_datasets.errors import DataError
+from distill_datasets.runtime.memory import GIB, available_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor

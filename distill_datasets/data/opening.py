@@ -13,9 +13,9 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from distill_datasets.data import hub
 from distill_datasets.data.provenance import local_files
 from distill_datasets.errors import DataError, did_you_mean
+from distill_datasets.hub import pinned as hub
 
 ASSETS = Path(__file__).parent.parent / "assets"
 EMBEDDED = {"embedded:uci-digits": ASSETS / "uci-digits" / "digits.parquet"}

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from distill_datasets.data import columns, hub
+from distill_datasets.data import columns
 from distill_datasets.errors import DataError
+from distill_datasets.hub import pinned as hub
 
 logger = logging.getLogger("distill_datasets")
 

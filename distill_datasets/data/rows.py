@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from distill_datasets.data.columns import Classes, Value
-from distill_datasets.types import Draw
+from distill_datasets.runtime.draws import Draw
 
 
 class Row(NamedTuple):

@@ -6,7 +6,7 @@ Shape suffixes: B examples of a batch, N all examples, G cells, K classes.
 import torch
 from torch import Tensor, nn
 
-from distill_datasets.distilled_modules import LabelModule
+from distill_datasets.distilled import LabelModule
 
 
 class FixedLabels(LabelModule):

@@ -20,26 +20,20 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import nn
 
-from distill_datasets.augment import Augment
+from distill_datasets.config import Section
 from distill_datasets.errors import RecipeError
-from distill_datasets.types import (
-    Architecture,
-    Batch,
-    Estimate,
-    LaneDraw,
-    Layers,
-    NetworkSource,
-    Objective,
-    Sampled,
-    Section,
-    Shape,
-)
+from distill_datasets.models.architecture import Architecture
+from distill_datasets.networks.network import Layers, NetworkSource, Sampled
+from distill_datasets.objectives.objective import Estimate, Objective
+from distill_datasets.runtime.draws import LaneDraw
+from distill_datasets.types import Batch, Shape
+from distill_datasets.views.augment import Augment
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from distill_datasets.data.source import RealData
-    from distill_datasets.distilled_modules import Distilled
+    from distill_datasets.data.real import RealData
+    from distill_datasets.distilled import Distilled
 
 Features = Callable[[Layers, "torch.dtype"], list["Tensor"]]
 """Tables (B, D), one row per image, whose class means are compared."""

@@ -15,14 +15,16 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 
-from distill_datasets.augment import Augment
-from distill_datasets.types import Estimate, LaneDraw, NetworkSource, Objective, Sampled
+from distill_datasets.networks.network import NetworkSource, Sampled
+from distill_datasets.objectives.objective import Estimate, Objective
+from distill_datasets.runtime.draws import LaneDraw
+from distill_datasets.views.augment import Augment
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from distill_datasets.data.source import RealData
-    from distill_datasets.distilled_modules import Distilled
+    from distill_datasets.data.real import RealData
+    from distill_datasets.distilled import Distilled
 
 Distance = Literal["rows_cosine", "mse", "l1"]
 Matched = Literal["all", "convolutions"]

@@ -18,27 +18,25 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
 
-from distill_datasets.composition import Composition, match_blocks
 from distill_datasets.errors import RecipeError
-from distill_datasets.networks.watched import Moments, Precision, Watched
-from distill_datasets.relabeling import RandomCrop
-from distill_datasets.shared_view import Curriculum, draw_view, smallest_area
-from distill_datasets.types import (
+from distill_datasets.networks.network import NetworkSource, TeacherNetwork, Teachers
+from distill_datasets.networks.teachers import Moments, Precision, Watched
+from distill_datasets.objectives.objective import (
     Block,
+    Composition,
     Estimate,
-    LaneDraw,
-    NetworkSource,
     Objective,
-    Shape,
-    TeacherNetwork,
-    Teachers,
+    match_blocks,
 )
+from distill_datasets.runtime.draws import LaneDraw
+from distill_datasets.types import Shape
+from distill_datasets.views.crops import Curriculum, RandomCrop, draw_view, smallest_area
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from distill_datasets.data.source import RealData
-    from distill_datasets.distilled_modules import Distilled
+    from distill_datasets.data.real import RealData
+    from distill_datasets.distilled import Distilled
 
 Standard = Literal["global", "class", "both"]
 MOST_GRAPHS = 64

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from distill_datasets.composition import match_blocks
-from distill_datasets.types import Block, Estimate, LaneDraw, NetworkSource, Objective
+from distill_datasets.networks.network import NetworkSource
+from distill_datasets.objectives.objective import Block, Estimate, Objective, match_blocks
+from distill_datasets.runtime.draws import LaneDraw
 
 if TYPE_CHECKING:
-    from distill_datasets.data.source import RealData
-    from distill_datasets.distilled_modules import Distilled
+    from distill_datasets.data.real import RealData
+    from distill_datasets.distilled import Distilled
 
 
 class Selected(Objective):

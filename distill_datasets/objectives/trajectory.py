@@ -17,15 +17,17 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 
-from distill_datasets.augment import Augment
 from distill_datasets.errors import DistillError
-from distill_datasets.types import Draw, Estimate, LaneDraw, NetworkSource, Objective, Sampled
+from distill_datasets.networks.network import NetworkSource, Sampled
+from distill_datasets.objectives.objective import Estimate, Objective
+from distill_datasets.runtime.draws import Draw, LaneDraw
+from distill_datasets.views.augment import Augment
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from distill_datasets.data.source import RealData
-    from distill_datasets.distilled_modules import Distilled
+    from distill_datasets.data.real import RealData
+    from distill_datasets.distilled import Distilled
 
 
 class Trajectory(Objective):

@@ -19,27 +19,20 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field, SerializeAsAny, model_validator
 
-from distill_datasets.augment import Augment
+from distill_datasets.config import Section, part
 from distill_datasets.errors import RecipeError
-from distill_datasets.inner import Adam, Optimizer, Sgd, State
-from distill_datasets.plugins import part
-from distill_datasets.types import (
-    Batch,
-    Draw,
-    Estimate,
-    LaneDraw,
-    NetworkSource,
-    Objective,
-    Sampled,
-    Section,
-    Shape,
-)
+from distill_datasets.networks.network import NetworkSource, Sampled
+from distill_datasets.objectives.objective import Estimate, Objective
+from distill_datasets.optimizers import Adam, Optimizer, Sgd, State
+from distill_datasets.runtime.draws import Draw, LaneDraw
+from distill_datasets.types import Batch, Shape
+from distill_datasets.views.augment import Augment
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from distill_datasets.data.source import RealData
-    from distill_datasets.distilled_modules import Distilled
+    from distill_datasets.data.real import RealData
+    from distill_datasets.distilled import Distilled
 
 
 class Point(NamedTuple):

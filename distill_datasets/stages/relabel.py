@@ -21,7 +21,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from distill_datasets.artifacts import (
+from distill_datasets.errors import ArtifactError
+from distill_datasets.export.content import ViewLabels
+from distill_datasets.files.artifacts import (
     DONE,
     fingerprint,
     is_done,
@@ -31,18 +33,17 @@ from distill_datasets.artifacts import (
     sha256_tensors,
     write_tensors,
 )
-from distill_datasets.errors import ArtifactError
-from distill_datasets.label_codes import Code, code_of
-from distill_datasets.networks.voters import Voters
-from distill_datasets.parquet_files import BOOLEAN, Config, Feature, numbers
-from distill_datasets.progress import progress_bar
-from distill_datasets.published import ViewLabels
-from distill_datasets.relabeling import Relabel
-from distill_datasets.runtime import Runtime, draws
-from distill_datasets.shards import Block, write_shards
+from distill_datasets.files.parquet import BOOLEAN, Config, Feature, numbers
+from distill_datasets.runtime.draws import Draw, draws
+from distill_datasets.runtime.processes import Runtime
+from distill_datasets.runtime.progress import progress_bar
+from distill_datasets.soft_labels.codes import Code, code_of
+from distill_datasets.soft_labels.ensemble import Voters
+from distill_datasets.soft_labels.records import TarBlock as Block
+from distill_datasets.soft_labels.records import write_shards
 from distill_datasets.stages.squeeze import SqueezedFolder
-from distill_datasets.types import Draw
-from distill_datasets.views import COLUMNS, Views, draw_views, replay
+from distill_datasets.views.recorded import COLUMNS, Views, draw_views, replay
+from distill_datasets.views.relabel import Relabel
 
 VERSION = 1
 FILE_BYTES = 16 << 20

@@ -15,7 +15,13 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
-from distill_datasets.artifacts import (
+from distill_datasets.data.normalization import Normalization, count_values
+from distill_datasets.data.provenance import Provenance
+from distill_datasets.data.real import Decoded, RealData
+from distill_datasets.data.source import Source, read
+from distill_datasets.data.stores import RowFiles
+from distill_datasets.errors import DataError
+from distill_datasets.files.artifacts import (
     fingerprint,
     is_done,
     mark_done,
@@ -23,19 +29,9 @@ from distill_datasets.artifacts import (
     read_tensors,
     write_tensors,
 )
-from distill_datasets.data.normalization import count_values
-from distill_datasets.data.source import (
-    Decoded,
-    Normalization,
-    Provenance,
-    RealData,
-    Source,
-    read,
-)
-from distill_datasets.errors import DataError
-from distill_datasets.progress import progress_bar
-from distill_datasets.runtime import Runtime, draws
-from distill_datasets.stages.row_files import RowFiles
+from distill_datasets.runtime.draws import draws
+from distill_datasets.runtime.processes import Runtime
+from distill_datasets.runtime.progress import progress_bar
 
 logger = logging.getLogger("distill_datasets")
 

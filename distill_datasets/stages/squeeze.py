@@ -22,7 +22,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from distill_datasets.artifacts import (
+from distill_datasets.errors import ArtifactError, DistillError, RecipeError
+from distill_datasets.files.artifacts import (
     fingerprint,
     read_json,
     read_tensors,
@@ -30,10 +31,8 @@ from distill_datasets.artifacts import (
     write_json,
     write_tensors,
 )
-from distill_datasets.data.checkpoints import locate, read_checkpoint
-from distill_datasets.errors import ArtifactError, DistillError, RecipeError
-from distill_datasets.examples import Whole
-from distill_datasets.networks.stored import (
+from distill_datasets.models.architecture import Architecture
+from distill_datasets.models.weights import (
     BUFFERS,
     WEIGHTS,
     buffers_of,
@@ -41,14 +40,19 @@ from distill_datasets.networks.stored import (
     fill,
     frozen,
     loaded,
+    locate,
+    read_checkpoint,
 )
-from distill_datasets.progress import Bar, progress_bar
-from distill_datasets.runtime import Runtime, draws, images_at_once
-from distill_datasets.scoring import accuracy
-from distill_datasets.squeezing import Squeeze
+from distill_datasets.networks.network import Squeezed
+from distill_datasets.runtime.draws import draws
+from distill_datasets.runtime.memory import images_at_once
+from distill_datasets.runtime.processes import Runtime
+from distill_datasets.runtime.progress import Bar, progress_bar
 from distill_datasets.stages.source import LoadedSource
-from distill_datasets.stages.training import MemberTraining, Step
-from distill_datasets.types import Architecture, Shape, Squeezed
+from distill_datasets.stages.teacher_training import MemberTraining, Squeeze, Step
+from distill_datasets.training.examples import Whole
+from distill_datasets.training.metrics import accuracy
+from distill_datasets.types import Shape
 
 VERSION = 2
 CPU = torch.device("cpu")

@@ -2,15 +2,16 @@
 
 import torch
 
+from distill_datasets.canvases.canvas import Canvas
 from distill_datasets.canvases.pixels import Pixels
 from distill_datasets.canvases.poster import Poster
-from distill_datasets.data.decoded import RealData
+from distill_datasets.data.decoding import Split
 from distill_datasets.data.normalization import Normalization
-from distill_datasets.data.reading import Split
-from distill_datasets.distilled_modules import Distilled
-from distill_datasets.labels.table import Area
-from distill_datasets.runtime import rng_for
-from distill_datasets.types import Batch, Canvas, Shape
+from distill_datasets.data.real import RealData
+from distill_datasets.distilled import Distilled
+from distill_datasets.labels.fixed import Area
+from distill_datasets.runtime.draws import rng_for
+from distill_datasets.types import Batch, Shape
 
 CIFAR = Shape(3, 32, 32, 10)
 POSTER = Poster(height=64, width=160, crops=[6, 16], bounds="clip")

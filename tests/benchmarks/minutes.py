@@ -19,11 +19,11 @@ from typing import Any
 
 import torch
 
-from distill_datasets.artifacts import write_json
 from distill_datasets.data.source import resolve
-from distill_datasets.pipeline import distill, run
+from distill_datasets.files.artifacts import write_json
+from distill_datasets.pipeline.run import distill, run
 from distill_datasets.recipe import Recipe, load_recipe
-from distill_datasets.runtime import Runtime
+from distill_datasets.runtime.processes import Runtime
 from distill_datasets.stages.source import load_source
 from tests.benchmarks.curves import draw
 from tests.benchmarks.worker import timed

@@ -6,17 +6,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from distill_datasets.augment import Augment
-from distill_datasets.canvases.bounded import show
-from distill_datasets.data.decoded import RealData
-from distill_datasets.distilled_modules import Distilled
-from distill_datasets.inner import Adam
-from distill_datasets.networks.sources import FreshSource
-from distill_datasets.networks.zoo import ConvNet
+from distill_datasets.canvases.canvas import Canvas, show
+from distill_datasets.data.real import RealData
+from distill_datasets.distilled import Distilled
+from distill_datasets.models.convnets import ConvNet
+from distill_datasets.networks.network import FreshSource, NetworkSource
 from distill_datasets.objectives.distribution import Distribution
+from distill_datasets.objectives.objective import Objective
 from distill_datasets.objectives.unrolled import Unrolled
-from distill_datasets.runtime import LaneDraws
-from distill_datasets.types import Batch, Canvas, NetworkSource, Objective
+from distill_datasets.optimizers import Adam
+from distill_datasets.runtime.draws import LaneDraws
+from distill_datasets.types import Batch
+from distill_datasets.views.augment import Augment
 from tests.benchmarks.data import (
     CIFAR,
     POSTER,

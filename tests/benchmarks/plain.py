@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from distill_datasets.augment import Augment
-from distill_datasets.types import Batch, Draw
+from distill_datasets.runtime.draws import Draw
+from distill_datasets.types import Batch
+from distill_datasets.views.augment import Augment
 
 
 def convnet(shape: tuple[int, int, int], classes: int, width: int, depth: int = 3) -> nn.Sequential:

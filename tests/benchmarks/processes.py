@@ -15,7 +15,8 @@ from accelerate import PartialState
 from torch import Tensor
 
 from distill_datasets.objectives.unrolled import Unrolled
-from distill_datasets.runtime import LaneDraws, Runtime
+from distill_datasets.runtime.draws import LaneDraws
+from distill_datasets.runtime.processes import Runtime
 from tests.benchmarks.outer_steps import TINY, Problem, Window
 from tests.benchmarks.work import REFERENCE, Size, Work, relative_error
 

@@ -14,11 +14,11 @@ import torchvision.transforms.v2 as tv
 from torch import Tensor, nn
 
 from distill_datasets.canvases.modules import PixelImages
-from distill_datasets.distilled_modules import Distilled
+from distill_datasets.distilled import Distilled
 from distill_datasets.labels.modules import FixedLabels
+from distill_datasets.networks.network import TeacherNetwork, Teachers
 from distill_datasets.objectives.recover import Recover
-from distill_datasets.runtime import LaneDraws
-from distill_datasets.types import TeacherNetwork, Teachers
+from distill_datasets.runtime.draws import LaneDraws
 from tests.benchmarks.work import REFERENCE, Run, Size, Work, relative_error
 
 CPU = torch.device("cpu")

@@ -12,14 +12,16 @@ import torch
 from PIL import Image as PillowImage
 from torch import Tensor, nn
 
-from distill_datasets.augment import Augment
-from distill_datasets.examples import Stored
-from distill_datasets.inner import Sgd
-from distill_datasets.networks.sources import fresh_weights, skeleton_of
-from distill_datasets.networks.zoo import ConvNet, LeNet
-from distill_datasets.runtime import Runtime, draws, rng_for
-from distill_datasets.students import Evaluate, train_student
-from distill_datasets.types import Architecture, Batch, Draw, Shape
+from distill_datasets.models.architecture import Architecture
+from distill_datasets.models.convnets import ConvNet, LeNet
+from distill_datasets.networks.network import fresh_weights, skeleton_of
+from distill_datasets.optimizers import Sgd
+from distill_datasets.runtime.draws import Draw, draws, rng_for
+from distill_datasets.runtime.processes import Runtime
+from distill_datasets.training.examples import Stored
+from distill_datasets.training.student import Evaluate, train_student
+from distill_datasets.types import Batch, Shape
+from distill_datasets.views.augment import Augment
 from tests.benchmarks.plain import convnet, set_weights, train_one
 from tests.benchmarks.work import REFERENCE, Run, Size, Work, relative_error
 

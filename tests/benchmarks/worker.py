@@ -17,7 +17,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from distill_datasets.runtime import Runtime
+from distill_datasets.runtime.processes import Runtime
 from tests.benchmarks.work import REFERENCE, Run, Size
 from tests.benchmarks.works import WORKS
 

@@ -1,0 +1,419 @@
+"""Rows become uint8 tensors, one row at a time; a broken row gives its number and a reason.
+
+Images arrive encoded and are decoded here rather than by `datasets`, where one broken row ends the
+whole load. The rows of a split fall into units, each of them decoded once, by any process: ranges
+of rows of a table, whole shards (tars) of a stream.
+
+Shape suffixes: B N rows, C channels, H W pixels.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import json
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
+
+import torch
+
+from distill_datasets.data import columns
+from distill_datasets.data.rows import Row
+from distill_datasets.data.stores import Store
+from distill_datasets.errors import DataError
+from distill_datasets.media import image as images
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+BATCH_ROWS = 256
+
+
+BATCH_BYTES = 2**24
+
+
+CELLS_AT_ONCE = 64
+
+
+UNIT_ROWS = 4 * BATCH_ROWS
+
+
+Channels = Literal[1, 3]
+
+
+class Split(NamedTuple):
+    """Images as they are shown, and the class of each."""
+
+    images_NCHW: Tensor
+    labels_N: Tensor
+
+
+class BadRow(NamedTuple):
+    """A row that cannot be used: its split, its number in that split from 0, and why."""
+
+    split: str
+    row: int
+    reason: str
+
+
+class Unit(NamedTuple):
+    """Rows that are decoded together: the places `start` to `stop` in a list of usable rows.
+
+    `piece` is the shard that holds them and `first` the number of its first row; both are 0 where
+    rows are reached by their number.
+    """
+
+    piece: int
+    first: int
+    start: int
+    stop: int
+
+
+class Table:
+    """One split, in memory, on disk or streamed, read column by column.
+
+    `pieces` counts the shards of a stream, which are read one by one; a table that is reached by
+    row number is one piece. `guard` explains what reading a stream raises. In the folder `kept` the
+    labels of a stream are kept, since all of it has to be gone through for them.
+    """
+
+    def __init__(
+        self,
+        split: str,
+        rows: Any,  # noqa: ANN401
+        guard: Callable[[], AbstractContextManager[None]] = nullcontext,
+        kept: Path | None = None,
+    ) -> None:
+        import datasets
+
+        self.split = split
+        self.features = columns.declared(split, rows.features)
+        self._rows = rows.with_format(None)
+        self._indexed = isinstance(rows, datasets.Dataset)
+        self._guard = guard
+        self._kept = kept
+        self.pieces: int = 1 if self._indexed else rows.num_shards
+
+    def labels(self, column: str, piece: int = 0) -> list[columns.Value]:
+        """Every value of a label column in one piece, in order, without touching the images."""
+        path = None
+        if self._kept is not None and not self._indexed:
+            path = self._kept / f"{self.split}-{column}-{piece:05d}-of-{self.pieces:05d}.json"
+        if path is not None and path.exists():
+            return cast(list[columns.Value], json.loads(path.read_text(encoding="utf-8")))
+        values = self._read_labels(column, piece)
+        if path is not None:
+            # a folder that cannot be written to costs another pass, no more
+            with suppress(OSError):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                half = path.with_suffix(f".{os.getpid()}")
+                half.write_text(json.dumps(values), encoding="utf-8")
+                half.replace(path)
+        return values
+
+    def _read_labels(self, column: str, piece: int) -> list[columns.Value]:
+        root, *inner = columns.column_path(self.features, column)
+        narrow = self._rows.select_columns([root])
+        if self._indexed:
+            batches = narrow.with_format("arrow").iter(batch_size=100 * BATCH_ROWS)
+            values = [value for batch in batches for value in batch.column(root).to_pylist()]
+        else:
+            with self._guard():
+                values = [row[root] for row in self._piece(narrow, piece)]
+        for key in inner:
+            values = [None if value is None else value.get(key) for value in values]
+        return values
+
+    def encoded(
+        self, column: str, numbers: Sequence[int] | None, piece: int | None = None, first: int = 0
+    ) -> Iterator[tuple[int, Any]]:
+        """The undecoded images of some rows (ascending; None is all rows), each with its number.
+
+        `piece` limits a stream to one shard, whose first row has the number `first`.
+        """
+        import datasets
+
+        undecoded = self._rows.select_columns([column]).cast_column(
+            column, datasets.Image(decode=False)
+        )
+        if self._indexed:
+            chosen = range(len(undecoded)) if numbers is None else numbers
+            batches = undecoded.select(chosen).with_format("arrow").iter(batch_size=BATCH_ROWS)
+            cells = (cell for batch in batches for cell in batch.column(column).to_pylist())
+            yield from zip(chosen, cells, strict=True)
+            return
+        wanted = None if numbers is None else iter(numbers)
+        following = None if wanted is None else next(wanted, None)
+        with self._guard():
+            for number, row in enumerate(self._piece(undecoded, piece), start=first):
+                if wanted is None:
+                    yield number, row[column]
+                elif number == following:
+                    yield number, row[column]
+                    following = next(wanted, None)
+                    if following is None:
+                        return
+
+    def units(self, rows: Sequence[Row], lengths: Sequence[int]) -> list[Unit]:
+        """How the usable `rows` (ascending) fall into units; `lengths` counts those of each piece.
+
+        The units depend on the source alone, not on how many processes there are.
+        """
+        if self._indexed:
+            starts = range(0, len(rows), UNIT_ROWS)
+            return [Unit(0, 0, start, min(start + UNIT_ROWS, len(rows))) for start in starts]
+        ends = list(accumulate(lengths))
+        places = [bisect.bisect_left(rows, end, key=lambda row: row.number) for end in ends]
+        cut = zip(ends, lengths, [0, *places], places, strict=False)
+        units = [
+            Unit(piece, end - length, start, stop)
+            for piece, (end, length, start, stop) in enumerate(cut)
+        ]
+        return [unit for unit in units if unit.start < unit.stop]
+
+    def _piece(self, rows: Any, piece: int | None) -> Any:  # noqa: ANN401
+        if piece is None or self.pieces == 1:
+            return rows
+        return rows.shard(num_shards=self.pieces, index=piece)
+
+
+def _bytes_of(cell: Any) -> bytes:  # noqa: ANN401
+    """The encoded bytes of one cell of an `Image(decode=False)` column."""
+    if cell is None or (cell.get("bytes") is None and cell.get("path") is None):
+        raise images.UnusableImage("the image is missing")
+    if cell.get("bytes") is not None:
+        return cast(bytes, cell["bytes"])
+    path = str(cell["path"])
+    try:
+        if "://" not in path:
+            return Path(path).read_bytes()
+        import fsspec  # type: ignore[import-untyped]
+
+        with fsspec.open(path, "rb") as file:
+            return cast(bytes, file.read())
+    except OSError as error:
+        raise images.UnusableImage(f"the image file cannot be read ({error})") from error
+
+
+@dataclass
+class Agreement:
+    """What all images must have in common; the first usable image decides what is not prescribed.
+
+    `resolution` and `channels` are what the recipe prescribes, `mode` is the PIL mode that the
+    dataset's feature asks for; each may be None. The rest is what was found.
+    """
+
+    resolution: int | None
+    channels: Channels | None
+    mode: str | None = None
+    common: Channels | None = None
+    size: tuple[int, int] | None = None
+    first: str = ""
+
+    def pixels(self, where: str, cell: Any) -> Tensor:  # noqa: ANN401
+        """The pixels of one image.
+
+        Args:
+            where: split and row, for messages.
+            cell: the undecoded image.
+
+        Raises:
+            UnusableImage: this image is broken.
+            DataError: this image is fine but does not agree with the others.
+        """
+        image = images.open_image(_bytes_of(cell), self.mode)
+        own = images.own_channels(image)
+        pixels_CHW = images.to_pixels(image, self.channels or own, self.resolution)
+        size = (pixels_CHW.shape[1], pixels_CHW.shape[2])
+        if self.common is None or self.size is None:
+            self.common, self.size, self.first = own, size, where
+        if self.channels is None and own != self.common:
+            raise DataError(
+                f"{self.first} has {_channel_words(self.common)} and {where} has "
+                f"{_channel_words(own)}: one channel count against another; set source.channels "
+                "to rgb (gray images are repeated over three channels) or to gray"
+            )
+        if size != self.size:
+            raise DataError(
+                f"{self.first} is {self.size[0]}x{self.size[1]} px (height x width) and {where} is "
+                f"{size[0]}x{size[1]} px; set source.resolution to bring all to one square size"
+            )
+        return pixels_CHW
+
+
+def _channel_words(count: int) -> str:
+    return "1 channel (gray)" if count == 1 else "3 channels (color)"
+
+
+def first_image(
+    tables: Sequence[tuple[Table, Sequence[Row]]], column: str, agreement: Agreement
+) -> Tensor | None:
+    """The first image that can be used of some rows; it decides what all must have in common.
+
+    Args:
+        tables: splits with the rows of each whose labels are usable.
+        column: the image column.
+        agreement: filled in.
+
+    Returns:
+        Its pixels, or None where no image can be used.
+    """
+    for table, rows in tables:
+        for number, cell in table.encoded(column, [row.number for row in rows]):
+            try:
+                return agreement.pixels(place_of(table.split, number, cell), cell)
+            except images.UnusableImage:
+                continue
+    return None
+
+
+def place_of(split: str, number: int, cell: Any) -> str:  # noqa: ANN401
+    """How a row is named in a message: its split and number, and the file that holds its image."""
+    return f"{split} row {number}{_file_of(cell)}"
+
+
+def _file_of(cell: Any) -> str:  # noqa: ANN401
+    """The name of an image's own file, with its folder's, in brackets; nothing without a file."""
+    path = Path((isinstance(cell, dict) and cell.get("path")) or "")
+    return f" ({path.parent.name}/{path.name})" if path.is_absolute() else ""
+
+
+def _threads() -> int:
+    """Cores of this process: its share of the machine's, where several processes were started."""
+    cores = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def decode(
+    table: Table,
+    column: str,
+    rows: Sequence[Row],
+    unit: Unit,
+    agreement: Agreement,
+    put: Callable[[int, Tensor], None],
+) -> list[tuple[int, str]]:
+    """Decode the rows of one unit.
+
+    Args:
+        table: the split.
+        column: its image column.
+        rows: the usable rows of the split, ascending.
+        unit: which of them.
+        agreement: what all images have in common; decided before.
+        put: takes (B, C, H, W) consecutive images and the place of the first, at most `BATCH_ROWS`
+            or about `BATCH_BYTES` at a time. An image that cannot be used leaves zeros.
+
+    Returns:
+        The places of images that cannot be used, and why.
+
+    Raises:
+        DataError: an image has another size or channel count, or the source gives fewer rows now.
+    """
+    bad: list[tuple[int, str]] = []
+    numbers = [row.number for row in rows[unit.start : unit.stop]]
+    batch: list[Tensor | None] = []
+    place, waiting = unit.start, 0
+
+    def flush() -> None:
+        usable = next((pixels for pixels in batch if pixels is not None), None)
+        if usable is not None:
+            blank = torch.zeros_like(usable)
+            pixels_BCHW = torch.stack([blank if each is None else each for each in batch])
+            put(place - len(batch), pixels_BCHW)
+        batch.clear()
+
+    def usable(found: tuple[int, Any]) -> Tensor | str:
+        number, cell = found
+        try:
+            return agreement.pixels(place_of(table.split, number, cell), cell)
+        except images.UnusableImage as error:
+            return f"{error}{_file_of(cell)}"
+
+    cells = table.encoded(column, numbers, unit.piece, unit.first)
+    with warnings.catch_warnings(), ThreadPoolExecutor(_threads()) as pool:
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        while some := list(itertools.islice(cells, CELLS_AT_ONCE)):
+            for found in pool.map(usable, some):
+                if isinstance(found, str):
+                    batch.append(None)
+                    bad.append((place, found))
+                else:
+                    batch.append(found)
+                    waiting += found.numel()
+                place += 1
+                if len(batch) == BATCH_ROWS or waiting >= BATCH_BYTES:
+                    flush()
+                    waiting = 0
+        flush()
+    if place < unit.stop:
+        raise DataError(
+            f"the {table.split} split gave {place - unit.start} of {len(numbers)} rows when it was "
+            "read again; an iterable has to yield the same rows each time, for example from a "
+            "generator function"
+        )
+    return bad
+
+
+@dataclass(frozen=True)
+class Part:
+    """The rows that are read of one split; `lengths` counts all rows of each of its pieces."""
+
+    role: str
+    table: Table
+    chosen: list[Row]
+    lengths: list[int]
+
+    @cached_property
+    def usable(self) -> list[Row]:
+        """The rows that have a class."""
+        return [row for row in self.chosen if isinstance(row.label, int)]
+
+    def stored(
+        self,
+        column: str,
+        agreement: Agreement,
+        shape: tuple[int, ...],
+        store: Store,
+        report: Callable[[int], None],
+    ) -> tuple[Split, list[BadRow]]:
+        """Decode the rows into the store; what could be used, and what could not."""
+        table, usable = self.table, self.usable
+        units = table.units(usable, self.lengths)
+        bad = [
+            BadRow(table.split, row.number, row.label)
+            for row in self.chosen
+            if isinstance(row.label, str)
+        ]
+        done = len(bad)
+        store.create(self.role, (len(usable), *shape))
+
+        def work(unit: int) -> list[tuple[int, str]]:
+            def put(first: int, pixels_BCHW: Tensor) -> None:
+                store.put(self.role, first, pixels_BCHW)
+                reached = done + first - units[unit].start + len(pixels_BCHW)
+                if reached < len(self.chosen):
+                    report(reached)
+
+            nonlocal done
+            broken = decode(table, column, usable, units[unit], agreement, put)
+            done += units[unit].stop - units[unit].start
+            return broken
+
+        broken = [row for found in store.each(self.role, len(units), work) for row in found]
+        report(len(self.chosen))
+        bad += [BadRow(table.split, usable[place].number, why) for place, why in broken]
+        kept_N = torch.ones(len(usable), dtype=torch.bool)
+        kept_N[[place for place, _ in broken]] = False
+        labels_N = torch.tensor([row.label for row in usable], dtype=torch.int64)
+        return Split(store.finish(self.role, kept_N), labels_N[kept_N]), sorted(bad)

@@ -1,0 +1,310 @@
+"""A source after reading: two splits of uint8 images, and the batches a student sees of them.
+
+Shape suffixes: N rows, B a batch, K classes, C channels, H W pixels, D = C * H * W.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch.nn import functional
+
+from distill_datasets.data.decoding import BadRow, Split
+from distill_datasets.data.normalization import Normalization
+from distill_datasets.data.provenance import Provenance
+from distill_datasets.errors import DataError
+from distill_datasets.runtime.memory import GIB, available_bytes
+from distill_datasets.types import Batch, Shape
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+logger = logging.getLogger("distill_datasets")
+
+Sampling = Literal["uniform", "balanced"]
+
+RESIDENT_SHARE = 0.5
+_WARNING = threading.Lock()
+"""Lanes are threads, and what they ask for is reported once."""
+
+
+@dataclass(frozen=True, eq=False)
+class Decoded:
+    """The images of a source as they were read, before any normalization."""
+
+    train: Split
+    test: Split
+    class_names: list[str]
+    skipped: list[BadRow]
+    provenance: Provenance
+
+    @property
+    def shape(self) -> Shape:
+        """Channels, height, width and classes."""
+        c, h, w = self.train.images_NCHW.shape[1:]
+        return Shape(c, h, w, len(self.class_names))
+
+    @property
+    def counts_K(self) -> list[int]:
+        """Training images of every class."""
+        return _counts(self.train, len(self.class_names))
+
+    def to_tensors(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Everything but the images as named tensors and a JSON note, for one safetensors file."""
+        tensors = {"train_labels": self.train.labels_N, "test_labels": self.test.labels_N}
+        note = {
+            "class_names": self.class_names,
+            "skipped": [list(row) for row in self.skipped],
+            "provenance": self.provenance.as_json(),
+        }
+        return tensors, note
+
+    @classmethod
+    def from_tensors(
+        cls,
+        tensors: Mapping[str, Tensor],
+        note: Mapping[str, Any],
+        train_NCHW: Tensor,
+        test_NCHW: Tensor,
+    ) -> Decoded:
+        """The inverse of `to_tensors`, given the images."""
+        return cls(
+            Split(train_NCHW, tensors["train_labels"]),
+            Split(test_NCHW, tensors["test_labels"]),
+            list(note["class_names"]),
+            [BadRow(*row) for row in note["skipped"]],
+            Provenance.from_json(note["provenance"]),
+        )
+
+
+@dataclass(eq=False)
+class RealData:
+    """Real images, and the way into the student's input space on a device.
+
+    Labels lie on the device. Images lie there when they fit (see `resident`), else where they were
+    read to, often a memory-mapped file, and what is asked for is moved.
+    `sampling` says how training rows are drawn, `calibrate` whether the loss on them knows how many
+    of them every class has.
+    """
+
+    train: Split
+    test: Split
+    class_names: list[str]
+    normalization: Normalization
+    shape: Shape
+    sampling: Sampling = "uniform"
+    calibrate: bool = False
+
+    @classmethod
+    def build(
+        cls,
+        decoded: Decoded,
+        normalization: Normalization,
+        device: torch.device,
+        sampling: Sampling = "uniform",
+        calibrate: bool = False,
+    ) -> RealData:
+        """What was read, for a device."""
+        splits = [decoded.train, decoded.test]
+        moving = resident(sum(split.images_NCHW.numel() for split in splits), device)
+        train, test = (
+            Split(
+                split.images_NCHW.to(device) if moving else split.images_NCHW,
+                split.labels_N.to(device),
+            )
+            for split in splits
+        )
+        moved = normalization.to(device)
+        return cls(train, test, decoded.class_names, moved, decoded.shape, sampling, calibrate)
+
+    def _batch(self, split: Split, index_B: Tensor | slice) -> Batch:
+        images_BCHW = self.normalization.apply(_picked(split, index_B))
+        targets_BK = functional.one_hot(split.labels_N[index_B], self.shape.k).float()
+        return Batch(images_BCHW, targets_BK)
+
+    def batch(self, rng: torch.Generator, size: int) -> Batch:
+        """Training rows drawn as `sampling` says, decided by `rng` alone.
+
+        Uniform draws are without replacement; balanced ones repeat the rows of small classes.
+
+        Raises:
+            DataError: more rows are asked for than there are.
+        """
+        rows = len(self.train.labels_N)
+        if size > rows:
+            raise DataError(
+                f"a batch of {size} real images was asked for and the training split has {rows}; "
+                "lower the batch size, or raise source.limit"
+            )
+        return self._batch(self.train, self._drawn(rng, size).to(self.train.labels_N.device))
+
+    def order(self, rng: torch.Generator) -> Tensor:
+        """The training rows of one pass, (N,): a permutation, or as balanced a list as long."""
+        return self._drawn(rng, len(self.train.labels_N))
+
+    def _drawn(self, rng: torch.Generator, size: int) -> Tensor:
+        """The first `size` training rows of a pass.
+
+        Balanced, every K in a row, one of each class, are followed by K others; a class begins its
+        rows anew, in another order, when all have been drawn.
+        """
+        if self.sampling == "uniform":
+            rows = len(self.train.labels_N)
+            return torch.randperm(rows, generator=rng, device=rng.device)[:size]
+        turns = -(-size // self.shape.k)
+        columns = []
+        for own_N in self.rows_of_class:
+            passes = range(-(-turns // len(own_N)))
+            places = [torch.randperm(len(own_N), generator=rng) for _ in passes]
+            columns.append(own_N.cpu()[torch.cat(places)[:turns]])
+        classes_K = torch.randperm(self.shape.k, generator=rng)
+        return torch.stack(columns, dim=1)[:, classes_K].flatten()[:size]
+
+    def cross_entropy(
+        self, logits_BK: Tensor, targets_BK: Tensor, reduction: Literal["mean", "sum"] = "mean"
+    ) -> Tensor:
+        """The loss on real images; calibrated, each logit gets the log share of its class's rows.
+
+        Source: balanced softmax (arXiv:2007.10740), equation 3.
+        """
+        if self.calibrate:
+            logits_BK = logits_BK + self._log_prior_K.to(logits_BK.dtype)
+        return functional.cross_entropy(logits_BK, targets_BK, reduction=reduction)
+
+    @cached_property
+    def counts_K(self) -> list[int]:
+        """Training images of every class."""
+        return _counts(self.train, self.shape.k)
+
+    @cached_property
+    def _log_prior_K(self) -> Tensor:
+        counts_K = torch.tensor(self.counts_K, dtype=torch.float64)
+        return (counts_K / counts_K.sum()).log().to(self.train.labels_N.device)
+
+    def class_images(self, rng: torch.Generator, label: int, size: int) -> Tensor:
+        """Training images of one class in the student's input space, (size, C, H, W).
+
+        Drawn without replacement where the class has enough of them, else with, and reported.
+        """
+        own_N = self.rows_of_class[label]
+        if size <= len(own_N):
+            place_B = torch.randperm(len(own_N), generator=rng)[:size]
+        else:
+            self.warn_of_few(size)
+            place_B = torch.randint(len(own_N), (size,), generator=rng)
+        return self.normalization.apply(_picked(self.train, own_N[place_B.to(own_N.device)]))
+
+    @cached_property
+    def _warned_of(self) -> set[int]:
+        """How many images of every class were asked for when some had fewer."""
+        return set()
+
+    @cached_property
+    def rows_of_class(self) -> list[Tensor]:
+        """The training rows of every class."""
+        order_N = self.train.labels_N.argsort(stable=True)
+        return list(torch.split(order_N, self.counts_K))
+
+    def select(self, index_B: Tensor) -> Batch:
+        """The training rows `index_B`, normalized."""
+        return self._batch(self.train, index_B)
+
+    def examples(self, rng: torch.Generator, per_class: int) -> Tensor:
+        """Random training images of every class as displayable pixels, classes in order.
+
+        Returns:
+            (classes * per_class, C, H, W) in [0, 1]; a class with too few images repeats them.
+        """
+        self.warn_of_few(per_class)
+        labels_N = self.train.labels_N.cpu()
+        order_N = torch.randperm(len(labels_N), generator=rng)
+        rows = []
+        for label in range(self.shape.k):
+            of_class = order_N[labels_N[order_N] == label]
+            rows.append(of_class.repeat(-(-per_class // len(of_class)))[:per_class])
+        return self.displayable(torch.cat(rows))
+
+    def displayable(self, index_B: Tensor) -> Tensor:
+        """The training rows `index_B` as pixels, (B, C, H, W) in [0, 1] on the CPU.
+
+        They show what a student sees: for zca the whitened images, clipped to the range shown.
+        """
+        seen = self.select(index_B.to(self.train.labels_N.device)).images_BCHW
+        shape = (-1, 1, 1)
+        shown = seen * self.normalization.display_std_C.view(shape)
+        return (shown + self.normalization.display_mean_C.view(shape)).clamp(0, 1).cpu()
+
+    def warn_of_few(self, per_class: int) -> None:
+        """Log which classes have fewer training images than are asked of every class, once."""
+        with _WARNING:
+            if per_class in self._warned_of:
+                return
+            self._warned_of.add(per_class)
+        few = [
+            f"{name} ({count})"
+            for name, count in zip(self.class_names, self.counts_K, strict=True)
+            if count < per_class
+        ]
+        if few:
+            logger.warning(
+                "%d images of every class were asked for; these have fewer and repeat them: %s%s",
+                per_class, ", ".join(few[:20]), ", ..." if len(few) > 20 else "",
+            )  # fmt: skip
+
+    def test_batches(self, size: int) -> Iterator[Batch]:
+        """The test rows in order, `size` at a time; the last batch may be smaller."""
+        for start in range(0, len(self.test.labels_N), size):
+            yield self._batch(self.test, slice(start, start + size))
+
+    def prototypes_KCHW(self) -> Tensor:
+        """The mean training image of each class, in [0, 1]; sums are exact integers."""
+        images_NCHW, labels_N = self.train
+        sums_KD = torch.zeros(
+            (self.shape.k, images_NCHW[0].numel()), dtype=torch.int64, device=labels_N.device
+        )
+        for images_BCHW, labels_B in zip(
+            torch.split(images_NCHW, 1024), torch.split(labels_N, 1024), strict=True
+        ):
+            sums_KD.index_add_(0, labels_B, images_BCHW.to(labels_B.device).flatten(1).long())
+        counts_K = torch.bincount(labels_N, minlength=self.shape.k)
+        means_KD = sums_KD.float() / (255 * counts_K[:, None].float())
+        return means_KD.view(self.shape.k, *images_NCHW.shape[1:])
+
+
+def resident(size: int, device: torch.device) -> bool:
+    """Whether so many bytes of images are kept on a device.
+
+    Always on the CPU, where they may stay in the file they were read to. On an accelerator when
+    they take at most `RESIDENT_SHARE` of the memory that is free there now; where a device does not
+    tell, the memory of the machine is taken for its own.
+    """
+    if device.type == "cpu":
+        return True
+    told = getattr(torch.get_device_module(device), "mem_get_info", None)
+    free = available_bytes() if told is None else told(device)[0]
+    kept = size <= RESIDENT_SHARE * free
+    if not kept:
+        logger.info(
+            "source: %.1f GiB of images stay off the device (%.1f GiB free); batches are moved",
+            size / GIB, free / GIB,
+        )  # fmt: skip
+    return kept
+
+
+def _picked(split: Split, index_B: Tensor | slice) -> Tensor:
+    """Rows of a split on the device of its labels."""
+    images_NCHW = split.images_NCHW
+    chosen = index_B if isinstance(index_B, slice) else index_B.to(images_NCHW.device)
+    return images_NCHW[chosen].to(split.labels_N.device)
+
+
+def _counts(split: Split, classes: int) -> list[int]:
+    """Images of every class."""
+    counts_K: list[int] = torch.bincount(split.labels_N, minlength=classes).tolist()
+    return counts_K

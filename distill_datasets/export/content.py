@@ -1,0 +1,268 @@
+"""What a published dataset is made of: its content, what can be published of it, and its budget.
+
+Shape suffixes: N training examples, K classes, C channels, H W pixels, G cells of a label poster,
+S starting points, P all weights of a student's network.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+
+from distill_datasets.errors import ArtifactError
+from distill_datasets.files.parquet import (
+    Config,
+)
+
+STARTS = "constants/starts.safetensors"
+"""Where the weights that students start from lie in a published folder, as `weights_SP`."""
+
+
+CLASSIFIER = "constants/classifier.safetensors"
+"""Where `weight_KD` and `bias_K` lie that make logits of the features in the labels of views."""
+
+
+SIBLING = "-relabel"
+"""What the name of the folder and of the repository of large label shards ends with."""
+
+
+_SUM_TOLERANCE = 1e-3
+
+
+_ROWS_AT_ONCE = 4096
+
+
+class Shown(Sequence[Tensor]):
+    """8-bit images as displayable pixels in [0, 1], each made when it is asked for."""
+
+    def __init__(self, images_NCHW: Tensor) -> None:
+        self._images_NCHW = images_NCHW
+
+    def __len__(self) -> int:
+        return len(self._images_NCHW)
+
+    @overload
+    def __getitem__(self, index: int) -> Tensor: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Tensor]: ...
+
+    def __getitem__(self, index: int | slice) -> Tensor | Sequence[Tensor]:
+        found = self._images_NCHW[index]
+        return Shown(found) if isinstance(index, slice) else found.float() / 255
+
+
+@dataclass(frozen=True)
+class ViewLabels:
+    """What teachers say of recorded views of the distilled images.
+
+    Attributes:
+        config: the labels as a configuration of the dataset, when they are few.
+        shards: else writes them as tars into the folder that it is given.
+        labels: how many views are labeled.
+        bytes: what labels and views take before compression.
+        constants: tensors that decoding needs beside the rows, for `CLASSIFIER`.
+        facts: how they were made, as JSON.
+    """
+
+    config: Config | None
+    shards: Callable[[Path], Iterable[Path]] | None
+    labels: int
+    bytes: int
+    constants: dict[str, Tensor]
+    facts: dict[str, Any]
+
+
+def sibling_of(folder: Path) -> Path:
+    """Where the label shards lie that belong to a published folder."""
+    return folder.with_name(folder.name + SIBLING)
+
+
+@dataclass(frozen=True)
+class Content:
+    """Everything a distilled dataset is, before evaluation.
+
+    Attributes:
+        name: name of the recipe.
+        method: the method in words; `papers` name its papers, by address or arXiv number.
+        class_names: one per class, in the source's order.
+        images_NCHW: uint8, the published training examples; may be mapped from a file.
+        exact_NCHW: float32, the same examples as a student sees them, before rounding to 8 bits;
+            None where they are 8-bit by construction, and the originals are the examples.
+        targets_NK: rows that sum to 1, of float32, or of uint8 where each names one class.
+        originals: trained images, (C, H, W) in [0, 1]; the budget is counted here.
+        label_cells: one (G, K) table per original that is cut into examples, [] where `default` is
+            the canvas.
+        geometry: how examples are cut from the originals, as JSON.
+        mean: with `std`, a published image as a student sees it: (pixel / 255 - mean) / std.
+        std: see `mean`.
+        normalization: the source's normalization, as JSON.
+        constants: tensors that a student needs beside the rows, such as a ZCA matrix.
+        step_sizes: learned step sizes; step t of a training takes the one at t modulo their number.
+        order: the examples of each training step, where they are part of the result; else [].
+        starts_SP: weights to start from, in the order of torch's `parameters()`; student s takes
+            row s modulo S. None where students draw their own.
+        student: the training recipe of the student, as JSON.
+        layers: the student's layers as constructors of `torch.nn`, to be called one after another;
+            [] for a network that is no such chain.
+        attack: the class that was attacked and the class that it shall be taken for; else None.
+        recipe: the resolved recipe, as JSON; `recipe_yaml` is what was run.
+        provenance: the source: dataset, revision, files, splits, license, card_url.
+        environment: versions and device.
+        real_shape: channels, height and width of a real example.
+        relabel: what teachers say of views of the examples; None where nothing was asked.
+    """
+
+    name: str
+    method: str
+    papers: list[str]
+    class_names: list[str]
+    images_NCHW: Tensor
+    exact_NCHW: Tensor | None
+    targets_NK: Tensor
+    originals: Sequence[Tensor]
+    label_cells: list[Tensor]
+    geometry: dict[str, Any]
+    mean: list[float]
+    std: list[float]
+    normalization: dict[str, Any]
+    constants: dict[str, Tensor]
+    step_sizes: list[float]
+    order: list[list[int]]
+    starts_SP: Tensor | None
+    student: dict[str, Any]
+    layers: list[str]
+    attack: tuple[int, int] | None
+    recipe: dict[str, Any]
+    recipe_yaml: str
+    recipe_sha256: str
+    seed: int
+    provenance: dict[str, Any]
+    environment: dict[str, Any]
+    real_shape: tuple[int, int, int]
+    relabel: ViewLabels | None = None
+
+
+def check(content: Content) -> None:
+    """Refuse content that cannot be published as it is.
+
+    Raises:
+        ArtifactError: shapes disagree, a value is not finite, or there is no PNG for the channels.
+    """
+    exact_NCHW, (n, c) = content.exact_NCHW, content.images_NCHW.shape[:2]
+    k = len(content.class_names)
+    if c not in (1, 3):
+        raise ArtifactError(
+            f"images have {c} channels; only 1 (gray) or 3 (RGB) can be published as PNG: "
+            "choose an image column with one of these"
+        )
+    if n == 0 or not content.originals:
+        raise ArtifactError("there is no image to publish; check that the run has finished")
+    if len(set(content.class_names)) < k:
+        raise ArtifactError("class names must differ; rename classes of the source that share one")
+    found = {
+        "exact": (
+            tuple(content.images_NCHW.shape if exact_NCHW is None else exact_NCHW.shape),
+            tuple(content.images_NCHW.shape),
+        ),
+        "targets": (tuple(content.targets_NK.shape), (n, k)),
+        "mean": (len(content.mean), c),
+        "std": (len(content.std), c),
+        "label posters": (
+            len(content.label_cells) or len(content.originals),
+            len(content.originals),
+        ),
+    }
+    for name, (got, expected) in found.items():
+        if got != expected:
+            raise ArtifactError(f"{name}: got shape {got}, expected {expected}")
+    if not all(step and all(0 <= index < n for index in step) for step in content.order):
+        raise ArtifactError(f"order: expected steps of examples 0..{n - 1}, got {content.order}")
+    if not all(size > 0 for size in content.step_sizes):
+        raise ArtifactError(
+            f"step sizes: got {content.step_sizes}, expected positive ones; run again with a "
+            "smaller distill.rate_optimizer.lr"
+        )
+    floats = [content.targets_NK, *content.label_cells]
+    floats += [] if exact_NCHW is None else [exact_NCHW, *content.originals]
+    floats += [torch.tensor(content.step_sizes)]
+    floats += [] if content.starts_SP is None else [content.starts_SP]
+    if not all(
+        bool(torch.isfinite(part).all())
+        for tensor in floats
+        for part in torch.split(tensor, _ROWS_AT_ONCE)
+    ):
+        raise ArtifactError(
+            "some distilled values are not finite; run again with a smaller learning rate"
+        )
+    off = float((content.targets_NK.sum(dim=1) - 1).abs().max())
+    if off > _SUM_TOLERANCE or float(content.targets_NK.min()) < 0:
+        raise ArtifactError(
+            f"soft labels must be non-negative with sum 1; a row is off by {off:.3g}"
+        )
+
+
+def budget(content: Content) -> dict[str, Any]:
+    """What the distilled set spends, in pixels and in values, labels included.
+
+    A table of labels in which every row names one class costs one value per row; any other costs
+    one value per class and row; a learned step size costs one. Pixels count once whatever the
+    number of channels. Labels of views are counted in bytes, beside the values.
+    """
+    tables = content.label_cells or [content.targets_NK]
+    sizes = (
+        [content.images_NCHW.shape[1:]] * len(content.images_NCHW)
+        if content.exact_NCHW is None
+        else [image.shape for image in content.originals]
+    )
+    pixels = sum(height * width for _, height, width in sizes)
+    label_values = sum(_label_values(table) for table in tables)
+    _, h, w = content.real_shape
+    said = content.relabel
+    views = (
+        {}
+        if said is None
+        else {
+            "view_labels": said.labels,
+            "view_label_bytes": said.bytes,
+            "bytes_per_view_label": round(said.bytes / said.labels, 2),
+        }
+    )
+    return {
+        "images": len(content.originals),
+        "examples": len(content.images_NCHW),
+        "pixels": pixels,
+        "ipc_equivalent": round(pixels / (len(content.class_names) * h * w), 6),
+        "values": sum(size.numel() for size in sizes) + label_values + len(content.step_sizes),
+        "label_values": label_values,
+        "step_sizes": len(content.step_sizes),
+        **views,
+    }
+
+
+def per_class(budget: dict[str, Any]) -> str:
+    """The budget in images per class, in words."""
+    ipc = budget["ipc_equivalent"]
+    return f"{ipc:.4g} image{'' if ipc == 1 else 's'} per class"
+
+
+def rounding_error(content: Content) -> float:
+    """Largest difference between a published image and the exact one, as a student sees them."""
+    if content.exact_NCHW is None:
+        return 0.0
+    mean_C, std_C = torch.tensor(content.mean), torch.tensor(content.std)
+    shape = (-1, 1, 1)
+    return max(
+        float(
+            (((image.float() / 255 - mean_C.view(shape)) / std_C.view(shape)) - exact).abs().max()
+        )
+        for image, exact in zip(content.images_NCHW.cpu(), content.exact_NCHW.cpu(), strict=True)
+    )
+
+
+def _label_values(table_GK: Tensor) -> int:
+    one_hot = bool(((table_GK == 0) | (table_GK == 1)).all())
+    return len(table_GK) if one_hot else table_GK.numel()

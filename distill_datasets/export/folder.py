@@ -1,0 +1,316 @@
+"""Write the folder that is published: Parquet, card, recipe, and a manifest of every byte.
+
+A folder appears under its name when it is complete, by one rename; what a user already has there
+is never touched. Equal content gives equal bytes, so publishing it twice changes nothing.
+"""
+
+import errno
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from distill_datasets import __version__
+from distill_datasets.errors import ArtifactError
+from distill_datasets.export.card import card
+from distill_datasets.export.configs import configs
+from distill_datasets.export.content import (
+    CLASSIFIER,
+    SIBLING,
+    STARTS,
+    Content,
+    budget,
+    check,
+    rounding_error,
+    sibling_of,
+)
+from distill_datasets.export.label_shards import write_shards
+from distill_datasets.files.artifacts import (
+    fingerprint,
+    read_json,
+    sha256_of,
+    write_atomically,
+    write_json,
+    write_tensors,
+    write_text,
+)
+from distill_datasets.files.parquet import Config, write_parquet
+from distill_datasets.files.yaml_text import from_yaml, to_yaml
+from distill_datasets.media.image import overview
+
+__all__ = [
+    "MANIFEST",
+    "Content",
+    "check_writable",
+    "manifest_text",
+    "read_manifest",
+    "recipe_of",
+    "verify",
+    "write_dataset",
+]
+
+MANIFEST = "distill.json"
+_LIBRARY = "distill_datasets"
+_SCHEMA_VERSION = 1
+_CONSTANTS = "constants/zca.safetensors"
+
+
+def write_dataset(
+    folder: Path,
+    content: Content,
+    results: list[dict[str, Any]] | None,
+    made: Path | None = None,
+) -> dict[str, Any]:
+    """Write the whole published folder, and beside it the folder of large label shards.
+
+    Args:
+        folder: new or empty.
+        content: what was distilled.
+        results: one row per evaluation, or None when there is none yet. The configurations
+            `default`, `poster` and `exact` are the same bytes in both cases.
+        made: a folder of the same content, whose rows are copied rather than made again.
+
+    Returns:
+        The manifest, as in `distill.json`.
+
+    Raises:
+        ArtifactError: the content cannot be published, or the folder is taken or unwritable.
+    """
+    folder = folder.absolute()
+    check(content)
+    check_writable(folder)
+    if content.relabel is not None and content.relabel.shards is not None:
+        shards = content.relabel.shards
+        write_shards(sibling_of(folder), content, shards, made and sibling_of(made))
+    try:
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.tmp-"))
+        temporary.chmod(0o755)
+        try:
+            manifest = _write(temporary, content, results, made)
+            temporary.replace(folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    return manifest
+
+
+def check_writable(folder: Path) -> None:
+    """Find out before expensive work whether `write_dataset` may make `folder`.
+
+    Raises:
+        ArtifactError: the folder holds something already, is a file, or cannot be made.
+    """
+    folder = folder.absolute()
+    if folder.exists() and not folder.is_dir():
+        raise ArtifactError(f"{folder}: a file has this name; choose another folder")
+    try:
+        if folder.is_dir() and any(folder.iterdir()):
+            raise ArtifactError(
+                f"{folder}: not empty, and nothing in it will be overwritten; "
+                "choose a new folder or move this one away"
+            )
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder.parent):
+            pass
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a folder that `write_dataset` wrote.
+
+    Raises:
+        ArtifactError: there is none, or it is not one of ours.
+    """
+    manifest = read_json(folder / MANIFEST)
+    match manifest:
+        case {"library": {"name": str(name)}, "schema_version": int(version), "files": list()}:
+            if (name, version) == (_LIBRARY, _SCHEMA_VERSION):
+                return dict(manifest)
+    raise ArtifactError(
+        f"{folder / MANIFEST}: not the manifest of a dataset of this library, schema version "
+        f"{_SCHEMA_VERSION}; give the folder that `distill-datasets run` wrote"
+    )
+
+
+def recipe_of(folder: Path) -> dict[str, Any]:
+    """The resolved recipe that made a folder.
+
+    Raises:
+        ArtifactError: the folder is not one of ours.
+    """
+    read_manifest(folder)
+    recipe: dict[str, Any] = from_yaml((folder / "recipe.yaml").read_text(encoding="utf-8"))
+    return recipe
+
+
+def manifest_text(manifest: dict[str, Any]) -> str:
+    """The text of `distill.json`."""
+    return json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def verify(folder: Path) -> list[str]:
+    """Compare every byte with the manifest.
+
+    Returns:
+        One sentence per problem; [] when the folder is exactly what was written. Files beside
+        those of the manifest are a problem only where `load_dataset` would read them.
+    """
+    files = {file["path"]: file for file in read_manifest(folder)["files"]}
+    problems = []
+    for name, file in files.items():
+        path = folder / name
+        if not path.is_file():
+            problems.append(f"{name}: missing")
+        elif path.stat().st_size != file["bytes"]:
+            problems.append(f"{name}: {path.stat().st_size} bytes, expected {file['bytes']}")
+        elif sha256_of(path) != file["sha256"]:
+            problems.append(f"{name}: sha256 differs from the manifest's")
+    for parent in sorted({Path(name).parent.as_posix() for name in files} - {"."}):
+        for path in sorted((folder / parent).glob("train-*")):
+            name = path.relative_to(folder).as_posix()
+            if name not in files:
+                problems.append(f"{name}: not in the manifest, but load_dataset would read it")
+    return problems
+
+
+def _write(
+    folder: Path, content: Content, results: list[dict[str, Any]] | None, made: Path | None
+) -> dict[str, Any]:
+    student_yaml = to_yaml(content.student)
+    parts = configs(content, student_yaml, results)
+    known = {} if made is None else {file["path"]: file for file in read_manifest(made)["files"]}
+    for config in parts:
+        for path, (start, stop) in zip(config.paths, config.ranges, strict=True):
+            same = config.name != "recipe" and path in known
+            if made is not None and same and sha256_of(made / path) == known[path]["sha256"]:
+                (folder / path).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(made / path, folder / path)
+            else:
+                _write_rows(folder / path, config, start, stop)
+    if content.constants:
+        write_tensors(folder / _CONSTANTS, content.constants)
+    if content.starts_SP is not None:
+        write_tensors(folder / STARTS, {"weights_SP": content.starts_SP})
+    if content.relabel is not None and content.relabel.constants:
+        write_tensors(folder / CLASSIFIER, content.relabel.constants)
+    write_text(folder / "recipe.yaml", content.recipe_yaml)
+    write_text(folder / "student.yaml", student_yaml)
+    if results is not None:
+        write_json(folder / "results.json", results)
+    picture = overview(content.originals)
+    write_atomically(folder / "poster.png", lambda temporary: _write_bytes(temporary, picture))
+    sizes = {
+        config.name: sum((folder / path).stat().st_size for path in config.paths)
+        for config in parts
+    }
+    if content.relabel is not None and content.relabel.shards is not None:
+        sizes["relabel"] = content.relabel.bytes
+    constants = sum(path.stat().st_size for path in folder.glob("constants/*"))
+    needed = sizes["default"] + constants + sizes.get("relabel", 0)
+    spent = {
+        **budget(content),
+        "bytes": {**sizes, "constants": constants, "needed": needed},
+    }
+    rows_hash = fingerprint([sha256_of(folder / path) for part in parts for path in part.paths])
+    write_text(folder / "README.md", card(content, results, spent, rows_hash))
+    manifest = _manifest(folder, content, results, spent, parts)
+    write_text(folder / MANIFEST, manifest_text(manifest))
+    return manifest
+
+
+def _manifest(
+    folder: Path,
+    content: Content,
+    results: list[dict[str, Any]] | None,
+    spent: dict[str, Any],
+    parts: list[Config],
+) -> dict[str, Any]:
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.*"))
+    paths = [name for name in names if (folder / name).is_file()]
+    zca = _file(folder, _CONSTANTS) if content.constants else None
+    starts = _file(folder, STARTS) if content.starts_SP is not None else None
+    return {
+        "schema_version": _SCHEMA_VERSION,
+        "library": {"name": _LIBRARY, "version": __version__},
+        "name": content.name,
+        "method": content.method,
+        "papers": content.papers,
+        "source": content.provenance,
+        "recipe_sha256": content.recipe_sha256,
+        "seed": content.seed,
+        "environment": content.environment,
+        "budget": spent,
+        "classes": content.class_names,
+        "geometry": content.geometry,
+        "input": {
+            "shape": list(content.images_NCHW.shape[1:]),
+            "mean": content.mean,
+            "std": content.std,
+            "normalization": content.normalization,
+            "constants": zca,
+        },
+        "quantization": {"bits": 8, "max_abs_error": rounding_error(content)},
+        "student": content.student,
+        "starts": starts,
+        "step_sizes": content.step_sizes,
+        "attack": content.attack,
+        "results": results,
+        "relabel": _relabel(content),
+        "configs": {
+            config.name: {
+                "path": config.paths[0],
+                "files": len(config.paths),
+                "rows": config.rows,
+            }
+            for config in parts
+        },
+        "files": [
+            {
+                "path": name,
+                "bytes": (folder / name).stat().st_size,
+                "sha256": sha256_of(folder / name),
+            }
+            for name in paths
+        ],
+    }
+
+
+def _relabel(content: Content) -> dict[str, Any] | None:
+    """Where the labels of views lie: a configuration, or the folder whose name ends like that."""
+    said = content.relabel
+    if said is None:
+        return None
+    return {
+        "where": "relabel" if said.config is not None else f"*{SIBLING}",
+        "labels": said.labels,
+        "bytes": said.bytes,
+        "bytes_per_label": round(said.bytes / said.labels, 2),
+        "classifier": CLASSIFIER if said.constants else None,
+        "facts": said.facts,
+    }
+
+
+def _file(folder: Path, name: str) -> dict[str, Any]:
+    return {"file": name, "bytes": (folder / name).stat().st_size}
+
+
+def _write_rows(path: Path, config: Config, start: int, stop: int) -> None:
+    write_atomically(path, lambda temporary: write_parquet(temporary, config, start, stop))
+
+
+def _write_bytes(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+
+
+def _unwritable(folder: Path, error: OSError) -> ArtifactError:
+    if error.errno == errno.ENOTEMPTY:
+        return ArtifactError(f"{folder}: something was put there meanwhile; choose a new folder")
+    who = f"; you are user {os.getuid()}" if error.errno in (errno.EACCES, errno.EPERM) else ""
+    return ArtifactError(
+        f"{folder}: cannot write ({error.strerror}{who}); "
+        "free space or choose a writable folder with --output"
+    )

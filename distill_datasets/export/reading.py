@@ -1,0 +1,85 @@
+"""A published folder as its users read it.
+
+Shape suffixes: N examples, B a batch, K classes, C channels, H W pixels.
+"""
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distill_datasets.data.opening import library_bars
+from distill_datasets.training.examples import Stored
+from distill_datasets.types import Shape
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+ROWS_AT_ONCE = 64
+
+
+def load_rows(folder: Path, config: str) -> "Dataset":
+    """One config of a published folder, as `load_dataset` returns it, held in memory."""
+    with _loaded(folder, config, in_memory=True) as rows:
+        return rows
+
+
+def read_published(exported: Path, config: str, shape: Shape) -> Stored:
+    """The training examples of one config, from plain `load_dataset`.
+
+    Rows are decoded a few at a time, from a file, into the one copy that is returned.
+    """
+    recipe = load_rows(exported, "recipe")[0]
+    exact = config == "exact"
+    with _loaded(exported, config, in_memory=False) as rows:
+        images_NCHW, targets_NK = _filled(rows, shape if exact else None)
+    if exact:
+        return Stored(images_NCHW, targets_NK, torch.zeros(shape.c), torch.ones(shape.c), unit=1.0)
+    mean_C, std_C = torch.tensor(recipe["mean"]), torch.tensor(recipe["std"])
+    return Stored(images_NCHW, targets_NK, mean_C, std_C, unit=255.0)
+
+
+@contextmanager
+def _loaded(folder: Path, config: str, *, in_memory: bool) -> Iterator["Dataset"]:
+    """One config, held in memory or mapped from a file that is gone afterwards.
+
+    The cache is a private folder: `datasets` shares one entry between local folders of one name,
+    and would return the rows of the first.
+    """
+    from datasets import load_dataset
+
+    with tempfile.TemporaryDirectory() as cache, library_bars(shown=False):
+        yield load_dataset(
+            str(folder), config, split="train", cache_dir=cache, keep_in_memory=in_memory
+        )
+
+
+def _filled(rows: "Dataset", exact: Shape | None) -> tuple[Tensor, Tensor]:
+    """Images (N, C, H, W), floats of this shape where they are exact, and their targets (N, K)."""
+    images_NCHW, targets_NK = torch.empty(0), torch.empty(0)
+    first = 0
+    for columns in rows.with_format("numpy").iter(ROWS_AT_ONCE):
+        images_BCHW = _pixels(columns) if exact is None else _values(columns, exact)
+        targets_BK = torch.tensor(np.stack(columns["soft_label"]), dtype=torch.float32)
+        if first == 0:
+            images_NCHW = images_BCHW.new_empty((len(rows), *images_BCHW.shape[1:]))
+            targets_NK = targets_BK.new_empty((len(rows), *targets_BK.shape[1:]))
+        images_NCHW[first : first + len(images_BCHW)] = images_BCHW
+        targets_NK[first : first + len(images_BCHW)] = targets_BK
+        first += len(images_BCHW)
+    return images_NCHW, targets_NK
+
+
+def _pixels(columns: Mapping[str, Any]) -> Tensor:
+    images = torch.tensor(np.stack(columns["image"]), dtype=torch.uint8)
+    return images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2)
+
+
+def _values(columns: Mapping[str, Any], shape: Shape) -> Tensor:
+    values = torch.tensor(np.stack(columns["pixel_values"]), dtype=torch.float32)
+    return values.view(-1, shape.c, shape.h, shape.w)

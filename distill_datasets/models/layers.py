@@ -1,0 +1,162 @@
+"""Subclasses of torch's own modules, imported when a network is built and not before.
+
+Beside layers and a small ResNet these are the pieces that let torchvision's networks draw from a
+generator: torchvision draws fresh weights in its constructors and drops out while it trains, both
+from the state that all threads of a process share. Here the same calls get a generator.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torchvision.models.resnet import BasicBlock, Bottleneck
+
+from distill_datasets.types import Shape
+
+
+class AvgPool2d(nn.AvgPool2d):
+    """Means of 2x2 pixels; on a CPU two rows at a time by a matrix product.
+
+    torch's own kernel took a third of a ConvNet's forward pass there (AVX-512, torch 2.15), and the
+    product is three to twelve times as fast, forward and backward.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(2)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The input (..., H, W) at half the sides; an odd last row or column is left out."""
+        if input.device.type != "cpu":
+            return super().forward(input)
+        high, wide = input.shape[-2] // 2, input.shape[-1] // 2
+        pairs = input[..., : 2 * high, : 2 * wide].reshape(-1, 4 * wide)
+        quarters = torch.eye(wide, dtype=input.dtype, device=input.device) / 4
+        means = pairs @ quarters.repeat_interleave(2, dim=0).repeat(2, 1)
+        return means.view(*input.shape[:-2], high, wide)
+
+
+class XavierChain(nn.Sequential):
+    """Layers whose fresh weights are drawn by Xavier's normal rule, with biases of zero."""
+
+
+BLOCKS: dict[int, tuple[Callable[..., Any], tuple[int, ...]]] = {
+    18: (BasicBlock, (2, 2, 2, 2)),
+    34: (BasicBlock, (3, 4, 6, 3)),
+    50: (Bottleneck, (3, 4, 6, 3)),
+}
+"""By depth: the block, and how many of it each stage has."""
+
+
+class SmallImageResNet(nn.Module):
+    """The layers of torchvision's ResNet of any width, with a stem that keeps small images whole.
+
+    Convolutions start by Kaiming's normal rule (fan out), norms at one and zero, the linear layer
+    uniformly within +-1/sqrt(fan in), as in torchvision.
+    """
+
+    def __init__(self, depth: int, width: int, shape: Shape) -> None:
+        super().__init__()
+        block, counts = BLOCKS[depth]
+        self.conv1 = nn.Conv2d(shape.c, width, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        channels, stages = width, []
+        for stage, count in enumerate(counts):
+            inner, stride = width * 2**stage, 1 if stage == 0 else 2
+            blocks = []
+            for place in range(count):
+                step = stride if place == 0 else 1
+                outer = inner * block.expansion  # type: ignore[attr-defined]
+                shortcut = None
+                if step != 1 or channels != outer:
+                    shortcut = nn.Sequential(
+                        nn.Conv2d(channels, outer, 1, stride=step, bias=False),
+                        nn.BatchNorm2d(outer),
+                    )
+                blocks.append(block(channels, inner, step, shortcut))
+                channels = outer
+            stages.append(nn.Sequential(*blocks))
+        self.layer1, self.layer2, self.layer3, self.layer4 = stages
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(channels, shape.k)
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """Logits (B, K)."""
+        maps = self.relu(self.bn1(self.conv1(images_BCHW)))
+        maps = self.layer4(self.layer3(self.layer2(self.layer1(maps))))
+        logits_BK: Tensor = self.fc(self.avgpool(maps).flatten(1))
+        return logits_BK
+
+
+DRAWING = {
+    Tensor.normal_,
+    Tensor.uniform_,
+    nn.init.kaiming_normal_,
+    nn.init.kaiming_uniform_,
+    nn.init.normal_,
+    nn.init.trunc_normal_,
+    nn.init.uniform_,
+    nn.init.xavier_normal_,
+    nn.init.xavier_uniform_,
+}
+"""Functions that fill a tensor and take a generator."""
+
+
+class DrawsFrom(TorchFunctionMode):
+    """While it is entered, by this thread alone, what torch draws comes from `rng`.
+
+    A generator seeded like torch's global one gives the very same draws. Those of dropout and of
+    stochastic depth are made on the CPU, so that every device gets the same.
+    """
+
+    def __init__(self, rng: torch.Generator) -> None:
+        super().__init__()
+        self._rng = rng
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401
+        given = dict(kwargs or {})
+        if func is F.dropout:
+            return self._dropped(*args, **given)
+        if func is Tensor.bernoulli_:  # stochastic depth
+            target, share = args
+            drawn = torch.empty(target.shape, dtype=target.dtype)
+            return target.copy_(drawn.bernoulli_(share, generator=self._rng))
+        if func in DRAWING:
+            given["generator"] = self._rng
+        return func(*args, **given)
+
+    def _dropped(
+        self, values: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
+    ) -> Tensor:
+        if not training or p == 0:
+            return values
+        kept = torch.empty(values.shape).bernoulli_(1 - p, generator=self._rng)
+        return values * (kept / (1 - p)).to(values)
+
+
+class OwnRule(nn.Module):
+    """Rides in a network whose constructor draws its weights: the way to draw them again.
+
+    It has no weights itself, so the names of the network's weights stay those of its makers.
+    """
+
+    def __init__(self, make: Callable[[], nn.Module]) -> None:
+        super().__init__()
+        self._make = make
+
+    def drawn(self, rng: torch.Generator) -> nn.Module:
+        """The network with weights drawn from `rng`, a generator on the CPU."""
+        with torch.device("cpu"), DrawsFrom(rng):
+            return self._make()

@@ -1,0 +1,166 @@
+"""Networks of torchvision by their names, and its ResNet for small images.
+
+Their weights have torchvision's names, so that files made for it or by timm fit; fresh ones are
+drawn as torchvision's constructors draw them, from a generator.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+import torchvision.models
+from pydantic import Field, field_validator, model_validator
+from torch import nn
+
+from distill_datasets.errors import RecipeError, did_you_mean
+from distill_datasets.models.architecture import Architecture
+from distill_datasets.types import Shape
+
+RESNET = "ResNet, arXiv:1512.03385"
+PAPERS = {
+    "alexnet": "AlexNet, arXiv:1404.5997",
+    "convnext": "ConvNeXt, arXiv:2201.03545",
+    "densenet": "DenseNet, arXiv:1608.06993",
+    "efficientnet_b": "EfficientNet, arXiv:1905.11946",
+    "efficientnet_v2": "EfficientNetV2, arXiv:2104.00298",
+    "googlenet": "GoogLeNet, arXiv:1409.4842",
+    "inception_v3": "Inception, arXiv:1512.00567",
+    "maxvit": "MaxViT, arXiv:2204.01697",
+    "mnasnet": "MNASNet, arXiv:1807.11626",
+    "mobilenet_v2": "MobileNetV2, arXiv:1801.04381",
+    "mobilenet_v3": "MobileNetV3, arXiv:1905.02244",
+    "regnet": "RegNet, arXiv:2003.13678",
+    "resnet": RESNET,
+    "resnext": "ResNeXt, arXiv:1611.05431",
+    "shufflenet_v2": "ShuffleNetV2, arXiv:1807.11164",
+    "squeezenet": "SqueezeNet, arXiv:1602.07360",
+    "swin_v2": "Swin V2, arXiv:2111.09883",
+    "swin": "Swin, arXiv:2103.14030",
+    "vgg": "VGG, arXiv:1409.1556",
+    "vit": "ViT, arXiv:2010.11929",
+    "wide_resnet": "Wide ResNet, arXiv:1605.07146",
+}
+"""By the beginning of a model's name; the first that fits."""
+RESNETS = {"resnet18", "resnet34", "resnet50", "resnet101", "resnet152"}
+USUAL = RESNETS | {"densenet121", "efficientnet_b0", "mobilenet_v2", "shufflenet_v2_x0_5"}
+"""Models that every torchvision has; other names are looked up in it, which takes seconds."""
+# the auxiliary classifiers would make the output a tuple while the network trains
+WITHOUT_AUXILIARY = {"aux_logits": False, "init_weights": True}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "googlenet": WITHOUT_AUXILIARY,
+    "inception_v3": WITHOUT_AUXILIARY | {"transform_input": False},
+}
+
+
+class ResNet(Architecture):
+    """A ResNet for small images: its stem is one 3x3 convolution of stride 1, without max pooling.
+
+    With width 64 it is the ResNet of the decoupled methods on CIFAR and Tiny-ImageNet. Weights have
+    torchvision's names; depth 18 and 34 are made of its basic blocks, 50 of its bottlenecks.
+    """
+
+    paper: ClassVar[str] = RESNET
+    name: Literal["resnet"] = "resnet"
+    depth: Literal[18, 34, 50] = Field(default=18, description="layers with weights")
+    width: int = Field(default=64, ge=1, description="channels of the first stage; each doubles")
+
+    def build(self, shape: Shape) -> nn.Module:
+        from distill_datasets.models.layers import SmallImageResNet
+
+        return _with_rule(partial(SmallImageResNet, self.depth, self.width, shape))
+
+
+class Torchvision(Architecture):
+    """A classification network of torchvision, its classifier fitted to the classes.
+
+    Gray images: the first convolution takes one channel, whose fresh weights are those drawn for
+    red times sqrt(3), so that its outputs are as large as with three channels.
+    """
+
+    paper: ClassVar[str] = "TorchVision, doi:10.1145/1873951.1874254"
+    name: Literal["torchvision"] = "torchvision"
+    model: str = Field(description="torchvision's name of it, for example resnet18")
+    stem: Literal["imagenet", "small"] = Field(
+        default="imagenet",
+        description="of a ResNet: torchvision's, or small: 3x3, stride 1, no max pooling",
+    )
+
+    @field_validator("model")
+    @classmethod
+    def _known(cls, model: str) -> str:
+        if model in USUAL:
+            return model
+        known = torchvision.models.list_models(module=torchvision.models)
+        if model not in known:
+            raise ValueError(
+                f"got {model!r}, expected a classification network of torchvision; "
+                f"{did_you_mean(model, known)}"
+            )
+        return model
+
+    @model_validator(mode="after")
+    def _stem_is_of_a_resnet(self) -> Self:
+        families = ("resnet", "resnext", "wide_resnet")
+        if self.stem == "small" and not self.model.startswith(families):
+            raise ValueError(
+                f"stem: 'small' is for ResNets, got model: {self.model!r}; leave stem out, or take "
+                "a larger source.resolution"
+            )
+        return self
+
+    def papers(self) -> list[str]:
+        found = [paper for start, paper in PAPERS.items() if self.model.startswith(start)]
+        return [*super().papers(), *found[:1]]
+
+    def build(self, shape: Shape) -> nn.Module:
+        try:
+            module = _with_rule(partial(self._made, shape))
+            with torch.device("meta"), torch.no_grad():
+                self._made(shape).eval()(torch.empty(1, shape.c, shape.h, shape.w))
+        except (AssertionError, RuntimeError, ValueError) as error:
+            raise RecipeError(
+                f"network: torchvision's {self.model} does not take images of {shape.c} x "
+                f"{shape.h} x {shape.w} ({error}); raise source.resolution, make it square, or "
+                "choose another network"
+            ) from error
+        return module
+
+    def _made(self, shape: Shape) -> nn.Module:
+        options = OPTIONS.get(self.model, {})
+        if self.model.startswith("vit_"):
+            options = {"image_size": shape.h}
+        device = torch.empty(0).device  # the default one, which may hold no values
+        # the constructor of a RegNet computes its widths with tensors
+        with torch.device("cpu") if self.model.startswith("regnet_") else nullcontext():
+            module: nn.Module = torchvision.models.get_model(
+                self.model, weights=None, num_classes=shape.k, **options
+            ).to(device)
+        if self.stem == "small":
+            first = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+            nn.init.kaiming_normal_(first.weight, mode="fan_out", nonlinearity="relu")
+            module.conv1, module.maxpool = first, nn.Identity()
+        if shape.c != 3:
+            _take_channels(module, shape.c)
+        return module
+
+
+def _with_rule(make: Callable[[], nn.Module]) -> nn.Module:
+    """The network that `make` makes, and how to draw it again."""
+    from distill_datasets.models.layers import OwnRule
+
+    module = make()
+    module.add_module("own_rule", OwnRule(make))
+    return module
+
+
+def _take_channels(module: nn.Module, channels: int) -> None:
+    """Let the first convolution take fewer input channels."""
+    with torch.no_grad():
+        first = next(layer for layer in module.modules() if isinstance(layer, nn.Conv2d))
+        kept = first.weight[:, :channels] * math.sqrt(first.in_channels / channels)
+        first.weight, first.in_channels = nn.Parameter(kept), channels

@@ -1,0 +1,164 @@
+"""Everything that can be refused is refused here, before the first stage that takes long."""
+
+import json
+import logging
+import tempfile
+from pathlib import Path
+
+import torch
+
+from distill_datasets.data.opening import locate
+from distill_datasets.data.provenance import Provenance
+from distill_datasets.data.source import peek
+from distill_datasets.errors import ArtifactError, RecipeError
+from distill_datasets.export.content import sibling_of
+from distill_datasets.export.folder import MANIFEST, check_writable, read_manifest
+from distill_datasets.export.label_shards import check_shards
+from distill_datasets.networks.teachers import check_networks
+from distill_datasets.recipe import Recipe
+from distill_datasets.selection.selection import Selection
+from distill_datasets.soft_labels.ensemble import check_voters
+from distill_datasets.stages.source import LoadedSource
+from distill_datasets.types import Shape
+
+logger = logging.getLogger("distill_datasets")
+
+
+def check_output(output: Path, recipe: Recipe) -> None:
+    """Refuse an output folder that holds anything but the dataset of this very recipe."""
+    if (output / MANIFEST).exists():
+        manifest = read_manifest(output)
+        if manifest["recipe_sha256"] == recipe.sha256() and manifest["results"] is not None:
+            return
+        raise ArtifactError(
+            f"{output}: holds the dataset {manifest['name']!r} of another recipe, and nothing of "
+            "it will be overwritten; choose a new folder with --output"
+        )
+    check_writable(output)
+    if recipe.relabel is not None:
+        check_shards(sibling_of(output.absolute()), recipe.sha256())
+
+
+def check_source_of(output: Path, provenance: Provenance) -> None:
+    """Refuse an output folder whose dataset was made from other images."""
+    if not (output / MANIFEST).exists():
+        return
+    made_from = Provenance.from_json(read_manifest(output)["source"])
+    if made_from.identity() != provenance.identity():
+        raise ArtifactError(
+            f"{output}: holds what this recipe made of {made_from.dataset!r} when its images were "
+            "others, and nothing of it will be overwritten; choose a new folder with --output"
+        )
+
+
+def check_rows_of(finished: Path, exported: Path) -> None:
+    """Refuse to tell results of a folder that holds other rows than were distilled now."""
+    if (finished / MANIFEST).exists() and rows_of(finished) != rows_of(exported):
+        raise ArtifactError(
+            f"{finished}: holds other rows, which an earlier run of this recipe distilled with "
+            "other packages or on another device, and nothing of them will be overwritten; choose "
+            "a new folder with --output"
+        )
+
+
+def rows_of(folder: Path) -> dict[str, str]:
+    """The sha256 of every file of the configuration `default` of a published folder."""
+    manifest = read_manifest(folder)
+    own = Path(manifest["configs"]["default"]["path"]).parent
+    return {
+        file["path"]: file["sha256"]
+        for file in manifest["files"]
+        if Path(file["path"]).parent == own
+    }
+
+
+def check_runs(own: Path) -> None:
+    """Refuse a runs folder that cannot be written to: that of a recipe, or that of all."""
+    for folder in (own.parent, own):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise ArtifactError(
+                f"{folder}: cannot write here ({error.strerror}); choose another with --runs"
+            ) from error
+
+
+def check_outside(dataset: str, folders: dict[str, Path]) -> None:
+    """Refuse to write into the folder of the source, which could not be read again afterwards."""
+    read_from = locate(dataset)
+    for option, folder in folders.items():
+        if (
+            read_from is not None
+            and read_from.is_dir()
+            and folder.resolve().is_relative_to(read_from)
+        ):
+            raise RecipeError(
+                f"{option}: {folder.resolve()} lies in the source {read_from}, whose files are "
+                f"read again at every start; choose a folder beside it with {option}"
+            )
+
+
+def check_parts(recipe: Recipe, shape: Shape) -> None:
+    """Build every part of the recipe for this shape without its data.
+
+    Raises:
+        RecipeError: a budget too small, a network too deep or without a layer that the objective
+            looks at, an order of other classes, a class without an example.
+        DataError: the dataset that the initial images are taken from cannot be read.
+    """
+    canvas = recipe.distill.canvas
+    recipe.distill.objective.check(shape, canvas.size(shape).examples)
+    for field in type(canvas).model_fields:
+        if isinstance(part := getattr(canvas, field), Selection):
+            part.check(shape)
+    squeezed = recipe.squeeze.architectures if recipe.squeeze is not None else ()
+    recipe.distill.labels.check(canvas, shape)
+    check_networks(recipe.distill.networks, squeezed, shape)
+    drawn = recipe.distill.networks.architecture(squeezed[0] if squeezed else None)
+    recipe.distill.objective.check_network(drawn, shape)
+    if recipe.relabel is not None:
+        check_voters(recipe.relabel, squeezed, shape)
+    with torch.device("meta"):
+        recipe.evaluate.network.build(shape)
+
+
+def check_teaching(recipe: Recipe, expected: Shape, names: list[str]) -> None:
+    """Look at a few rows of `squeeze.source`, where networks are trained on another source.
+
+    Raises:
+        RecipeError: its images have another shape than those that are distilled, or its classes
+            are the same ones in another order.
+        DataError: it cannot be read.
+    """
+    if recipe.squeeze is None or recipe.squeeze.source is None:
+        return
+    got, theirs = peek(recipe.squeeze.source)
+    if got != expected:
+        raise RecipeError(
+            f"squeeze.source: images of {got.c} x {got.h} x {got.w} in {got.k} classes, expected "
+            f"{expected.c} x {expected.h} x {expected.w} in {expected.k} as in source; set "
+            "squeeze.source.resolution, channels and classes"
+        )
+    if theirs != names and set(theirs) == set(names):
+        raise RecipeError(
+            "squeeze.source: the classes are those of source in another order, which would swap "
+            f"labels; set squeeze.source.classes to {json.dumps(names, ensure_ascii=False)}"
+        )
+
+
+def check_rows(recipe: Recipe, source: LoadedSource) -> None:
+    """Refuse what only the rows tell: too few for a batch, or an order without room for a class.
+
+    The order is looked at where networks are trained on these rows before anything needs it.
+    """
+    rows = len(source.real.train.labels_N)
+    wanted = recipe.distill.objective.real_rows()
+    if wanted > rows:
+        raise RecipeError(
+            f"distill.objective: asks for {wanted} real images at once and the training split has "
+            f"{rows}; lower distill.objective.real_batch to at most {rows}"
+        )
+    if recipe.squeeze is not None:
+        recipe.distill.labels.check(recipe.distill.canvas, source.real.shape, source.real)

@@ -1,0 +1,173 @@
+"""What a finished run publishes: images, labels and everything that is said about them."""
+
+import importlib.metadata
+import platform
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import distill_datasets
+from distill_datasets.distilled import Distilled, Recovered
+from distill_datasets.export.content import STARTS, Content, Shown, ViewLabels
+from distill_datasets.files.artifacts import fingerprint, sha256_tensors
+from distill_datasets.media.image import to_bytes
+from distill_datasets.models.layers import AvgPool2d
+from distill_datasets.objectives.objective import Objective
+from distill_datasets.recipe import Recipe
+from distill_datasets.stages.source import LoadedSource
+from distill_datasets.training.student import Evaluate
+
+_PLAIN = {nn.AvgPool2d, nn.Conv2d, nn.Flatten, nn.GroupNorm, nn.Linear, nn.MaxPool2d, nn.ReLU}
+_PLAIN |= {AvgPool2d}
+"""Layers whose `repr` is the call that makes them."""
+
+
+def publishable(
+    recipe: Recipe,
+    distilled: Distilled | Recovered,
+    source: LoadedSource,
+    device: torch.device,
+    starts_SP: Tensor | None = None,
+    relabel: ViewLabels | None = None,
+) -> Content:
+    """Everything that the published folder says, before it is measured."""
+    section = recipe.distill
+    parts = [section.objective, section.canvas, section.labels, section.networks]
+    measuring = {"students", "exact", "hard", "references", "full_epochs", "full_students"}
+    measuring |= {"checkpoint_seconds"}
+    student = recipe.evaluate.model_dump(mode="json", exclude=measuring)
+    views = set(recipe.relabel.paper.split("; ")) if recipe.relabel is not None else set()
+    normalization = source.real.normalization
+    with torch.device("meta"):
+        layers = chain(recipe.evaluate.network.build(source.real.shape))
+    return Content(
+        name=recipe.publish.title or recipe.name,
+        method=(
+            f"{section.canvas.name} canvas, {section.labels.name} labels, "
+            f"{section.objective.name} objective, {section.networks.name} networks"
+        ),
+        papers=sorted({paper for part in parts for paper in part.papers()} | views),
+        class_names=source.real.class_names,
+        mean=normalization.display_mean_C.tolist(),
+        std=normalization.display_std_C.tolist(),
+        normalization=normalization.describe(),
+        constants={
+            name: tensor
+            for name, tensor in normalization.to_tensors().items()
+            if name == "whitening"
+        },
+        starts_SP=starts_SP,
+        student=student | follows(recipe.evaluate),
+        layers=layers,
+        attack=section.objective.attacks(),
+        recipe=recipe.resolved(),
+        recipe_yaml=recipe.resolved_yaml(),
+        recipe_sha256=recipe.sha256(),
+        seed=recipe.seed,
+        provenance=source.provenance.as_json(),
+        environment=environment(device),
+        real_shape=(source.real.shape.c, source.real.shape.h, source.real.shape.w),
+        relabel=relabel,
+        **(
+            _recovered(distilled, source.real.shape.k)
+            if isinstance(distilled, Recovered)
+            else _trained(section.objective, distilled)
+        ),
+    )
+
+
+@torch.no_grad()
+def _trained(objective: Objective, distilled: Distilled) -> dict[str, Any]:
+    """What canvas and labels say."""
+    canvas = distilled.canvas
+    index_N = torch.arange(distilled.count, device=distilled.mean_C.device)
+    chunks = torch.split(index_N, 1024)
+    exact = [distilled(index_B) for index_B in chunks]
+    return {
+        "images_NCHW": torch.cat([to_bytes(canvas(index_B)) for index_B in chunks]).cpu(),
+        "exact_NCHW": torch.cat([batch.images_BCHW for batch in exact]).cpu(),
+        "targets_NK": torch.cat([batch.targets_BK for batch in exact]).cpu(),
+        "originals": [image.cpu() for image in canvas.originals()],
+        "label_cells": _label_cells(distilled),
+        "geometry": canvas.geometry(),
+        "step_sizes": [] if distilled.step_sizes is None else distilled.step_sizes().tolist(),
+        "order": objective.published_order(distilled.count),
+    }
+
+
+def _recovered(recovered: Recovered, classes: int) -> dict[str, Any]:
+    """What 8-bit images with hard labels say, none of them loaded."""
+    classes_N = recovered.classes_N
+    targets_NK = torch.zeros(len(classes_N), classes, dtype=torch.uint8)
+    return {
+        "images_NCHW": recovered.images_NCHW,
+        "exact_NCHW": None,
+        "targets_NK": targets_NK.scatter_(1, classes_N[:, None], 1),
+        "originals": Shown(recovered.images_NCHW),
+        "label_cells": [],
+        "geometry": {"canvas": "pixels"},
+        "step_sizes": [],
+        "order": [],
+    }
+
+
+def follows(settings: Evaluate) -> dict[str, Any]:
+    """What the published description of a student says of how it follows the published files."""
+    falls = settings.schedule == "published_step"
+    said = {
+        "step_sizes": "step t, counted from 0, takes the value at t modulo their number of the "
+        "column step_sizes of the configuration recipe"
+        + (", from half of the steps on a tenth of it" if falls else ""),
+        "order": "step t trains on the rows of default that order_json of the configuration "
+        "recipe lists at t",
+        "start": f"student s starts from row s modulo their number of weights_SP in {STARTS}, "
+        "all weights in the order of torch's parameters()",
+    }
+    asked = {
+        "step_sizes": settings.follows_step_sizes,
+        "order": settings.order == "published",
+        "start": settings.start == "distilled",
+    }
+    found = {name: text for name, text in said.items() if asked[name]}
+    return {"follows": found} if found else {}
+
+
+def chain(module: nn.Module) -> list[str]:
+    """The layers of a plain chain as constructors of `torch.nn`; [] for any other network.
+
+    A bias is the default, which old versions of torch do not let every layer be told.
+    """
+    if not isinstance(module, nn.Sequential) or not all(type(layer) in _PLAIN for layer in module):
+        return []
+    return [repr(layer).replace(", bias=True", "") for layer in module]
+
+
+def _label_cells(distilled: Distilled) -> list[Tensor]:
+    """The cells that lie on each original: all on the one poster, or one on each of a mosaic."""
+    if distilled.canvas.examples_are_originals:
+        return []
+    table_GK = distilled.labels.table_GK().cpu()
+    return list(torch.split(table_GK, len(table_GK) // len(distilled.canvas.originals())))
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Versions and device of a run, as far as they can change its numbers."""
+    packages = ["torch", "torchvision", "datasets", "accelerate", "numpy"]
+    name_of = getattr(torch.get_device_module(device), "get_device_name", None)
+    name = name_of(device) if name_of is not None else platform.machine()
+    return {
+        "distill_datasets": distill_datasets.__version__,
+        "python": platform.python_version(),
+        **{package: importlib.metadata.version(package) for package in packages},
+        "device": f"{device.type} ({name})",
+    }
+
+
+def digest(content: Content) -> str:
+    """The hash of every published number, and of how views were labeled."""
+    tensors = [content.images_NCHW, content.targets_NK]
+    tensors[1:1] = [] if content.exact_NCHW is None else [content.exact_NCHW]
+    tensors += [] if content.starts_SP is None else [content.starts_SP]
+    views = [] if content.relabel is None else [content.relabel.facts]
+    return fingerprint([sha256_tensors(tensors), content.step_sizes, content.order, *views])

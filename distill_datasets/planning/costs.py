@@ -1,0 +1,227 @@
+"""What the stages of a separable recipe cost: pieces, floating-point work, bytes, hours.
+
+Networks are counted on images of the recipe's shape without weights; backward to the pixels of a
+frozen network costs as much as forward, a step of training 2.93 times forward.
+
+Shape suffixes: B a batch, C channels, H W pixels.
+"""
+
+import math
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from distill_datasets.models.architecture import Architecture
+from distill_datasets.objectives.objective import Objective
+from distill_datasets.objectives.recover import Recover
+from distill_datasets.recipe import Recipe
+from distill_datasets.stages.relabel import Layout
+from distill_datasets.types import Shape
+from distill_datasets.views.relabel import Relabel
+
+TRAINING = 2.93
+"""Floating-point operations of a training step, in forward passes."""
+VIEW_BYTES = 74
+"""Of a recorded view: two images, crops and flips, box, share, group, epoch and batch."""
+PROBE_IMAGES = 32
+FLEETS = (1, 8, 64)
+"""Numbers of GPUs, one process each, that hours are told for."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A stage: pieces of about equal work that processes share, FLOP of all, bytes written."""
+
+    stage: str
+    units: int
+    work: float
+    stored: float
+
+    def seconds(self, processes: int, flops_per_second: float) -> float:
+        """Time of so many processes, each of which solves whole units only."""
+        rounds = math.ceil(self.units / processes)
+        return rounds * self.work / self.units / flops_per_second
+
+
+def cost(architecture: Architecture, shape: Shape) -> tuple[float, int]:
+    """Floating-point operations of one forward pass on one image, and the number of weights."""
+    with torch.device("meta"):
+        module = architecture.build(shape).eval()
+        image = torch.empty(1, shape.c, shape.h, shape.w)
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            module(image)
+    weights = sum(parameter.numel() for parameter in module.parameters())
+    return float(counter.get_total_flops()), weights
+
+
+def costs(recipe: Recipe, shape: Shape, rows: int | None) -> list[Cost]:
+    """What every stage after reading costs; [] for an objective that is not separable.
+
+    Args:
+        recipe: what is run.
+        shape: one example and the classes.
+        rows: training images; where they are not known, stages that go over all of them are left
+            out. Choosing initial images is never counted.
+    """
+    section, measured = recipe.distill, recipe.evaluate
+    if not section.objective.separable:
+        return []
+    pixels = shape.c * shape.h * shape.w
+    images = section.canvas.size(shape).examples
+    blocks = len(section.objective.blocks(shape.k, images // shape.k))
+    squeezed = recipe.squeeze.architectures if recipe.squeeze is not None else ()
+    forward = [cost(architecture, shape) for architecture in squeezed]
+    teachers = [flops for flops, _ in forward]
+    found = []
+    if rows is not None:
+        found.append(Cost("source", max(1, rows // 1024), 0.0, rows * pixels))
+        if recipe.squeeze is not None and not recipe.squeeze.weights:
+            epochs, members = recipe.squeeze.epochs, recipe.squeeze.members
+            kept = epochs + 1 if recipe.squeeze.keep == "every" else 2
+            stored = sum(4 * weights * kept for _, weights in forward)
+            work = TRAINING * epochs * rows * sum(teachers)
+            found.append(Cost("squeeze", members * recipe.squeeze.shards, work, stored))
+        if section.objective.needs_class_statistics:
+            units = max(1, rows // 4096)
+            found.append(Cost("class statistics", units, rows * sum(teachers), 0.0))
+    asked = asked_per_step(section.objective, teachers)
+    work = section.steps * section.objective.work(asked, images, shape.k)
+    # the blocks, and all of them in one file
+    found.append(Cost("distill", blocks, work, 2 * images * pixels))
+    said = 0.0
+    if recipe.relabel is not None:
+        used = recipe.relabel.weights or [1.0] * len(teachers)
+        said = sum(flops for flops, weight in zip(teachers, used, strict=False) if weight)
+        record = VIEW_BYTES + label_bytes(recipe.relabel, squeezed, shape)
+        made = Layout(recipe.relabel, images, record)
+        found.append(Cost("relabel", len(made.files), made.records * said, made.records * record))
+    seen = measured.duration(images) * min(measured.batch, images)
+    student = TRAINING * cost(measured.network, shape)[0]
+    compared = contestants(recipe)
+    # references are labeled while their students train
+    live = [row for row in compared if row in measured.references]
+    work = seen * (len(compared) * student + len(live) * said)
+    found.append(Cost("evaluate", len(compared) * measured.students, measured.students * work, 0.0))
+    if "full" in measured.references and rows is not None:
+        count = measured.full_students
+        work = count * student * measured.full_epochs * rows
+        found.append(Cost("evaluate: full", count, work, 0.0))
+    return found
+
+
+def contestants(recipe: Recipe) -> list[str]:
+    """What students are trained on, but for the whole source: rows of the results."""
+    measured = recipe.evaluate
+    references = [row for row in measured.references if row != "full"]
+    if recipe.relabel is None:
+        exact = measured.exact and not recipe.distill.objective.separable
+        return ["default", *(["exact"] if exact else []), *references]
+    hard = ["hard"] if measured.hard else []
+    hard += ["random_real_hard"] if measured.hard and "random_real" in references else []
+    return ["default", *hard, *references]
+
+
+def asked_per_step(objective: Objective, teachers: list[float]) -> float:
+    """Forward passes of the teachers that a step asks, on average over steps and blocks."""
+    if not teachers:
+        return 0.0
+    mean = sum(teachers) / len(teachers)
+    if isinstance(objective, Recover) and objective.teachers == "in_turn":
+        return mean
+    if isinstance(objective, Recover) and objective.teachers == "drawn":
+        return objective.drawn * mean
+    return sum(teachers)
+
+
+def label_bytes(settings: Relabel, teachers: tuple[Architecture, ...], shape: Shape) -> int:
+    """Bytes of one label without its view."""
+    if settings.store == "features":
+        with torch.device("meta"):
+            module = teachers[0].build(shape)
+        return (
+            2 * [each for each in module.modules() if isinstance(each, nn.Linear)][-1].in_features
+        )
+    if settings.top_k is not None:
+        return settings.top_k * (4 if shape.k <= 2**15 else 6)
+    return 2 * shape.k
+
+
+def probe(architecture: Architecture, shape: Shape, seconds: float = 10.0) -> float:
+    """Floating-point operations per second of forward and back to the pixels, measured here.
+
+    Args:
+        architecture: the network, with any weights.
+        shape: of one image.
+        seconds: how long to measure, after two rounds that warm up.
+    """
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    device = found or torch.device("cpu")
+    module = architecture.build(shape).to(device).eval()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.fill_(0.01).requires_grad_(False)
+    images_BCHW = torch.rand(PROBE_IMAGES, shape.c, shape.h, shape.w, device=device)
+    images_BCHW.requires_grad_(True)
+
+    def once() -> float:
+        (grad,) = torch.autograd.grad(module(images_BCHW).sum(), images_BCHW)
+        return float(grad[0, 0, 0, 0])  # waits for the device
+
+    once(), once()
+    began, rounds = time.monotonic(), 0
+    while time.monotonic() - began < seconds or rounds == 0:
+        once()
+        rounds += 1
+    spent = time.monotonic() - began
+    return 2 * cost(architecture, shape)[0] * PROBE_IMAGES * rounds / spent
+
+
+def flops_in_words(count: float) -> str:
+    """A count of floating-point operations, three digits and a unit."""
+    units = [("EFLOP", 1e18), ("PFLOP", 1e15), ("TFLOP", 1e12), ("GFLOP", 1e9), ("MFLOP", 1e6)]
+    for unit, size in units:
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count:.0f} FLOP"
+
+
+def bytes_in_words(count: float) -> str:
+    """A count of bytes, three digits and a unit of thousands."""
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count:.0f} bytes"
+
+
+def time_in_words(seconds: float) -> str:
+    """A time, three digits and a unit."""
+    if seconds >= 3600:
+        return f"{seconds / 3600:.3g} h"
+    return f"{seconds / 60:.3g} min" if seconds >= 60 else f"{seconds:.3g} s"
+
+
+def lines(found: list[Cost], flops_per_second: float | None) -> list[tuple[str, str]]:
+    """A line per stage, and one for all of them."""
+    told = []
+    for each in found:
+        parts = [f"{each.units:,} piece" + ("s" if each.units > 1 else "")]
+        parts += [flops_in_words(each.work)] if each.work else []
+        parts += [f"{bytes_in_words(each.stored)} written"] if each.stored else []
+        if flops_per_second is not None and each.work:
+            parts += [_hours([each], flops_per_second)]
+        told.append((each.stage, ", ".join(parts)))
+    if found and flops_per_second is not None:
+        told.append(("all stages", _hours(found, flops_per_second)))
+        told.append(("at", f"{flops_in_words(flops_per_second)} per second and GPU"))
+    return told
+
+
+def _hours(found: list[Cost], flops_per_second: float) -> str:
+    told = []
+    for processes in FLEETS:
+        seconds = sum(each.seconds(processes, flops_per_second) for each in found)
+        told.append(f"{time_in_words(seconds)} on {processes}")
+    return "; ".join(told)

@@ -1,0 +1,198 @@
+"""The machine: one Accelerator, and work dealt to processes and threads.
+
+The same program runs as one process, as several started by `accelerate launch`, on a CPU or on
+GPUs. How many processes and threads there are changes the time and never the result: a unit of work
+is computed whole by one thread pool slot whose number of intra-op threads depends on the number of
+units and on the machine's cores only, and sums over units are taken in the order of the units.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, TypeVar
+
+import accelerate
+import accelerate.utils
+import torch
+
+from distill_datasets.errors import RecipeError, did_you_mean
+from distill_datasets.runtime.memory import keep_freed_memory
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+logger = logging.getLogger("distill_datasets")
+
+
+T = TypeVar("T")
+
+
+class Runtime:
+    """Where the work runs. Made once per run and handed to the stages."""
+
+    def __init__(self, trackers: list[str] | None = None, logging_dir: str | None = None) -> None:
+        keep_freed_memory()
+        wait = accelerate.InitProcessGroupKwargs(timeout=timedelta(days=7))
+        asked = trackers or []
+        unknown = sorted(set(asked) - {kind.value for kind in accelerate.utils.LoggerType})
+        if unknown:
+            raise RecipeError(
+                f"--track: no tracker {unknown[0]!r}; "
+                f"{did_you_mean(unknown[0], (kind.value for kind in accelerate.utils.LoggerType))}"
+            )
+        self.accelerator = accelerate.Accelerator(
+            # without this, processes on a machine without a GPU would not know of each other
+            cpu=not torch.accelerator.is_available(),
+            log_with=asked or None,
+            project_dir=logging_dir,
+            kwargs_handlers=[wait],
+        )
+        # Accelerate leaves out a tracker that is not installed and says nothing
+        absent = sorted(set(asked) - {str(kind) for kind in self.accelerator.log_with})
+        if absent and "all" not in asked:
+            raise RecipeError(
+                f"--track: {', '.join(absent)} is not installed; run `pip install {absent[0]}`"
+            )
+        self.cores = (
+            len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+        )
+        self._alone = False
+
+    def alone(self) -> Runtime:
+        """This process as if there were no other: no call waits, exchanges or starts threads.
+
+        For a unit of work that a whole outer loop solves: everything runs in the calling thread,
+        with the threads that it was given, and nothing is told to trackers.
+        """
+        own = copy.copy(self)
+        own._alone = True
+        return own
+
+    @property
+    def processes(self) -> int:
+        """How many processes share the work."""
+        return 1 if self._alone else self.accelerator.num_processes
+
+    @property
+    def index(self) -> int:
+        """Which of them this one is."""
+        return 0 if self._alone else self.accelerator.process_index
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = self.accelerator.device
+        return device
+
+    @property
+    def is_main(self) -> bool:
+        """True on the one process that writes shared files."""
+        return self._alone or bool(self.accelerator.is_main_process)
+
+    def wait(self) -> None:
+        """Return when every process has come here."""
+        if not self._alone:
+            self.accelerator.wait_for_everyone()
+
+    def log(self, numbers: dict[str, float], step: int) -> None:
+        """Tell the trackers."""
+        if not self._alone:
+            self.accelerator.log(numbers, step=step)
+
+    def mine(self, units: int) -> list[int]:
+        """The units that this process works on, out of `units`."""
+        return list(range(self.index, units, self.processes))
+
+    @contextmanager
+    def reproducible(self) -> Iterator[None]:
+        """Deterministic kernels and all cores for the calling thread; settings are restored."""
+        import torch.utils.deterministic as deterministic_settings
+
+        threads = torch.get_num_threads()
+        deterministic = torch.are_deterministic_algorithms_enabled()
+        torch.set_num_threads(self.cores)
+        # Several GPU kernels have no deterministic form; there the promise of equal bits is not
+        # given and the fast kernels are kept.
+        torch.use_deterministic_algorithms(self.device.type == "cpu")
+        filling = deterministic_settings.fill_uninitialized_memory  # type: ignore[attr-defined]
+        # every allocation would be written twice, and nothing here reads what it has not written
+        deterministic_settings.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+        try:
+            yield
+        finally:
+            deterministic_settings.fill_uninitialized_memory = filling  # type: ignore[attr-defined]
+            torch.set_num_threads(threads)
+            torch.use_deterministic_algorithms(deterministic)
+
+    @contextmanager
+    def pool(self, units: int) -> Iterator[Callable[[Callable[[int], T], list[int]], list[T]]]:
+        """Threads that compute units side by side on a CPU; one at a time on an accelerator.
+
+        Args:
+            units: how many units there are in all, over all processes. It alone decides how many
+                intra-op threads a unit gets, so that its bits do not depend on who computes it.
+                How many are computed side by side is up to the processes that share these cores.
+
+        Yields:
+            A function that maps a function of a unit over a list of units, in order.
+        """
+        if self._alone or self.device.type != "cpu":
+            yield lambda work, chosen: [work(unit) for unit in chosen]
+            return
+        threads_per_unit = max(1, self.cores // units)
+        share = max(1, len(self.mine(units)))
+        # launchers of several processes say how many of them are on this host
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", self.processes)) if self.processes > 1 else 1
+        side_by_side = max(1, self.cores // threads_per_unit // here)
+        threads = torch.get_num_threads()
+        try:
+            with ThreadPoolExecutor(
+                min(share, side_by_side),
+                thread_name_prefix="unit",
+                initializer=torch.set_num_threads,
+                initargs=(threads_per_unit,),
+            ) as executor:
+                yield lambda work, chosen: list(executor.map(work, chosen))
+        finally:
+            torch.set_num_threads(threads)
+
+    def exchange(self, parts: dict[int, Tensor], units: int, like: Tensor) -> list[Tensor]:
+        """The tensor of every unit of every process, in the order of the units, on all of them.
+
+        Args:
+            parts: the tensors of this process's units, each shaped like `like`.
+            units: how many units there are in all.
+            like: any tensor of that shape; a process without units has no other way to know it.
+        """
+        processes = self.processes
+        if processes == 1:
+            return [parts[unit] for unit in range(units)]
+        slots = -(-units // processes)
+        first = self.index
+        own = [parts.get(first + slot * processes, torch.zeros_like(like)) for slot in range(slots)]
+        gathered: Tensor = self.accelerator.gather(torch.stack(own)[None])
+        return [gathered[unit % processes, unit // processes] for unit in range(units)]
+
+    def sum_in_order(self, parts: dict[int, Tensor], units: int, like: Tensor) -> Tensor:
+        """The sum over all units of every process, added in the order of the units.
+
+        Args:
+            parts: the tensors of this process's units, each shaped like `like`.
+            units: how many units there are in all.
+            like: any tensor of that shape; a process without units has no other way to know it.
+
+        Returns:
+            The same bits on every process, and for every number of processes.
+        """
+        rows = self.exchange(parts, units, like)
+        total = rows[0].clone()
+        for row in rows[1:]:
+            total += row
+        return total

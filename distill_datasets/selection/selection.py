@@ -1,0 +1,111 @@
+"""The axis of selections: images to start from, or to compare with, drawn, chosen or made.
+
+Shape suffixes: B images, C channels, H W pixels, K classes, M networks.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
+
+import torch
+
+from distill_datasets.config import Part
+from distill_datasets.errors import RecipeError
+from distill_datasets.types import Shape
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from distill_datasets.data.real import RealData
+
+
+class Teacher(Protocol):
+    """The trained members of a squeeze stage, asked for their opinion."""
+
+    def __call__(self, images_BCHW: Tensor) -> Tensor:
+        """Logits (M, B, K) of every member for images in the student's input space."""
+
+
+class Selection(Part, ABC):
+    """Images to start from, or to compare with: drawn, chosen or made from the real ones."""
+
+    needs_squeezed: ClassVar[bool] = False
+    effort: ClassVar[Literal["image", "class", "file"]] = "file"
+    """What images made class by class cost: `image`, each is drawn for itself; `class`, those of a
+    class are drawn together; `file`, they are worked out, so that it pays to keep them."""
+    outside: ClassVar[bool] = False
+    """True when they depend on more than the recipe, the source and the squeezed networks."""
+
+    @abstractmethod
+    def images(
+        self, real: RealData, per_class: int, rng: torch.Generator, teacher: Teacher | None = None
+    ) -> Tensor:
+        """Displayable images (K * per_class, C, H, W) in [0, 1] on the CPU, classes in order.
+
+        A class with fewer than `per_class` images repeats them; `rng` decides all that is drawn.
+        `teacher` are the networks of the squeeze stage; there when `needs_squeezed`.
+        """
+
+    def of_class(
+        self,
+        real: RealData,
+        label: int,
+        per_class: int,
+        rng: torch.Generator,
+        teacher: Teacher | None = None,
+    ) -> Tensor:
+        """The same for one class alone: (per_class, C, H, W); `rng` is for this class only."""
+        start = label * per_class
+        return self.images(real, per_class, rng, teacher)[start : start + per_class]
+
+    def check(self, shape: Shape) -> None:
+        """Raise a `DistillError` where no `images` could be made, before the source is read."""
+
+
+logger = logging.getLogger("distill_datasets")
+
+
+AT_ONCE = 256
+
+
+def repeated(places: Sequence[int], count: int) -> list[int]:
+    """The places, over and over, until there are `count`."""
+    return [places[turn % len(places)] for turn in range(count)]
+
+
+def present(teacher: Teacher | None, selection: Selection) -> Teacher:
+    """The networks of the squeeze stage.
+
+    Raises:
+        RecipeError: the recipe has no such stage.
+    """
+    if teacher is None:
+        raise RecipeError(
+            f"init: {selection.name!r} asks networks that are trained on the real data first; add "
+            "a section squeeze, for example squeeze: {epochs: 5}"
+        )
+    return teacher
+
+
+class ByClass(Selection):
+    """Images that are made class by class, all classes from one stream of draws."""
+
+    def images(
+        self, real: RealData, per_class: int, rng: torch.Generator, teacher: Teacher | None = None
+    ) -> Tensor:
+        labels = range(real.shape.k)
+        return torch.cat([self.of_class(real, label, per_class, rng, teacher) for label in labels])
+
+    @abstractmethod
+    def of_class(
+        self,
+        real: RealData,
+        label: int,
+        per_class: int,
+        rng: torch.Generator,
+        teacher: Teacher | None = None,
+    ) -> Tensor:
+        """See `Selection.of_class`."""

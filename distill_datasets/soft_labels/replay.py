@@ -1,0 +1,279 @@
+"""Students of views: recorded ones replayed with their teacher's labels, or drawn and labeled live.
+
+Images stay on the device in 8 bits; every step renders the views of its batch there. One pass of a
+student is one epoch of views.
+
+Shape suffixes: N images, B a batch, K classes, C channels, H W pixels, X logits or features.
+"""
+
+import threading
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from distill_datasets.runtime.draws import Draw
+from distill_datasets.soft_labels.codes import Code
+from distill_datasets.soft_labels.records import Records
+from distill_datasets.training.examples import Examples
+from distill_datasets.training.losses import TeacherLoss
+from distill_datasets.types import Batch
+from distill_datasets.views.recorded import Views, concatenated, draw_views, replay
+from distill_datasets.views.relabel import Relabel
+
+if TYPE_CHECKING:
+    from distill_datasets.data.real import RealData
+
+DRAWN_BYTES = 2**30
+"""Views that are kept so that a batch of a pool is not drawn with its whole epoch: some 66 bytes
+each, all 300 epochs of 50,000 images."""
+Ask = Callable[[Tensor, Tensor], Tensor]
+"""What teachers say (B, X) of rendered images (B, C, H, W) in BatchNorm groups (B,)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """The images that views are of, in 8 bits, with their classes and the student's input space."""
+
+    images_NCHW: Tensor
+    labels_N: Tensor
+    mean_C: Tensor
+    std_C: Tensor
+    classes: int
+
+    @property
+    def count(self) -> int:
+        """Number of images."""
+        return len(self.images_NCHW)
+
+    def render(self, views: Views) -> Tensor:
+        """Views in the student's input space, on the device of the labels."""
+        here = self.images_NCHW.device
+        rendered = replay(self.images_NCHW, views, self.mean_C.to(here), self.std_C.to(here))
+        return rendered.to(self.labels_N.device)
+
+    def mixed_labels(self, views: Views) -> Tensor:
+        """The classes of both images of every view, by their share of its area, (B, K)."""
+        height, width = self.images_NCHW.shape[2:]
+        top_B, left_B, bottom_B, right_B = views.box_B4.unbind(1)
+        boxed_B = (bottom_B - top_B) * (right_B - left_B) / (height * width)
+        own_B1 = (views.share_B * (1 - boxed_B))[:, None]
+        own_BK, partner_BK = (
+            F.one_hot(self.labels_N[image_B.long()], self.classes)
+            for image_B in (views.image_B, views.partner_B)
+        )
+        return own_B1 * own_BK + (1 - own_B1) * partner_BK
+
+
+class Said(NamedTuple):
+    """Views, and what is said of them as coded columns, one row per view."""
+
+    views: Views
+    columns: dict[str, Tensor]
+
+    def at(self, index_B: Tensor) -> "Said":
+        """The rows `index_B`."""
+        rows = {name: column[index_B] for name, column in self.columns.items()}
+        return Said(self.views.at(index_B), rows)
+
+    def to(self, device: torch.device) -> "Said":
+        """The same on a device."""
+        rows = {name: column.to(device) for name, column in self.columns.items()}
+        return Said(self.views.to(device), rows)
+
+
+class Lessons(ABC):
+    """Views of N images, epoch by epoch.
+
+    `pool` is the number of batches, counted over all epochs, that students draw from with
+    replacement (LPLD, arXiv:2410.15919); None where pass p takes all of epoch p.
+    """
+
+    pool: int | None
+
+    @abstractmethod
+    def epoch(self, number: int) -> Said:
+        """The views of an epoch; beyond the last one they begin anew."""
+
+    @abstractmethod
+    def batch(self, number: int) -> Said:
+        """The views of one batch of the pool."""
+
+
+class Recorded(Lessons):
+    """Views and labels as they were published."""
+
+    def __init__(self, settings: Relabel, records: Records, code: Code) -> None:
+        self._records, self._names = records, list(code.columns)
+        self._batches = settings.batches(records.per_epoch)
+        self.pool = settings.units(records.per_epoch) if settings.keep < 1 else None
+
+    def epoch(self, number: int) -> Said:
+        return self._said(*self._records.epoch(number % self._records.epochs))
+
+    def batch(self, number: int) -> Said:
+        epoch, place = divmod(number, len(self._batches))
+        start, stop = (epoch * self._records.per_epoch + end for end in self._batches[place])
+        return self._said(*self._records.rows(start, stop))
+
+    def _said(self, views: Views, columns: dict[str, Tensor]) -> Said:
+        return Said(views, {name: columns[name] for name in self._names})
+
+
+class Live(Lessons):
+    """The same views drawn again, and teachers asked about them.
+
+    A pool is drawn from at random over all of its epochs, so these are kept, up to `DRAWN_BYTES`.
+    """
+
+    def __init__(
+        self,
+        settings: Relabel,
+        pictures: Pictures,
+        draw: Draw,
+        ask: Ask,
+        encode: Callable[[Tensor], dict[str, Tensor]],
+    ) -> None:
+        self._settings, self._pictures, self._draw = settings, pictures, draw
+        self._ask, self._encode = ask, encode
+        self._batches = settings.batches(pictures.count)
+        self.pool = settings.units(pictures.count) if settings.keep < 1 else None
+        self._drawn, self._lock = OrderedDict[int, Views](), threading.Lock()
+
+    def epoch(self, number: int) -> Said:
+        views = self._views(number % self._settings.epochs)
+        parts = [self._labeled(views.at(slice(*batch))) for batch in self._batches]
+        return joined(parts)
+
+    def batch(self, number: int) -> Said:
+        epoch, place = divmod(number, len(self._batches))
+        return self._labeled(self._kept(epoch).at(slice(*self._batches[place])))
+
+    def _kept(self, epoch: int) -> Views:
+        """The views of an epoch; those that were asked for longest ago make room for others."""
+        with self._lock:  # students that are trained side by side share the pool
+            if epoch not in self._drawn:
+                views = self._views(epoch)
+                own_bytes = sum(column.nbytes for column in views if column is not None)
+                while self._drawn and (len(self._drawn) + 1) * own_bytes > DRAWN_BYTES:
+                    self._drawn.popitem(last=False)
+                self._drawn[epoch] = views
+            self._drawn.move_to_end(epoch)
+            return self._drawn[epoch]
+
+    def _views(self, epoch: int) -> Views:
+        height, width = self._pictures.images_NCHW.shape[2:]
+        count = self._pictures.count
+        return draw_views(self._settings, epoch, count, (height, width), self._draw)
+
+    def _labeled(self, views: Views) -> Said:
+        return Said(views, self._encode(self._ask(self._pictures.render(views), views.group_B)))
+
+
+class Unlabeled(Lessons):
+    """Views drawn anew every pass, of which nothing is said but the classes of their images."""
+
+    pool = None
+
+    def __init__(self, settings: Relabel, pictures: Pictures, draw: Draw) -> None:
+        self._settings, self._draw = settings, draw
+        self._count, self._size = pictures.count, pictures.images_NCHW.shape[2:]
+
+    def epoch(self, number: int) -> Said:
+        height, width = self._size
+        return Said(
+            draw_views(self._settings, number, self._count, (height, width), self._draw), {}
+        )
+
+    def batch(self, number: int) -> Said:
+        raise AssertionError("classes cost nothing, so there is no pool to draw from")
+
+
+class Replayed(Examples):
+    """Views of images with a teacher's labels; one student's own, as it holds the current epoch."""
+
+    def __init__(self, pictures: Pictures, lessons: Lessons, code: Code, loss: TeacherLoss) -> None:
+        self._pictures, self._lessons, self._code, self._loss = pictures, lessons, code, loss
+        self._now: Said | None = None
+
+    @property
+    def count(self) -> int:
+        return self._pictures.count
+
+    def order(self, rng: torch.Generator, batch: int, turn: int = 0) -> Tensor:
+        pool = self._lessons.pool
+        if pool is None:
+            said, index_N = self._lessons.epoch(turn), super().order(rng, batch, turn)
+        else:
+            said, index_N = _drawn(self._lessons, pool, self.count, rng), torch.arange(self.count)
+        self._now = said.to(self._pictures.labels_N.device)
+        return index_N
+
+    def __call__(self, index_B: Tensor) -> Batch:
+        assert self._now is not None, "order comes before the first batch of a pass"
+        views, columns = self._now.at(index_B)
+        label_B = self._pictures.labels_N[views.image_B.long()]
+        targets = self._loss.targets(self._code.decode(columns), label_B)
+        return Batch(self._pictures.render(views), targets)
+
+    def loss(self, logits_BK: Tensor, targets_BK: Tensor) -> Tensor:
+        return self._loss(logits_BK, targets_BK)
+
+
+class HardViews(Examples):
+    """Views of images with the classes of the images, mixed as the views are."""
+
+    def __init__(
+        self, settings: Relabel, pictures: Pictures, draw: Draw, real: "RealData | None" = None
+    ) -> None:
+        """`real` is the source where its training images are meant: drawn and judged as it says."""
+        self._pictures, self._real = pictures, real
+        self._lessons = Unlabeled(settings, pictures, draw)
+        self._now: Views | None = None
+
+    @property
+    def count(self) -> int:
+        return self._pictures.count
+
+    def order(self, rng: torch.Generator, batch: int, turn: int = 0) -> Tensor:
+        views = self._lessons.epoch(turn).views
+        if self._real is not None and self._real.sampling == "balanced":
+            drawn_N = self._real.order(rng).int()
+            views = views._replace(
+                image_B=drawn_N[views.image_B.long()], partner_B=drawn_N[views.partner_B.long()]
+            )
+        self._now = views.to(self._pictures.labels_N.device)
+        return super().order(rng, batch, turn)
+
+    def __call__(self, index_B: Tensor) -> Batch:
+        assert self._now is not None, "order comes before the first batch of a pass"
+        views = self._now.at(index_B)
+        return Batch(self._pictures.render(views), self._pictures.mixed_labels(views))
+
+    def loss(self, logits_BK: Tensor, targets_BK: Tensor) -> Tensor:
+        if self._real is None:
+            return F.cross_entropy(logits_BK, targets_BK)
+        return self._real.cross_entropy(logits_BK, targets_BK)
+
+
+def joined(parts: list[Said]) -> Said:
+    """The views of several, one after the other."""
+    names = parts[0].columns
+    return Said(
+        concatenated([part.views for part in parts]),
+        {name: torch.cat([part.columns[name] for part in parts]) for name in names},
+    )
+
+
+def _drawn(lessons: Lessons, pool: int, count: int, rng: torch.Generator) -> Said:
+    """Batches of the pool, drawn with replacement until they hold `count` views."""
+    parts, views = list[Said](), 0
+    while views < count:
+        parts.append(lessons.batch(int(torch.randint(pool, (), generator=rng))))
+        views += len(parts[-1].views.image_B)
+    return joined(parts)

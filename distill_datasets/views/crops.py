@@ -1,0 +1,147 @@
+"""Random crops, and the one view that a whole batch shares: crop, enlarge, mirror, roll.
+
+All four act on rows and on columns for themselves, so a shared view is two small matrices: the
+shape of the work is the same for every draw, and its gradient is a product as well.
+
+Shape suffixes: N images, R tries, C channels, H W pixels, S places along a side.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Literal, NamedTuple, Self
+
+import torch
+from pydantic import Field, model_validator
+
+from distill_datasets.config import Section
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class RandomCrop(Section):
+    """A rectangle of random area and aspect, enlarged to the whole image: RandomResizedCrop."""
+
+    smallest: float = Field(default=0.08, gt=0, le=1, description="least share of the area")
+    largest: float = Field(default=1.0, gt=0, le=1, description="largest share of the area")
+    aspect: float = Field(
+        default=4 / 3, ge=1, description="sides stand between 1 : it and it : 1; 1 for squares"
+    )
+
+    @model_validator(mode="after")
+    def _smallest_first(self) -> Self:
+        if self.smallest > self.largest:
+            raise ValueError(
+                f"smallest: got {self.smallest}, expected at most largest, which is {self.largest}"
+            )
+        return self
+
+
+TRIES = 10
+"""Rectangles drawn for a view before the largest that fits is taken instead, as in torchvision."""
+
+
+def random_crops(
+    settings: RandomCrop, count: int, size: tuple[int, int], rng: torch.Generator
+) -> Tensor:
+    """Rectangles of whole pixels inside the image, (N, 4) float64, as torchvision draws them."""
+    height, width = size
+    drawn_NR = torch.rand(4, count, TRIES, generator=rng, dtype=torch.float64)
+    share_NR, aspect_NR, top_NR, left_NR = drawn_NR
+    area_NR = settings.smallest + (settings.largest - settings.smallest) * share_NR
+    area_NR = area_NR * height * width
+    aspect_NR = torch.exp(math.log(settings.aspect) * (2 * aspect_NR - 1))
+    high_NR = torch.sqrt(area_NR / aspect_NR).round()
+    wide_NR = torch.sqrt(area_NR * aspect_NR).round()
+    fits_NR = (high_NR > 0) & (high_NR <= height) & (wide_NR > 0) & (wide_NR <= width)
+    # the product of a draw just below 1 may be rounded up to the bound
+    top_NR = (top_NR * (height - high_NR + 1)).floor().minimum(height - high_NR)
+    left_NR = (left_NR * (width - wide_NR + 1)).floor().minimum(width - wide_NR)
+    first_N1 = fits_NR.int().argmax(dim=1, keepdim=True)
+    tried_N4R = torch.stack([top_NR, left_NR, high_NR, wide_NR], dim=1)
+    chosen_N4 = tried_N4R.gather(2, first_N1[:, None].expand(-1, 4, -1))[:, :, 0]
+    high = min(height, round(width * settings.aspect))
+    wide = min(width, round(height * settings.aspect))
+    central_4 = chosen_N4.new_tensor([(height - high) // 2, (width - wide) // 2, high, wide])
+    return torch.where(fits_NR.any(dim=1, keepdim=True), chosen_N4, central_4)
+
+
+Curriculum = Literal["none", "cosine", "linear", "step"]
+
+
+class SharedView(NamedTuple):
+    """A rectangle enlarged to the whole image, then mirrored, then rolled; all in pixels.
+
+    A roll by (1, 0) moves the last row to the top.
+    """
+
+    top: int
+    left: int
+    height: int
+    width: int
+    flip: bool = False
+    down: int = 0
+    right: int = 0
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """The view of images (..., H, W), each moved alike; bilinear, differentiable."""
+        height, width = images.shape[-2:]
+        rows_HH = _moved(height, self.top, self.height, False, self.down)
+        columns_WW = _moved(width, self.left, self.width, self.flip, self.right)
+        rows_HH, columns_WW = rows_HH.to(images), columns_WW.to(images)
+        return torch.matmul(rows_HH, torch.matmul(images, columns_WW.T))
+
+
+def _moved(side: int, start: int, length: int, flip: bool, roll: int) -> Tensor:
+    """Weights (S, S) of every old place in every new one, along one side.
+
+    Halves of pixels count as in torch's `interpolate` of the cut out crop.
+    """
+    to_S = (torch.arange(side) - roll) % side
+    to_S = side - 1 - to_S if flip else to_S
+    from_S = ((to_S + 0.5) * (length / side) - 0.5).clamp(min=0)
+    near_S = from_S.floor().long()
+    far_S = (near_S + 1).clamp(max=length - 1)
+    part_S = from_S - near_S
+    weights_SS = torch.zeros(side, side)
+    row_S = torch.arange(side)
+    weights_SS[row_S, start + near_S] += 1 - part_S
+    weights_SS[row_S, start + far_S] += part_S
+    return weights_SS
+
+
+def smallest_area(crop: RandomCrop, curriculum: Curriculum, milestone: float, done: float) -> float:
+    """The least share of the area that a crop may have, when a share `done` of all steps is done.
+
+    It falls from the crop's `largest` to its `smallest` during the share `milestone` of the steps.
+
+    Source: CDA (arXiv:2311.18838), its curriculum on the lower bound of the crop.
+    """
+    if curriculum == "none" or done >= milestone:
+        return crop.smallest
+    way = done / milestone
+    falling = {"cosine": (1 + math.cos(math.pi * way)) / 2, "linear": 1 - way, "step": 1.0}
+    return crop.smallest + (crop.largest - crop.smallest) * falling[curriculum]
+
+
+def draw_view(
+    crop: RandomCrop | None, flip: bool, roll: int, size: tuple[int, int], rng: torch.Generator
+) -> SharedView:
+    """A random view.
+
+    Args:
+        crop: area and aspect of the rectangle; None takes the whole image.
+        flip: mirror it, half of the time.
+        roll: roll it by 0 to so many pixels, down and to the right.
+        size: height and width of the images, in pixels.
+        rng: decides everything.
+
+    Source: SRe2L (arXiv:2306.13092), the recovery's random resized crop, flip and jitter.
+    """
+    top, left, height, width = 0, 0, *size
+    if crop is not None:
+        top, left, height, width = (int(edge) for edge in random_crops(crop, 1, size, rng)[0])
+    down, right = torch.randint(roll + 1, (2,), generator=rng).tolist()
+    mirrored = flip and float(torch.rand((), generator=rng)) < 0.5
+    return SharedView(top, left, height, width, mirrored, down, right)
