@@ -5,14 +5,14 @@ import sys
 from pathlib import Path
 
 import datasets
-import hub_client
 import numpy as np
 import pytest
-from hub_client import Client
-from hub_server import HubServer
-from hub_state import User
-from image_sets import features, noise
 from PIL import Image
+from support import hub_client
+from support.hub_client import Client
+from support.hub_server import HubServer
+from support.hub_state import User
+from support.image_sets import features, noise
 
 import distill_datasets
 from distill_datasets import distill

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from support.toy_runs import toy_file
 from torch import nn
-from toy_runs import toy_file
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 

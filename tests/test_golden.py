@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import torch
-from toy_runs import TOY, command, hashes
+from support.toy_runs import TOY, command, hashes
 
 from distill_datasets.files.yaml_text import to_yaml
 

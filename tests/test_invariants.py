@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from toy_runs import command, hashes, times, toy_file
+from support.toy_runs import command, hashes, times, toy_file
 
 from distill_datasets.files.artifacts import read_json
 
@@ -219,7 +219,11 @@ def test_a_finished_run_that_is_run_again_does_nothing_and_changes_nothing(
     again = arguments(tmp_path, 2)
     assert command(*again).code == 0
     before = times(tmp_path)
-    for place in ("stages.source.read", "stages.distill.optimize", "stages.evaluate.train_student"):
+    for place in (
+        "stages.source.read",
+        "stages.distill.optimize",
+        "evaluation.evaluate.train_student",
+    ):
         monkeypatch.setattr(f"distill_datasets.{place}", None)
     # `toy_file` writes the recipe anew
     answer = command(*again)

@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 from pydantic import Field
-from toy_runs import toy_recipe, toy_sections
+from support.toy_runs import toy_recipe, toy_sections
 
 from distill_datasets import config as plugins
 from distill_datasets.data.source import Source

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import datasets
 import pytest
-from image_sets import noise
 from PIL import Image
-from toy_runs import command, toy_file
+from support.image_sets import noise
+from support.toy_runs import command, toy_file
 
 from distill_datasets.export.folder import read_manifest, verify
 from distill_datasets.files.yaml_text import from_yaml
@@ -206,7 +206,12 @@ def shrunk(recipe: Path, known: Known) -> list[str]:
     return overrides
 
 
-@pytest.fixture(params=FILES, ids=lambda path: path.stem)
+def name_of(recipe: Path) -> str:
+    """The folder of its data set and the name of its file in one word."""
+    return "-".join(recipe.relative_to(FOLDER).with_suffix("").parts)
+
+
+@pytest.fixture(params=FILES, ids=name_of)
 def recipe(request: pytest.FixtureRequest) -> Path:
     path: Path = request.param
     return path
@@ -217,7 +222,7 @@ def test_there_are_recipes() -> None:
 
 
 def test_a_recipe_is_valid_and_has_the_name_of_its_file(recipe: Path) -> None:
-    assert load_recipe(recipe).name == recipe.stem
+    assert load_recipe(recipe).name == name_of(recipe)
 
 
 def test_every_profile_of_a_recipe_is_valid(recipe: Path) -> None:
@@ -238,7 +243,7 @@ def test_a_recipe_says_what_it_is_how_to_run_it_what_it_costs_and_what_it_gave(
         if line.startswith(f"# {title}:")
     }
     assert list(said) == HEADER and all(said.values())
-    assert said["Run"].startswith(f"distill-datasets run recipes/{recipe.name}")
+    assert said["Run"].startswith(f"distill-datasets run recipes/{recipe.relative_to(FOLDER)}")
 
 
 def test_a_recipe_fits_the_sizes_and_classes_of_its_dataset(

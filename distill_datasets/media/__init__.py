@@ -1,0 +1,1 @@
+"""Bytes of media files to pixels, and pixels to bytes."""

@@ -1,0 +1,1 @@
+"""Architectures, their fresh weights, and weights in files."""

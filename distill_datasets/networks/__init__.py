@@ -1,1 +1,1 @@
-"""The networks that distilled sets are made with and measured by, and where draws come from."""
+"""The networks that an objective sees, and where its draws come from."""

@@ -1,0 +1,1 @@
+"""What a run would do, take and keep, told before it starts."""

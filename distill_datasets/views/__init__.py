@@ -1,0 +1,1 @@
+"""Views of images: augmented, cropped, recorded."""

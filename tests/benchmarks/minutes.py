@@ -4,7 +4,7 @@ Settings of one recipe are compared at equal time. The seconds of an outer step 
 each point then distills anew with as many steps as fit, and fresh students are trained on what is
 published. For every side a JSON file is written, as `tests.benchmarks.curves` reads it.
 
-    python -m tests.benchmarks.minutes recipes/mnist-dm-ipc1.yaml --minutes 0.5 1 2 --seeds 0 1 \\
+    python -m tests.benchmarks.minutes recipes/mnist/dm-ipc1.yaml --minutes 0.5 1 2 --seeds 0 1 \\
         --side paper --side herding distill.canvas.init=herding --output runs/minutes
 """
 

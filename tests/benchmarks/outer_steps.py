@@ -28,7 +28,7 @@ from tests.benchmarks.data import (
 )
 from tests.benchmarks.plain import convnet, matched_gradient, set_weights, unrolled_gradient
 from tests.benchmarks.work import REFERENCE, Run, Size, Work, relative_error
-from tests.tiny import DoubleNetworks, DoubleReal
+from tests.support.tiny import DoubleNetworks, DoubleReal
 
 FLIP_ROTATE = Augment(operations=["flip", "rotate"])
 DSA = Augment(operations=["color", "crop", "cutout", "flip", "scale", "rotate"])

@@ -1,0 +1,117 @@
+"""Reading from a Hub with the real clients, in a process of their own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import TESTS
+from support.hub_server import HubServer
+from support.hub_state import User
+
+# Publishes four training and two test rows as lab/pets, then reads them by name.
+SCRIPT = """
+import dataclasses, io, json, sys
+from huggingface_hub import CommitOperationAdd, HfApi
+from distill_datasets.data.source import Source, peek, read, resolve
+from distill_datasets.errors import DataError
+from support.image_sets import both, draw, values
+
+def publish():
+    api = HfApi(token="hf_writer")
+    api.create_repo("lab/pets", repo_type="dataset", private=True)
+    operations = [CommitOperationAdd("README.md", b"---\\nlicense: mit\\n---\\n")]
+    for split, rows in both().items():
+        buffer = io.BytesIO()
+        rows.to_parquet(buffer)
+        operations.append(CommitOperationAdd(f"data/{split}-0.parquet", buffer.getvalue()))
+    parent = api.dataset_info("lab/pets").sha
+    api.create_commit(
+        "lab/pets", operations, commit_message="pets", repo_type="dataset", parent_commit=parent
+    )
+
+def answer(**fields):
+    source = Source(**fields)
+    try:
+        provenance = resolve(source)
+        shape, names = peek(source)
+        decoded = read(source, draw, provenance)
+    except DataError as error:
+        return {"error": str(error)}
+    return {
+        "shape": dataclasses.asdict(shape),
+        "names": names,
+        "train": values(decoded.train.images_NCHW),
+        "test": values(decoded.test.images_NCHW),
+        "provenance": decoded.provenance.as_json(),
+    }
+
+if sys.argv[1] == "publish":
+    publish()
+answers = [answer(**fields) for fields in json.loads(sys.argv[2])]
+sys.__stdout__.write(json.dumps(answers))
+"""
+
+
+def ask(url: str, home: Path, verb: str, *sources: dict[str, Any], **environment: str) -> Any:  # noqa: ANN401
+    """What a process with its own home finds out about each source."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    mine = {
+        "HF_ENDPOINT": url,
+        "HF_HOME": str(home),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_UPDATE_DOWNLOAD_COUNTS": "0",
+        "NO_PROXY": "127.0.0.1",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path]),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, verb, json.dumps(sources)],
+        env={**kept, **mine, **environment},
+        capture_output=True,
+        text=True,
+        timeout=50,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def server() -> Any:  # noqa: ANN401
+    with HubServer({"hf_writer": User("ann", "write", ("lab",))}) as server:
+        yield server
+
+
+def test_a_private_dataset_is_read_pinned_and_found_again_offline(
+    server: HubServer, tmp_path: Path
+) -> None:
+    pets = {"dataset": "lab/pets"}
+    online, wrong = ask(
+        server.url,
+        tmp_path / "home",
+        "publish",
+        pets,
+        {"dataset": "lab/pets", "config": "small"},
+        HF_TOKEN="hf_writer",
+    )
+    assert online["shape"] == {"c": 1, "h": 2, "w": 2, "k": 2}
+    assert online["names"] == ["cat", "dog"]
+    assert online["train"] == [0, 1, 2, 3]
+    assert online["test"] == [100, 101]
+    assert len(online["provenance"]["revision"]) == 40
+    files = {file["path"]: file["sha256"] for file in online["provenance"]["files"]}
+    assert len(files["data/train-0.parquet"]) == 64
+    assert "no config 'small'; valid names: default" in wrong["error"]
+    (offline,) = ask(server.url, tmp_path / "home", "read", pets, HF_HUB_OFFLINE="1")
+    assert offline["train"] == online["train"]
+    assert offline["provenance"]["revision"] == online["provenance"]["revision"]
+    stranger, lost = ask(
+        server.url, tmp_path / "other", "read", pets, {"dataset": "lab/pets", "revision": "v9"}
+    )
+    assert "'lab/pets', or it is private" in stranger["error"]
+    assert "'lab/pets', or it is private" in lost["error"]
+    assert server.violations == []

@@ -1,0 +1,301 @@
+"""What is said when a dataset is not where its name points: on this machine or on the Hub."""
+
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import datasets
+import pytest
+from huggingface_hub import HfApi, constants, errors
+from huggingface_hub.hf_api import RepoFile
+from support.image_sets import dataset, gray
+
+from distill_datasets.data.provenance import of_memory, of_path
+from distill_datasets.data.source import Source, peek, resolve
+from distill_datasets.errors import DataError
+from distill_datasets.runtime import memory
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture(autouse=True)
+def _own_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.chdir(tmp_path)
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """Let the Hub answer every question with an error."""
+
+    def fail(*_: Any, **__: Any) -> Any:  # noqa: ANN401
+        raise error
+
+    monkeypatch.setattr(HfApi, "dataset_info", fail)
+    monkeypatch.setattr(HfApi, "list_datasets", fail)
+
+
+def answer(kind: type[errors.HfHubHTTPError], status: int) -> errors.HfHubHTTPError:
+    """An error as the Hub's client raises it."""
+    response: Any = SimpleNamespace(status_code=status, headers={}, request=None)
+    return kind("the server's words", response=response)
+
+
+def test_a_misspelled_folder_is_answered_with_its_siblings(tmp_path: Path) -> None:
+    (tmp_path / "sets" / "cifar10").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"did you mean '.*sets/cifar10'\? '.*sets' holds: cifar10"):
+        resolve(Source(dataset=str(tmp_path / "sets" / "cifar11")))
+    with pytest.raises(DataError, match=r"no file or folder './set/cifar10', and a Hub id is "):
+        resolve(Source(dataset="./set/cifar10"))
+
+
+def test_a_name_without_an_owner_is_neither_folder_nor_hub_id() -> None:
+    with pytest.raises(DataError, match=r"'cifar10', and a Hub id is written 'owner/name'"):
+        resolve(Source(dataset="cifar10"))
+
+
+def test_a_misspelled_embedded_name_is_answered_with_the_valid_one() -> None:
+    with pytest.raises(
+        DataError, match=r"ships with this package; did you mean 'embedded:uci-digits"
+    ):
+        resolve(Source(dataset="embedded:uci-digit"))
+
+
+def test_a_folder_without_data_says_what_was_expected(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"holds no file that can be read; expected Parquet files"):
+        peek(Source(dataset=str(tmp_path / "empty")))
+
+
+def test_a_file_of_an_unknown_kind_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "pets.npz").write_bytes(b"x")
+    with pytest.raises(
+        DataError, match=r"'pets.npz' is a file of an unknown kind; expected one of"
+    ):
+        peek(Source(dataset=str(tmp_path / "pets.npz")))
+
+
+def test_a_damaged_parquet_file_is_refused_without_a_traceback(tmp_path: Path) -> None:
+    (tmp_path / "pets").mkdir()
+    (tmp_path / "pets" / "train.parquet").write_bytes(b"PAR1 not really PAR1")
+    with pytest.raises(DataError, match=r"pets' cannot be read: "):
+        peek(Source(dataset=str(tmp_path / "pets")))
+
+
+def test_a_folder_has_no_revision(tmp_path: Path) -> None:
+    dataset([0, 1]).save_to_disk(tmp_path / "pets")
+    with pytest.raises(DataError, match=r"source.revision: .* has no revisions; leave it out"):
+        peek(Source(dataset=str(tmp_path / "pets"), revision="v1"))
+    with pytest.raises(DataError, match=r"source.config: what save_to_disk wrote has no configs"):
+        peek(Source(dataset=str(tmp_path / "pets"), config="small"))
+
+
+def test_a_loading_script_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "pets").mkdir()
+    (tmp_path / "pets" / "pets.py").write_text("")
+
+    with pytest.raises(DataError, match=r"is a loading script, which `datasets` no longer runs"):
+        peek(Source(dataset=str(tmp_path / "pets")))
+
+
+@pytest.mark.parametrize(
+    ("kind", "status", "message"),
+    [
+        (errors.GatedRepoError, 403, r"'o/n' is gated; accept its conditions on .*/datasets/o/n"),
+        (
+            errors.RepositoryNotFoundError,
+            404,
+            r"no dataset 'o/n', or it is private .*hf auth login",
+        ),
+        (errors.RevisionNotFoundError, 404, r"source.revision: 'o/n' has no branch, .* 'v1'"),
+        (errors.HfHubHTTPError, 401, r"the Hub answered 401 for 'o/n'; log in again"),
+        (errors.HfHubHTTPError, 503, r"the Hub answered 503 for 'o/n'; try again later"),
+    ],
+)
+def test_each_refusal_of_the_hub_is_explained(
+    monkeypatch: pytest.MonkeyPatch,
+    kind: type[errors.HfHubHTTPError],
+    status: int,
+    message: str,
+) -> None:
+    failing(monkeypatch, answer(kind, status))
+    with pytest.raises(DataError, match=message):
+        resolve(Source(dataset="o/n", revision="v1"))
+
+
+@pytest.mark.parametrize("error", [errors.OfflineModeIsEnabled("x"), ConnectionError("no route")])
+def test_no_connection_is_explained(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    failing(monkeypatch, error)
+    with pytest.raises(
+        DataError, match=r"'o/n' cannot be fetched and is not in the cache .*HF_HUB_O"
+    ):
+        resolve(Source(dataset="o/n"))
+
+
+def test_a_hub_id_that_fails_inside_a_local_folder_mentions_the_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "data" / "mnist").mkdir(parents=True)
+    failing(monkeypatch, ConnectionError("no route"))
+    with pytest.raises(DataError, match=r"if a folder was meant: did you mean '.*data/mnist'"):
+        resolve(Source(dataset="data/mnst"))
+
+
+def test_a_misspelled_hub_id_is_answered_with_the_owner_s_datasets(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    failing(monkeypatch, answer(errors.RepositoryNotFoundError, 404))
+    found = [SimpleNamespace(id="lab/cifar10"), SimpleNamespace(id="lab/mnist")]
+    monkeypatch.setattr(HfApi, "list_datasets", lambda *_, **__: iter(found))
+    with pytest.raises(
+        DataError, match=r"did you mean 'lab/cifar10'\? valid names: lab/cifar10, la"
+    ):
+        resolve(Source(dataset="lab/cifar1O"))
+
+
+def test_a_hub_dataset_is_pinned_to_its_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    info = SimpleNamespace(sha=COMMIT, card_data={"license": ["mit", "other"]})
+    asked: list[Any] = []
+
+    def dataset_info(_: HfApi, name: str, revision: str | None) -> Any:  # noqa: ANN401
+        asked.append((name, revision))
+        return info
+
+    tree = [
+        RepoFile(
+            path="data/train.parquet",
+            size=12,
+            oid="b" * 40,
+            lfs={"oid": "a" * 64, "size": 12, "pointerSize": 130},
+        ),
+        RepoFile(path="README.md", size=3, oid="c" * 40),
+    ]
+    monkeypatch.setattr(HfApi, "dataset_info", dataset_info)
+    monkeypatch.setattr(HfApi, "list_repo_tree", lambda *_, **__: iter(tree))
+    provenance = resolve(Source(dataset="lab/cifar10", revision="v2", config="plain"))
+    assert asked == [("lab/cifar10", "v2")]
+    assert provenance.revision == COMMIT
+    assert provenance.license == "mit, other"
+    assert provenance.card_url == f"{constants.ENDPOINT}/datasets/lab/cifar10"
+    assert [tuple(file) for file in provenance.files] == [
+        ("README.md", "c" * 40, 3),
+        ("data/train.parquet", "a" * 64, 12),
+    ]
+    assert provenance.identity() == {
+        "dataset": "lab/cifar10",
+        "config": "plain",
+        "revision": COMMIT,
+    }
+
+
+def test_without_a_connection_the_cached_commit_is_used(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "hub" / "datasets--lab--cifar10"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text(COMMIT)
+    (folder / "snapshots" / COMMIT).mkdir(parents=True)
+    (folder / "snapshots" / COMMIT / "README.md").write_text("---\nlicense: mit\n---\n")
+    failing(monkeypatch, ConnectionError("no route"))
+    for revision in (None, COMMIT):
+        provenance = resolve(Source(dataset="lab/cifar10", revision=revision))
+        assert provenance.revision == COMMIT
+        assert provenance.license == "mit"
+    assert "using the cached commit 0123456789ab" in caplog.text
+
+
+def test_without_a_connection_a_lone_cached_commit_is_used_and_two_are_not(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    snapshots = tmp_path / "hub" / "datasets--lab--cifar10" / "snapshots"
+    (snapshots / COMMIT).mkdir(parents=True)
+    failing(monkeypatch, ConnectionError("no route"))
+    assert resolve(Source(dataset="lab/cifar10")).revision == COMMIT
+    with pytest.raises(DataError, match=r"set source.revision to a commit that was downloaded"):
+        resolve(Source(dataset="lab/cifar10", revision="v2"))
+    (snapshots / COMMIT[::-1]).mkdir()
+    with pytest.raises(DataError, match=r"set source.revision to a commit that was downloaded"):
+        resolve(Source(dataset="lab/cifar10"))
+
+
+@pytest.mark.parametrize(
+    ("card", "expected"),
+    [
+        ("---\nlicense: mit\n---\n", "mit"),
+        ("---\nlicense: 'cc-by-4.0'\n---\n", "cc-by-4.0"),
+        ("---\nlicense:\n- mit\n- other\ntags: [x]\n---\n", "mit, other"),
+        ("---\nlicense: [mit, other]\n---\n", "mit, other"),
+        ("---\ntags: [x]\n---\nlicense: mit\n", None),
+        ("no front matter", None),
+    ],
+)
+def test_the_license_of_a_folder_is_taken_from_its_card(
+    tmp_path: Path, card: str, expected: str | None
+) -> None:
+    dataset([0, 1]).save_to_disk(tmp_path / "pets")
+    (tmp_path / "pets" / "README.md").write_text(card)
+    assert resolve(Source(dataset=str(tmp_path / "pets"))).license == expected
+
+
+def test_free_memory_is_some_of_the_machine_s() -> None:
+    assert 0 < memory.available_bytes() < 2**50
+
+
+def test_a_file_that_may_not_be_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "cat" / "0.png").write_bytes(b"pixels")
+    opened = Path.open
+
+    def refused(path: Path, *mode: str) -> Any:  # noqa: ANN401
+        if path.name == "0.png":
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *mode)
+
+    monkeypatch.setattr(Path, "open", refused)
+    with pytest.raises(DataError, match=r"cat/0.png cannot be read \(Permission denied\)"):
+        of_path(tmp_path, None)
+
+
+def test_a_class_whose_folder_may_not_be_listed_is_not_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+    listed = os.scandir
+
+    def refused(path: str) -> Any:  # noqa: ANN401
+        if Path(path).name == "cat":
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    with pytest.raises(DataError, match=r"cat cannot be read \(Permission denied\); let this user"):
+        of_path(tmp_path, None)
+
+
+def test_files_that_a_dataset_in_memory_only_names_are_part_of_what_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "0.png"
+    gray(1).save(path)
+    rows = datasets.Dataset.from_dict({"image": [str(path)], "label": [0]}).cast_column(
+        "image", datasets.Image()
+    )
+    before = of_memory({"train": rows})
+    assert of_memory({"train": rows}) == before
+    gray(2, 4, 4).save(path)
+    assert of_memory({"train": rows}).files != before.files
+    held = dataset([0, 1])
+    assert of_memory({"train": held}).files[0].sha256 == held._fingerprint
+
+
+def test_a_transform_is_not_applied_and_that_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    rows = dataset([0, 1])
+    of_memory({"train": rows, "test": rows.with_format("torch")})
+    assert not caplog.records
+    of_memory({"train": rows, "test": rows.with_transform(lambda batch: batch)})
+    assert caplog.messages == [
+        "the transform of the split 'test' (set_transform, with_transform) is not applied: rows "
+        "are read as they are kept; .map() makes a transform part of them"
+    ]

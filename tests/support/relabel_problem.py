@@ -1,0 +1,167 @@
+"""Toy images relabeled by toy teachers, as a function and as a program of some processes.
+
+As a program: `python relabel_problem.py FOLDER [KILLED_AT]`; it kills itself, as a machine that
+loses power would, after so many files.
+"""
+
+import dataclasses
+import itertools
+import os
+import signal
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, cast
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+from accelerate import PartialState
+from support.sample_content import Shown, bytes_sample
+from support.tiny import NET
+from torch import Tensor, nn
+
+from distill_datasets.export.content import Content
+from distill_datasets.models.architecture import Architecture
+from distill_datasets.models.convnets import ConvNet
+from distill_datasets.models.weights import frozen
+from distill_datasets.networks.network import Squeezed
+from distill_datasets.optimizers import Sgd
+from distill_datasets.runtime.draws import rng_for
+from distill_datasets.runtime.processes import Runtime
+from distill_datasets.stages.relabel import Relabeled, run_relabel
+from distill_datasets.stages.squeeze import SqueezedFolder
+from distill_datasets.training.student import Evaluate
+from distill_datasets.types import Shape
+from distill_datasets.views.relabel import Relabel
+
+SHAPE = Shape(3, 8, 12, 5)
+MEAN_C, STD_C = torch.tensor([0.4, 0.5, 0.6]), torch.tensor([0.2, 0.3, 0.25])
+
+
+def images(shape: Shape = SHAPE, count: int = 40) -> Tensor:
+    """Noise in 8 bits."""
+    size = (count, shape.c, shape.h, shape.w)
+    return torch.randint(0, 256, size, dtype=torch.uint8, generator=rng_for(5, "images"))
+
+
+@dataclass(frozen=True)
+class Store(Squeezed):
+    """Small networks with BatchNorm, oblong images and running statistics that have moved."""
+
+    architecture: Architecture = NET
+    members: int = 1
+    epochs: int = 1
+    keep: Literal["every", "last"] = "last"
+    shape: Shape = SHAPE
+    fingerprint: str = "toy"
+
+    @property
+    def architectures(self) -> tuple[Architecture, ...]:
+        return (self.architecture,) * self.members
+
+    def weights(self, member: int, epoch: int) -> Tensor:
+        raise AssertionError("teachers are modules")
+
+    def module(self, member: int) -> nn.Module:
+        rng = rng_for(member, "teacher")
+        module = nn.Sequential(
+            nn.Conv2d(self.shape.c, 6, 3, padding=1),
+            nn.BatchNorm2d(6),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(2),
+            nn.Flatten(),
+            nn.Linear(24, self.shape.k),
+        )
+        with torch.no_grad():
+            for weight in module.parameters():
+                weight.copy_(torch.randn(weight.shape, generator=rng))
+            module(torch.randn(9, self.shape.c, 8, 8, generator=rng))
+        return frozen(module)
+
+    def check_teachers(self) -> None:
+        """They know enough."""
+
+
+def relabel(
+    folder: Path,
+    runtime: Runtime | None = None,
+    store: Store | None = None,
+    store_as: str = "logits",
+    **settings: Any,  # noqa: ANN401
+) -> Relabeled:
+    """Label the toy images: two epochs in batches of 16, 16 and 8."""
+    section = Relabel.model_validate({"epochs": 2, "batch": 16, "store": store_as, **settings})
+    made, squeezed = runtime or Runtime(), store or Store()
+    images_NCHW = images(squeezed.shape)
+    with made.reproducible():
+        return run_relabel(
+            section,
+            images_NCHW,
+            torch.arange(40) % squeezed.shape.k,
+            cast("SqueezedFolder", squeezed),
+            mean_C=MEAN_C[: squeezed.shape.c],
+            std_C=STD_C[: squeezed.shape.c],
+            seed=3,
+            runs=folder,
+            runtime=made,
+            quiet=True,
+        )
+
+
+def several(member_count: int = 2) -> Store:
+    """The same with more members."""
+    return replace(Store(), members=member_count)
+
+
+def main() -> None:
+    folder, killed_at = Path(sys.argv[1]), int(sys.argv[2])
+    synced, fsync = itertools.count(1), os.fsync  # one count for all threads
+
+    def counted(file: int) -> None:
+        if next(synced) == killed_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        fsync(file)
+
+    with mock.patch("os.fsync", counted):
+        relabel(folder, batch_norm="batch", groups=2)
+
+
+if __name__ == "__main__":
+    main()
+    PartialState().destroy_process_group()  # as the end of a run does
+
+
+KL = {"loss": "kl", "temperature": 4.0}
+
+
+STUDENT = Evaluate(
+    network=ConvNet(depth=1, width=4, norm="batch"),
+    students=2,
+    epochs=2,
+    batch=10,
+    optimizer=Sgd(lr=0.05),
+    **KL,
+)
+
+
+LABELS_N = torch.arange(40) % SHAPE.k
+
+
+def content_of(folder: Path, **fields: Any) -> Content:  # noqa: ANN401
+    """What is published of 40 images with labels of two epochs of views."""
+    made = relabel(folder / "runs", **fields)
+    images_NCHW = images()
+    content = bytes_sample(
+        class_names=[f"class {label}" for label in range(SHAPE.k)],
+        mean=MEAN_C.tolist(),
+        std=STD_C.tolist(),
+        real_shape=(SHAPE.c, SHAPE.h, SHAPE.w),
+        relabel=made.published(),
+    )
+    return dataclasses.replace(
+        content,
+        images_NCHW=images_NCHW,
+        originals=Shown(images_NCHW),
+        targets_NK=F.one_hot(LABELS_N, SHAPE.k).byte(),
+    )
