@@ -34,7 +34,12 @@ class Part(Section):
 
     def papers(self) -> list[str]:
         """The papers that these very settings are from."""
-        return self.paper.split("; ")
+        cited = self.cited()
+        return self.paper.split("; ") if cited is None else cited
+
+    def cited(self) -> list[str] | None:
+        """Those of the papers that these settings are from, where they are not from all."""
+        return None
 
 
 BUILT_IN: dict[str, dict[str, str]] = {

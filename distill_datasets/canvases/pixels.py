@@ -46,8 +46,8 @@ class Pixels(Canvas):
             raise ValueError("expected either ipc or count")
         return self
 
-    def papers(self) -> list[str]:
-        own = super().papers()
+    def cited(self) -> list[str]:
+        own = self.paper.split("; ")
         return own if self.init.effort != "file" else [*own, *self.init.papers()]
 
     @property

@@ -133,6 +133,32 @@ def _fit_zca(images_NCHW: Tensor, regularization: float) -> tuple[Tensor, Tensor
 
 
 @dataclass(frozen=True, eq=False)
+class InputSpace:
+    """The student's input space: displayable pixels p in [0, 1] are seen as (p - mean) / std."""
+
+    mean_C: Tensor
+    std_C: Tensor
+
+    def to_student(self, pixels_BCHW: Tensor) -> Tensor:
+        """Displayable pixels (..., C, H, W) as a student sees them, on their device."""
+        return (pixels_BCHW - self._per_channel(self.mean_C, pixels_BCHW)) / self._per_channel(
+            self.std_C, pixels_BCHW
+        )
+
+    def to_pixels(self, images_BCHW: Tensor) -> Tensor:
+        """What a student sees (..., C, H, W) as displayable pixels; some may lie outside [0, 1]."""
+        shown = images_BCHW * self._per_channel(self.std_C, images_BCHW)
+        return shown + self._per_channel(self.mean_C, images_BCHW)
+
+    def to(self, device: torch.device) -> InputSpace:
+        """The same on another device."""
+        return InputSpace(self.mean_C.to(device), self.std_C.to(device))
+
+    def _per_channel(self, values_C: Tensor, images: Tensor) -> Tensor:
+        return values_C.to(images.device)[:, None, None]
+
+
+@dataclass(frozen=True, eq=False)
 class Normalization:
     """What a student sees of an image. `whitening_DD` is None for `mean_std`.
 
@@ -173,6 +199,11 @@ class Normalization:
     def of_counts(cls, counts_CV: Tensor, images: int) -> Normalization:
         """`mean_std`, of how often every value occurs in `images` training images."""
         return cls(*_mean_std(counts_CV), fitted_images=images)
+
+    @property
+    def input_space(self) -> InputSpace:
+        """What displayable pixels of a distilled image become for a student."""
+        return InputSpace(self.display_mean_C, self.display_std_C)
 
     @property
     def kind(self) -> Kind:

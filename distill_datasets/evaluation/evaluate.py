@@ -25,8 +25,7 @@ from distill_datasets.export.reading import load_rows, read_published
 from distill_datasets.files.artifacts import fingerprint, read_json, read_tensors, write_json
 from distill_datasets.runtime.draws import Draw, draws
 from distill_datasets.runtime.memory import images_at_once
-from distill_datasets.runtime.processes import Runtime
-from distill_datasets.runtime.progress import progress_bar
+from distill_datasets.runtime.processes import Run
 from distill_datasets.stages.squeeze import SqueezedFolder
 from distill_datasets.training.checkpoint import Checkpoint
 from distill_datasets.training.examples import Examples, Stored, Whole
@@ -56,13 +55,10 @@ def run_evaluate(
     settings: Evaluate,
     exported: Path,
     real: RealData,
+    run: Run,
     *,
     identity: str,
     pixels: int,
-    seed: int,
-    runs: Path,
-    runtime: Runtime,
-    quiet: bool,
     attack: tuple[int, int] | None = None,
     relabel: Relabel | None = None,
     squeezed: SqueezedFolder | None = None,
@@ -73,12 +69,9 @@ def run_evaluate(
         settings: the `evaluate` section.
         exported: a folder that `write_dataset` wrote; only what `load_dataset` returns is used.
         real: the source; its test images measure, its training images serve the references.
+        run: seed, folder, processes and device; students are dealt to its processes and threads.
         identity: the fingerprint of what was exported and of the source.
         pixels: the budget, for the reference of random real images.
-        seed: the recipe's seed.
-        runs: the folder of this recipe's stages.
-        runtime: students are dealt to its processes and threads.
-        quiet: no progress bar.
         attack: the class that was attacked and the one it shall be taken for.
         relabel: how views of the images were labeled, where they were.
         squeezed: the teachers that labeled them.
@@ -87,14 +80,14 @@ def run_evaluate(
         Rows as in `results.json`: accuracies in [0, 1], after the last step, never the best.
     """
     section = settings.model_dump(mode="json", exclude={"checkpoint_seconds"})
-    deciding = [VERSION, "evaluate", section, identity, seed, *(attack or ())]
+    deciding = [VERSION, "evaluate", section, identity, run.seed, *(attack or ())]
     if relabel is None:
-        field = contestants(settings, exported, real, pixels, seed)
+        field = contestants(settings, exported, real, pixels, run.seed)
     else:
         assert squeezed is not None, "a recipe with relabel has teachers"
         deciding += [relabel.model_dump(mode="json"), squeezed.fingerprint]
-        field = relabeled_contestants(settings, relabel, squeezed, exported, real, pixels, seed)
-    folder = runs / f"evaluate-{fingerprint(deciding)}"
+        field = relabeled_contestants(settings, relabel, squeezed, exported, real, pixels, run.seed)
+    folder = run.folder / f"evaluate-{fingerprint(deciding)}"
     followed = read_followed(settings, exported)
     # longest first, so that no process is left with a long student at the end
     units = [
@@ -103,7 +96,7 @@ def run_evaluate(
         for student in range(contestant.students)
     ]
 
-    at_once = images_at_once(real.shape, runtime.device)
+    at_once = images_at_once(real.shape, run.runtime.device)
 
     def train(unit: int) -> None:
         contestant, student = units[unit]
@@ -113,14 +106,14 @@ def run_evaluate(
             if contestant.trained is not None:
                 module = contestant.trained(student)
             else:
-                draw = draws(seed, "evaluate", contestant.pair or contestant.source, student)
+                draw = draws(run.seed, "evaluate", contestant.pair or contestant.source, student)
                 module = train_student(
                     settings,
                     contestant.steps,
                     contestant.examples(draw),
                     real.shape,
                     draw,
-                    runtime.device,
+                    run.runtime.device,
                     step_sizes=followed.step_sizes if contestant.follows else [],
                     order=followed.order if contestant.follows else [],
                     start_P=followed.start_of(student),
@@ -134,13 +127,13 @@ def run_evaluate(
             checkpoint.remove()
         bar.advance(1)
 
-    mine = runtime.mine(len(units))
+    mine = run.runtime.mine(len(units))
     with (
-        progress_bar("evaluate", len(mine), shown=runtime.is_main and not quiet) as bar,
-        runtime.pool(len(units)) as run_units,
+        run.bar("evaluate", len(mine)) as bar,
+        run.runtime.pool(len(units)) as run_units,
     ):
         run_units(train, mine)
-    runtime.wait()
+    run.runtime.wait()
     results = [_result(settings, contestant, folder, real.counts_K) for contestant in field]
     for row in results if attack is not None else []:
         row["taken_for_target"] = _spread([run["taken_for_target"] for run in row["runs"]])

@@ -39,9 +39,9 @@ class ConvNet(Architecture):
         description="of the first convolution; 3 makes 32 px of 28, as the papers do with MNIST",
     )
 
-    def papers(self) -> list[str]:
+    def cited(self) -> list[str]:
         batch = ["BatchNorm, arXiv:1502.03167"] if self.norm == "batch" else []
-        return [*super().papers(), *batch]
+        return [*self.paper.split("; "), *batch]
 
     def build(self, shape: Shape) -> nn.Module:
         from distill_datasets.models.layers import AvgPool2d

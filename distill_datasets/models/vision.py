@@ -113,9 +113,9 @@ class Torchvision(Architecture):
             )
         return self
 
-    def papers(self) -> list[str]:
+    def cited(self) -> list[str]:
         found = [paper for start, paper in PAPERS.items() if self.model.startswith(start)]
-        return [*super().papers(), *found[:1]]
+        return [*self.paper.split("; "), *found[:1]]
 
     def build(self, shape: Shape) -> nn.Module:
         try:

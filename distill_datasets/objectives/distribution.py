@@ -220,8 +220,8 @@ class Distribution(Objective):
                 )
         return self
 
-    def papers(self) -> list[str]:
-        dm, idm, datadam, ncfm = super().papers()
+    def cited(self) -> list[str]:
+        dm, idm, datadam, ncfm = self.paper.split("; ")
         own = {"mean": dm, "attention": datadam, "characteristic": ncfm}[self.statistic]
         return [own, idm] if self.cross_entropy_weight else [own]
 

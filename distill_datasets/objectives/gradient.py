@@ -108,8 +108,8 @@ class Gradient(Objective):
         "cache they stay in, and 256 elsewhere",
     )
 
-    def papers(self) -> list[str]:
-        dc, dsa, idc = super().papers()
+    def cited(self) -> list[str]:
+        dc, dsa, idc = self.paper.split("; ")
         if self.distance != "rows_cosine":
             return [idc]
         return [dc, dsa] if self.augment.operations else [dc]

@@ -217,8 +217,8 @@ class Recover(Objective):
     def needs_class_statistics(self) -> bool:
         return self.targets != "global"
 
-    def papers(self) -> list[str]:
-        sre2l, cda, lpld, gvbsm, edc, cvdd = super().papers()
+    def cited(self) -> list[str]:
+        sre2l, cda, lpld, gvbsm, edc, cvdd = self.paper.split("; ")
         also = {
             cda: self.curriculum != "none",
             lpld: self.targets == "class",

@@ -25,7 +25,7 @@ class Selected(Objective):
     minimizes: ClassVar[bool] = False
     name: Literal["selected"] = "selected"
 
-    def papers(self) -> list[str]:
+    def cited(self) -> list[str]:
         # the selection names its own
         return []
 

@@ -63,8 +63,8 @@ class Trajectory(Objective):
         "(DATM: 1.0); null takes every lane",
     )
 
-    def papers(self) -> list[str]:
-        mtt, tesla, datm = super().papers()
+    def cited(self) -> list[str]:
+        mtt, tesla, datm = self.paper.split("; ")
         found = [mtt, tesla] if self.differentiate == "first_order" else [mtt]
         return found if self.skip_above is None else [*found, datm]
 

@@ -1,8 +1,7 @@
 """From a recipe to a finished dataset: the stages in order, each done at most once."""
 
 import logging
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from distill_datasets.pipeline.checks import (
 from distill_datasets.pipeline.content import digest, publishable
 from distill_datasets.recipe import Recipe
 from distill_datasets.runtime.draws import draws
-from distill_datasets.runtime.processes import Runtime
+from distill_datasets.runtime.processes import Run, Runtime
 from distill_datasets.stages.blocks import run_blocks
 from distill_datasets.stages.class_statistics import run_statistics
 from distill_datasets.stages.distill import run_distill
@@ -101,29 +100,24 @@ def run(
         files = [] if recipe.squeeze is None else find_weights(recipe.squeeze, shape)
     check_runs(own)
     runtime = Runtime(trackers, str(own / "logs"))
+    this = Run(recipe.seed, own, runtime, shown=not quiet)
     runtime.accelerator.init_trackers(recipe.name)
     with runtime.reproducible(), library_bars(shown=not quiet):
-        load = partial(load_source, seed=recipe.seed, runs=runs, runtime=runtime, quiet=quiet)
-        source = load(recipe.source, provenance, dataset=dataset)
+        beside = replace(this, folder=runs)
+        source = load_source(recipe.source, provenance, beside, dataset=dataset)
         check_rows(recipe, source)
         squeezed = None
         if recipe.squeeze is not None:
             teaching = source
             if recipe.squeeze.source is not None:
-                teaching = load(recipe.squeeze.source, resolve(recipe.squeeze.source))
-            squeezed = run_squeeze(
-                recipe.squeeze, teaching, seed=recipe.seed, runs=own, runtime=runtime, quiet=quiet,
-                files=files,
-            )  # fmt: skip
+                other = recipe.squeeze.source
+                teaching = load_source(other, resolve(other), beside)
+            squeezed = run_squeeze(recipe.squeeze, teaching, this, files=files)
             if recipe.distill.objective.needs_class_statistics:
-                squeezed = run_statistics(squeezed, source, runs=own, runtime=runtime, quiet=quiet)
+                squeezed = run_statistics(squeezed, source, this)
         starts_SP = starts(recipe, source, squeezed, runtime.device)
-        distilled, folder = distill(
-            recipe, source, squeezed, runs=own, runtime=runtime, quiet=quiet
-        )
-        relabeled = relabel(
-            recipe, source, distilled, squeezed, runs=own, runtime=runtime, quiet=quiet
-        )
+        distilled, folder = distill(recipe, source, squeezed, this)
+        relabeled = relabel(recipe, source, distilled, squeezed, this)
         views = None if relabeled is None else relabeled.published()
         content = publishable(recipe, distilled, source, runtime.device, starts_SP, views)
         deciding = [digest(content), source.fingerprint, content.environment]
@@ -139,12 +133,9 @@ def run(
             recipe.evaluate,
             exported,
             source.real,
+            this,
             identity=measured,
             pixels=read_manifest(exported)["budget"]["pixels"],
-            seed=recipe.seed,
-            runs=own,
-            runtime=runtime,
-            quiet=quiet,
             attack=content.attack,
             relabel=recipe.relabel,
             squeezed=squeezed,
@@ -166,21 +157,12 @@ def distill(
     recipe: Recipe,
     source: LoadedSource,
     squeezed: SqueezedFolder | None,
-    *,
-    runs: Path,
-    runtime: Runtime,
-    quiet: bool,
+    this: Run,
 ) -> tuple[Distilled | Recovered, Path]:
     """Distill as a whole or block by block, as the objective asks; and the folder of the stage."""
     if not recipe.distill.objective.separable:
-        return run_distill(
-            recipe.distill, source, seed=recipe.seed, runs=runs, runtime=runtime, quiet=quiet,
-            squeezed=squeezed,
-        )  # fmt: skip
-    recovered = run_blocks(
-        recipe.distill, source, seed=recipe.seed, runs=runs, runtime=runtime, quiet=quiet,
-        squeezed=squeezed,
-    )  # fmt: skip
+        return run_distill(recipe.distill, source, this, squeezed=squeezed)
+    recovered = run_blocks(recipe.distill, source, this, squeezed=squeezed)
     return recovered, recovered.folder
 
 
@@ -189,10 +171,7 @@ def relabel(
     source: LoadedSource,
     distilled: Distilled | Recovered,
     squeezed: SqueezedFolder | None,
-    *,
-    runs: Path,
-    runtime: Runtime,
-    quiet: bool,
+    this: Run,
 ) -> Relabeled | None:
     """Let the networks of squeeze label views of the 8-bit images; None when nobody asks."""
     if recipe.relabel is None:
@@ -204,12 +183,9 @@ def relabel(
         distilled.images_NCHW,
         distilled.classes_N,
         squeezed,
+        this,
         mean_C=normalization.display_mean_C,
         std_C=normalization.display_std_C,
-        seed=recipe.seed,
-        runs=runs,
-        runtime=runtime,
-        quiet=quiet,
     )
 
 

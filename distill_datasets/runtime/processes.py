@@ -14,8 +14,10 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import accelerate
@@ -24,6 +26,7 @@ import torch
 
 from distill_datasets.errors import RecipeError, did_you_mean
 from distill_datasets.runtime.memory import keep_freed_memory
+from distill_datasets.runtime.progress import Bar, progress_bar
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -196,3 +199,24 @@ class Runtime:
         for row in rows[1:]:
             total += row
         return total
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a recipe, as its stages see it.
+
+    Attributes:
+        seed: the recipe's seed.
+        folder: where the stages of this recipe lie; the source lies beside it.
+        runtime: processes, threads and device.
+        shown: whether progress is shown, by the main process.
+    """
+
+    seed: int
+    folder: Path
+    runtime: Runtime
+    shown: bool = True
+
+    def bar(self, stage: str, total: int) -> AbstractContextManager[Bar]:
+        """The progress bar of a stage of so many steps."""
+        return progress_bar(stage, total, shown=self.runtime.is_main and self.shown)

@@ -50,7 +50,7 @@ from distill_datasets.networks.network import Teachers
 from distill_datasets.objectives.objective import Block
 from distill_datasets.objectives.recover import Recover
 from distill_datasets.runtime.draws import LaneDraws, rng_for
-from distill_datasets.runtime.processes import Runtime
+from distill_datasets.runtime.processes import Run
 from distill_datasets.runtime.progress import Bar, progress_bar
 from distill_datasets.selection.selection import Selection, Teacher
 from distill_datasets.stages.distill import STATE, Distill, optimize
@@ -84,7 +84,7 @@ class InitialImages:
         """What decides them beside the recipe, the source and the squeezed networks."""
         return [] if self._all_NCHW is None else [sha256_tensors([self._all_NCHW])]
 
-    def prepare(self, folder: Path, labels: Iterable[int], runtime: Runtime, quiet: bool) -> None:
+    def prepare(self, folder: Path, labels: Iterable[int], run: Run) -> None:
         """Work out the classes that no process has worked out, this process's own ones first.
 
         Waits for nobody: a class that two processes find missing is made twice, to the same bits.
@@ -93,7 +93,7 @@ class InitialImages:
         if self._selection.effort != "file" or self._all_NCHW is not None:
             return
         classes = self._real.shape.k
-        own = set(runtime.mine(classes))
+        own = set(run.runtime.mine(classes))
         missing = [label for label in labels if not self._file(folder, label).exists()]
         order = sorted(missing, key=lambda label: (label not in own, label))
 
@@ -104,10 +104,10 @@ class InitialImages:
                 write_rows(path, tuple(made_BCHW.shape), [made_BCHW])
             bar.advance(1)
 
-        shown = runtime.is_main and not quiet and bool(order)
+        shown = run.runtime.is_main and run.shown and bool(order)
         with (
             progress_bar("initial images", len(order), shown=shown) as bar,
-            runtime.pool(classes) as run_units,
+            run.runtime.pool(classes) as run_units,
         ):
             run_units(make, order)
 
@@ -185,11 +185,8 @@ class _Share:
 def run_blocks(
     settings: Distill,
     source: LoadedSource,
+    run: Run,
     *,
-    seed: int,
-    runs: Path,
-    runtime: Runtime,
-    quiet: bool,
     squeezed: SqueezedFolder | None = None,
 ) -> Recovered:
     """Distill with a separable objective, or take up where an earlier run stopped.
@@ -197,10 +194,7 @@ def run_blocks(
     Args:
         settings: the `distill` section; its steps and optimizer are those of a block.
         source: what is distilled.
-        seed: the recipe's seed.
-        runs: the folder of this recipe's stages.
-        runtime: processes, threads and device.
-        quiet: no progress bar.
+        run: seed, folder, processes and device.
         squeezed: the networks of the squeeze stage, when the recipe has one.
 
     Returns:
@@ -215,19 +209,19 @@ def run_blocks(
     blocks = settings.objective.blocks(real.shape.k, canvas.ipc)
     teacher = None
     if canvas.needs_squeezed and squeezed is not None:
-        teacher = Members(squeezed, real.shape, runtime.device)
-    initial = InitialImages(canvas.init, real, canvas.ipc, seed, teacher)
+        teacher = Members(squeezed, real.shape, run.runtime.device)
+    initial = InitialImages(canvas.init, real, canvas.ipc, run.seed, teacher)
     deciding = settings.model_dump(mode="json", exclude={"previews", "checkpoint_seconds"})
-    identity = [VERSION, "blocks", deciding, source.fingerprint, seed, *initial.identity()]
+    identity = [VERSION, "blocks", deciding, source.fingerprint, run.seed, *initial.identity()]
     if squeezed is not None:
         identity.append(squeezed.fingerprint)
-    folder = runs / f"distill-{fingerprint(identity)}"
+    folder = run.folder / f"distill-{fingerprint(identity)}"
     if not is_done(folder):
-        _solve(settings, source, blocks, initial, seed, folder, runtime, quiet, squeezed)
-        runtime.wait()
-        if runtime.is_main:
+        _solve(settings, source, run, blocks, initial, folder, squeezed)
+        run.runtime.wait()
+        if run.runtime.is_main:
             _gather(folder, blocks, real.shape)
-        runtime.wait()
+        run.runtime.wait()
     return Recovered(
         open_rows(folder / "images.npy"),
         torch.arange(real.shape.k).repeat_interleave(canvas.ipc),
@@ -239,27 +233,25 @@ def run_blocks(
 def _solve(
     settings: Distill,
     source: LoadedSource,
+    run: Run,
     blocks: list[Block],
     initial: InitialImages,
-    seed: int,
     folder: Path,
-    runtime: Runtime,
-    quiet: bool,
     squeezed: SqueezedFolder | None,
 ) -> None:
     """Solve this process's blocks, without a word to any other process."""
-    canvas, real, device = settings.canvas, source.real, runtime.device
+    canvas, real, device = settings.canvas, source.real, run.runtime.device
     assert isinstance(canvas, Pixels) and canvas.ipc is not None
     per_class, bounds = canvas.ipc, canvas.bounds
     mean_C, std_C = real.normalization.display_mean_C, real.normalization.display_std_C
-    mine = runtime.mine(len(blocks))
+    mine = run.runtime.mine(len(blocks))
     left = [number for number in mine if not _file(folder, number).exists()]
     if len(left) < len(mine):
         logger.info("distill: %d of %d blocks are there", len(mine) - len(left), len(mine))
     for number in set(mine) - set(left):
         _state(folder, number).joinpath(STATE).unlink(missing_ok=True)
     labels = sorted({place // per_class for number in left for place in blocks[number].places_N})
-    initial.prepare(folder, labels, runtime, quiet)
+    initial.prepare(folder, labels, run)
     if not left:
         return
     networks = settings.networks.build(real.shape, device, squeezed)
@@ -304,9 +296,9 @@ def _solve(
             distilled,
             networks,
             real,
-            seed=rng_for(seed, "block", number).initial_seed(),
+            seed=rng_for(run.seed, "block", number).initial_seed(),
             folder=_state(folder, number),
-            runtime=runtime.alone(),
+            runtime=run.runtime.alone(),
             bar=share,
             preview=preview,
         )
@@ -318,13 +310,13 @@ def _solve(
         if settings.steps == 0:
             share.advance(1)
         with lock:
-            runtime.log({f"distill/block/{name}": facts[name] for name in facts}, number)
+            run.runtime.log({f"distill/block/{name}": facts[name] for name in facts}, number)
 
     moves = max(1, settings.steps)
     total = moves * sum(len(blocks[number].places_N) for number in left)
     with (
-        progress_bar("distill", total, shown=runtime.is_main and not quiet) as bar,
-        runtime.pool(len(blocks)) as run_units,
+        run.bar("distill", total) as bar,
+        run.runtime.pool(len(blocks)) as run_units,
     ):
         try:
             run_units(solve_unless_one_failed, left)

@@ -23,8 +23,7 @@ from distill_datasets.data.real import RealData
 from distill_datasets.files.artifacts import fingerprint, read_tensors, write_tensors
 from distill_datasets.networks.teachers import batch_norms
 from distill_datasets.runtime.memory import images_at_once
-from distill_datasets.runtime.processes import Runtime
-from distill_datasets.runtime.progress import progress_bar
+from distill_datasets.runtime.processes import Run
 from distill_datasets.stages.source import LoadedSource
 from distill_datasets.stages.squeeze import SqueezedFolder, with_statistics
 
@@ -66,52 +65,47 @@ class Sums:
 def run_statistics(
     squeezed: SqueezedFolder,
     source: LoadedSource,
-    *,
-    runs: Path,
-    runtime: Runtime,
-    quiet: bool,
+    run: Run,
 ) -> SqueezedFolder:
     """Measure the statistics of every class and member that no earlier run has measured.
 
     Args:
         squeezed: the teachers; a member without BatchNorm has none.
         source: whose training images they look at.
-        runs: the folder of this recipe's stages.
-        runtime: units are dealt to its processes and threads.
-        quiet: no progress bar.
+        run: seed, folder, processes and device; units are dealt to its processes and threads.
 
     Returns:
         The same members, which now answer `class_statistics`.
     """
     identity = [VERSION, "statistics", squeezed.fingerprint, source.fingerprint]
-    folder = runs / f"statistics-{fingerprint(identity)}"
+    folder = run.folder / f"statistics-{fingerprint(identity)}"
     real = source.real
     ranges = class_ranges(real)
     units = [(member, place) for member in range(squeezed.members) for place in range(len(ranges))]
     missing = [
         member for member in range(squeezed.members) if not _member_file(folder, member).exists()
     ]
-    runtime.wait()
+    run.runtime.wait()
 
     def measure(unit: int) -> None:
         member, place = units[unit]
         path = _unit_file(folder, member, place)
         if member in missing and not path.exists():
-            module = squeezed.module(member).to(runtime.device)
+            module = squeezed.module(member).to(run.runtime.device)
             write_tensors(path, sums_of(module, real, ranges[place]))
         bar.advance(1)
 
-    mine = runtime.mine(len(units))
+    mine = run.runtime.mine(len(units))
     with (
-        progress_bar("statistics", len(mine), shown=runtime.is_main and not quiet) as bar,
-        runtime.pool(len(units)) as run_units,
+        run.bar("statistics", len(mine)) as bar,
+        run.runtime.pool(len(units)) as run_units,
     ):
         run_units(measure, mine)
-    runtime.wait()
-    for member in missing if runtime.is_main else []:
+    run.runtime.wait()
+    for member in missing if run.runtime.is_main else []:
         tensors, layers = _moments(folder, member, ranges, real.shape.k)
         write_tensors(_member_file(folder, member), tensors, {"layers": layers})
-    runtime.wait()
+    run.runtime.wait()
     return with_statistics(squeezed, folder)
 
 

@@ -38,8 +38,8 @@ from distill_datasets.networks.network import CarryingSource, Networks, NetworkS
 from distill_datasets.objectives.objective import Objective
 from distill_datasets.optimizers import Adam, Optimizer
 from distill_datasets.runtime.draws import LaneDraws, rng_for
-from distill_datasets.runtime.processes import Runtime
-from distill_datasets.runtime.progress import Bar, progress_bar
+from distill_datasets.runtime.processes import Run, Runtime
+from distill_datasets.runtime.progress import Bar
 from distill_datasets.stages.source import LoadedSource
 from distill_datasets.stages.squeeze import Members, SqueezedFolder
 
@@ -332,11 +332,8 @@ VERSION = 1
 def run_distill(
     settings: Distill,
     source: LoadedSource,
+    run: Run,
     *,
-    seed: int,
-    runs: Path,
-    runtime: Runtime,
-    quiet: bool,
     squeezed: SqueezedFolder | None = None,
 ) -> tuple[Distilled, Path]:
     """Distill the source, or take up where an earlier run of the same recipe stopped.
@@ -344,10 +341,7 @@ def run_distill(
     Args:
         settings: the `distill` section.
         source: what is distilled.
-        seed: the recipe's seed.
-        runs: the folder of this recipe's stages.
-        runtime: processes, threads and device.
-        quiet: no progress bar.
+        run: seed, folder, processes and device.
         squeezed: the networks of the squeeze stage, when the recipe has one.
 
     Returns:
@@ -355,18 +349,18 @@ def run_distill(
         `state.safetensors` and, under `previews/`, pictures of the canvas on the way.
     """
     result_only = settings.model_dump(mode="json", exclude={"previews", "checkpoint_seconds"})
-    identity = [VERSION, "distill", result_only, source.fingerprint, seed]
+    identity = [VERSION, "distill", result_only, source.fingerprint, run.seed]
     if squeezed is not None:
         identity.append(squeezed.fingerprint)
     real = source.real
-    distilled = build(settings, real, seed, squeezed, runtime.device)
+    distilled = build(settings, real, run.seed, squeezed, run.runtime.device)
     # initial images may come from a folder whose content the section does not name
     identity.append(sha256_tensors(distilled.parameters()))
-    folder = runs / f"distill-{fingerprint(identity)}"
-    distilled = distilled.to(runtime.device)
-    networks = settings.networks.build(real.shape, runtime.device, squeezed)
+    folder = run.folder / f"distill-{fingerprint(identity)}"
+    distilled = distilled.to(run.runtime.device)
+    networks = settings.networks.build(real.shape, run.runtime.device, squeezed)
     done = is_done(folder) and (folder / STATE).exists()
-    runtime.wait()
+    run.runtime.wait()
     if done:
         Progressing(settings, distilled).restore(folder / STATE)
         return distilled, folder
@@ -378,21 +372,21 @@ def run_distill(
             lambda temporary: _write(temporary, picture),
         )
 
-    with progress_bar("distill", settings.steps, shown=runtime.is_main and not quiet) as bar:
+    with run.bar("distill", settings.steps) as bar:
         optimize(
             settings,
             distilled,
             networks,
             real,
-            seed=seed,
+            seed=run.seed,
             folder=folder,
-            runtime=runtime,
+            runtime=run.runtime,
             bar=bar,
             preview=preview,
         )
-    if runtime.is_main:
+    if run.runtime.is_main:
         mark_done(folder, {"steps": settings.steps, "torch": torch.__version__})
-    runtime.wait()
+    run.runtime.wait()
     return distilled, folder
 
 

@@ -35,8 +35,7 @@ from distill_datasets.files.artifacts import (
 )
 from distill_datasets.files.parquet import BOOLEAN, Config, Feature, numbers
 from distill_datasets.runtime.draws import Draw, draws
-from distill_datasets.runtime.processes import Runtime
-from distill_datasets.runtime.progress import progress_bar
+from distill_datasets.runtime.processes import Run
 from distill_datasets.soft_labels.codes import Code, code_of
 from distill_datasets.soft_labels.ensemble import Voters
 from distill_datasets.soft_labels.records import TarBlock as Block
@@ -194,13 +193,10 @@ def run_relabel(
     images_NCHW: Tensor,
     classes_N: Tensor,
     squeezed: SqueezedFolder,
+    run: Run,
     *,
     mean_C: Tensor,
     std_C: Tensor,
-    seed: int,
-    runs: Path,
-    runtime: Runtime,
-    quiet: bool,
 ) -> Relabeled:
     """Label the views that no earlier run has labeled.
 
@@ -209,12 +205,9 @@ def run_relabel(
         images_NCHW: uint8, the distilled images as they are published; may be memory-mapped.
         classes_N: their classes.
         squeezed: the teachers.
+        run: seed, folder, processes and device; files are dealt to its processes and threads.
         mean_C: of the student's input space, for pixels in [0, 1].
         std_C: likewise.
-        seed: the recipe's seed.
-        runs: the folder of this recipe's stages.
-        runtime: files are dealt to its processes and threads.
-        quiet: no progress bar.
 
     Raises:
         RecipeError: the settings do not fit the teachers, or a teacher does not know enough.
@@ -223,10 +216,10 @@ def run_relabel(
     squeezed.check_teachers()
     shape = squeezed.shape
     modules = [squeezed.module(member) for member in range(squeezed.members)]
-    voters = Voters(modules, settings, shape, runtime.device)
+    voters = Voters(modules, settings, shape, run.runtime.device)
     code = code_of(settings, shape.k, voters.classifier)
     count, _, height, width = images_NCHW.shape
-    draw = draws(seed, "relabel")
+    draw = draws(run.seed, "relabel")
     record = draw_views(settings, 0, count, (height, width), draw).columns()
     record_bytes = 2 * torch.int32.itemsize + sum(
         values[0].numel() * values.itemsize for values in record.values()
@@ -234,14 +227,13 @@ def run_relabel(
     layout = Layout(settings, count, record_bytes + code.label_bytes)
     deciding = settings.model_dump(mode="json", exclude={"parquet_below_bytes"})
     pixels = sha256_tensors([images_NCHW, classes_N, mean_C, std_C])
-    folder = (
-        runs / f"relabel-{fingerprint([VERSION, deciding, pixels, squeezed.fingerprint, seed])}"
-    )
+    identity = fingerprint([VERSION, deciding, pixels, squeezed.fingerprint, run.seed])
+    folder = run.folder / f"relabel-{identity}"
     if not is_done(folder):
         labeling = _Labeling(settings, images_NCHW, classes_N, voters, code, mean_C, std_C, draw)
-        _label(labeling, layout, folder, runtime, quiet)
-        runtime.wait()
-        if runtime.is_main:
+        _label(labeling, layout, folder, run)
+        run.runtime.wait()
+        if run.runtime.is_main:
             agreed = sum(
                 read_tensors(_file(folder, number))[1] for number in range(len(layout.files))
             )
@@ -258,7 +250,7 @@ def run_relabel(
                 "torch": torch.__version__,
             }
             mark_done(folder, facts)
-        runtime.wait()
+        run.runtime.wait()
     return Relabeled(folder, layout, code, read_json(folder / DONE))
 
 
@@ -291,13 +283,11 @@ class _Labeling:
         return int((self.code.decode(columns).argmax(dim=1) == own_B).sum())
 
 
-def _label(
-    labeling: _Labeling, layout: Layout, folder: Path, runtime: Runtime, quiet: bool
-) -> None:
+def _label(labeling: _Labeling, layout: Layout, folder: Path, run: Run) -> None:
     """Label this process's files, without a word to any other process."""
     settings, files, batches = layout.settings, layout.files, layout.batches
     count, _, height, width = labeling.images_NCHW.shape
-    mine = runtime.mine(len(files))
+    mine = run.runtime.mine(len(files))
     left = [number for number in mine if not _file(folder, number).exists()]
     lock = threading.Lock()
 
@@ -311,7 +301,7 @@ def _label(
                     epoch,
                 )
             here = views.at(slice(*batches[batch]))
-            columns.append(labeling.unit(epoch, batch, here, runtime.device))
+            columns.append(labeling.unit(epoch, batch, here, run.runtime.device))
             agreed += labeling.agreement(columns[-1])
             with lock:
                 bar.advance(len(here.image_B))
@@ -321,8 +311,8 @@ def _label(
     starts = layout.file_starts
     total = sum(starts[number + 1] - starts[number] for number in left)
     with (
-        progress_bar("relabel", total, shown=runtime.is_main and not quiet) as bar,
-        runtime.pool(len(files)) as run_units,
+        run.bar("relabel", total) as bar,
+        run.runtime.pool(len(files)) as run_units,
     ):
         run_units(label, left)
 

@@ -30,7 +30,7 @@ from distill_datasets.files.artifacts import (
     write_tensors,
 )
 from distill_datasets.runtime.draws import draws
-from distill_datasets.runtime.processes import Runtime
+from distill_datasets.runtime.processes import Run, Runtime
 from distill_datasets.runtime.progress import progress_bar
 
 logger = logging.getLogger("distill_datasets")
@@ -53,11 +53,8 @@ class LoadedSource:
 def load_source(
     source: Source,
     provenance: Provenance,
+    run: Run,
     *,
-    seed: int,
-    runs: Path,
-    runtime: Runtime,
-    quiet: bool,
     dataset: Any = None,  # noqa: ANN401
 ) -> LoadedSource:
     """Read and normalize the source, or take both from an earlier run.
@@ -65,10 +62,7 @@ def load_source(
     Args:
         source: the section of the recipe.
         provenance: what `resolve` returned.
-        seed: the recipe's seed; draws the rows of `limit` and of a cut-off test split.
-        runs: the folder that holds all runs.
-        runtime: its processes share the decoding.
-        quiet: no progress bar.
+        run: seed, folder, processes and device; its processes share the decoding.
         dataset: the object to read instead of what `source.dataset` names.
 
     Raises:
@@ -78,22 +72,22 @@ def load_source(
     normal = {"normalization", "zca_regularization", "mean", "std"}
     named = {"dataset", "revision", "expected"} | normal
     reading = source.model_dump(mode="json", exclude=named | training)
-    identity = [VERSION, "source", reading, provenance.identity(), seed]
-    folder = runs / f"source-{fingerprint(identity)}"
+    identity = [VERSION, "source", reading, provenance.identity(), run.seed]
+    folder = run.folder / f"source-{fingerprint(identity)}"
     normalizing = source.model_dump(mode="json", include=normal)
     normalized = folder / f"normalization-{fingerprint(normalizing)}.safetensors"
-    data, store = folder / "data.safetensors", RowFiles(folder, runtime)
+    data, store = folder / "data.safetensors", RowFiles(folder, run.runtime)
     parts = [data, store.path("train"), store.path("test")]
 
     def is_read() -> bool:
         return is_done(folder) and all(path.exists() for path in parts)
 
-    with one_run(folder, runtime, needed=not (is_read() and normalized.exists())):
+    with one_run(folder, run.runtime, needed=not (is_read() and normalized.exists())):
         # all decide before one writes
         there, fitting = is_read(), not normalized.exists()
-        runtime.wait()
+        run.runtime.wait()
         if not there:
-            with progress_bar("source", 1, shown=not quiet) as bar:
+            with progress_bar("source", 1, shown=run.shown) as bar:
                 seen = 0
 
                 def advance(done: int, total: int) -> None:
@@ -102,21 +96,21 @@ def load_source(
                     bar.advance(done - seen)
                     seen = done
 
-                decoded = read(source, draws(seed), provenance, dataset, advance, store)
-            if runtime.is_main:
+                decoded = read(source, draws(run.seed), provenance, dataset, advance, store)
+            if run.runtime.is_main:
                 write_tensors(data, *decoded.to_tensors())
                 shape = list(decoded.train.images_NCHW.shape)
                 histogram = {"train_per_class": decoded.counts_K}
                 mark_done(folder, {"shape": shape, **histogram, **provenance.as_json()})
                 store.forget()
-        runtime.wait()
+        run.runtime.wait()
         images = [open_rows(store.path(name)) for name in ("train", "test")]
         decoded = Decoded.from_tensors(*read_tensors(data), *images)
         if fitting:
-            fitted = fit(decoded, source, runtime)
-            if runtime.is_main:
+            fitted = fit(decoded, source, run.runtime)
+            if run.runtime.is_main:
                 write_tensors(normalized, fitted.to_tensors())
-        runtime.wait()
+        run.runtime.wait()
     normalization = Normalization.from_tensors(read_tensors(normalized)[0])
     train, test = decoded.train.images_NCHW, decoded.test.images_NCHW
     logger.info(
@@ -132,7 +126,9 @@ def load_source(
             min(counts), max(counts), listed, more,
         )  # fmt: skip
     return LoadedSource(
-        RealData.build(decoded, normalization, runtime.device, source.sampling, source.calibrate),
+        RealData.build(
+            decoded, normalization, run.runtime.device, source.sampling, source.calibrate
+        ),
         decoded.provenance,
         fingerprint([identity, normalizing, source.model_dump(include=training)]),
     )

@@ -46,8 +46,8 @@ from distill_datasets.models.weights import (
 from distill_datasets.networks.network import Squeezed
 from distill_datasets.runtime.draws import draws
 from distill_datasets.runtime.memory import images_at_once
-from distill_datasets.runtime.processes import Runtime
-from distill_datasets.runtime.progress import Bar, progress_bar
+from distill_datasets.runtime.processes import Run, Runtime
+from distill_datasets.runtime.progress import Bar
 from distill_datasets.stages.source import LoadedSource
 from distill_datasets.stages.teacher_training import MemberTraining, Squeeze, Step
 from distill_datasets.training.examples import Whole
@@ -216,11 +216,8 @@ def find_weights(settings: Squeeze, shape: Shape) -> list[Path]:
 def run_squeeze(
     settings: Squeeze,
     source: LoadedSource,
+    run: Run,
     *,
-    seed: int,
-    runs: Path,
-    runtime: Runtime,
-    quiet: bool,
     files: Sequence[Path] = (),
 ) -> SqueezedFolder:
     """Train the members that no earlier run has finished, or take their weights from files.
@@ -228,10 +225,7 @@ def run_squeeze(
     Args:
         settings: the `squeeze` section.
         source: what they are trained on.
-        seed: the recipe's seed.
-        runs: the folder of this recipe's stages.
-        runtime: members are dealt to its processes and threads, or the pieces of their batches.
-        quiet: no progress bar.
+        run: seed, folder, processes and device.
         files: what `find_weights` returned, one for every member that is not trained.
 
     Raises:
@@ -245,8 +239,8 @@ def run_squeeze(
     kept_apart = {"source", "members", "weights", "checkpoint_seconds", "least_accuracy"}
     deciding = settings.model_dump(mode="json", exclude=kept_apart)
     shas = [sha256_of(path) for path in files]
-    identity = fingerprint([VERSION, "squeeze", deciding, shas, source.fingerprint, seed])
-    folder = runs / f"squeeze-{identity}"
+    identity = fingerprint([VERSION, "squeeze", deciding, shas, source.fingerprint, run.seed])
+    folder = run.folder / f"squeeze-{identity}"
     rows = len(source.real.train.labels_N)
     if min(settings.batch, rows) % settings.shards:
         raise RecipeError(
@@ -254,18 +248,18 @@ def run_squeeze(
             f"images; lower squeeze.batch to a multiple of {settings.shards}"
         )
     together = settings.shards > 1
-    mine = list(range(settings.members)) if together else runtime.mine(settings.members)
+    mine = list(range(settings.members)) if together else run.runtime.mine(settings.members)
     total = len(mine) * max(1, settings.epochs)
-    with progress_bar("squeeze", total, shown=runtime.is_main and not quiet) as bar:
-        work = _Work(settings, source, seed, folder, runtime, bar)
+    with run.bar("squeeze", total) as bar:
+        work = _Work(settings, source, run.seed, folder, run.runtime, bar)
         if together:
             for member in mine:
                 work.train(member)
-                runtime.wait()
+                run.runtime.wait()
         else:
-            with runtime.pool(settings.members) as run_units:
+            with run.runtime.pool(settings.members) as run_units:
                 run_units(partial(work.take, files) if files else work.train, mine)
-    runtime.wait()
+    run.runtime.wait()
     squeezed = SqueezedFolder(
         settings.network,
         settings.members,

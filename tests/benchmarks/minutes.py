@@ -23,7 +23,7 @@ from distill_datasets.data.source import resolve
 from distill_datasets.files.artifacts import write_json
 from distill_datasets.pipeline.run import distill, run
 from distill_datasets.recipe import Recipe, load_recipe
-from distill_datasets.runtime.processes import Runtime
+from distill_datasets.runtime.processes import Run, Runtime
 from distill_datasets.stages.source import load_source
 from tests.benchmarks.curves import draw
 from tests.benchmarks.worker import timed
@@ -47,11 +47,10 @@ def distilled_in(recipe: Recipe, runs: Path, runtime: Runtime) -> float:
     own.mkdir(parents=True)  # a resumed run would look faster than it is
     with runtime.reproducible():
         source = load_source(
-            recipe.source, resolve(recipe.source), seed=recipe.seed, runs=runs, runtime=runtime,
-            quiet=True,
+            recipe.source, resolve(recipe.source), run=Run(recipe.seed, runs, runtime, shown=False)
         )  # fmt: skip
         return timed(
-            lambda: distill(recipe, source, None, runs=own, runtime=runtime, quiet=True),
+            lambda: distill(recipe, source, None, run=Run(0, own, runtime, shown=False)),
             runtime.device,
         )["undisturbed_seconds"]
 

@@ -30,7 +30,7 @@ from distill_datasets.models.convnets import ConvNet
 from distill_datasets.objectives.unrolled import Unrolled
 from distill_datasets.optimizers import Sgd
 from distill_datasets.runtime.draws import draws, rng_for
-from distill_datasets.runtime.processes import Runtime
+from distill_datasets.runtime.processes import Run, Runtime
 from distill_datasets.selection.coresets import ClassMean, Herding, KCenter
 from distill_datasets.stages.source import load_source
 from distill_datasets.training.examples import Examples, Stored, Whole
@@ -346,9 +346,7 @@ def test_a_loaded_source_draws_and_judges_as_the_recipe_says(tmp_path: Path) -> 
         source = Source(
             dataset="embedded:uci-digits", limit=60, sampling=sampling, calibrate=calibrate
         )
-        loaded = load_source(
-            source, resolve(source), seed=0, runs=tmp_path, runtime=Runtime(), quiet=True
-        )
+        loaded = load_source(source, resolve(source), run=Run(0, tmp_path, Runtime(), shown=False))
         assert (loaded.real.sampling, loaded.real.calibrate) == (sampling, calibrate)
 
 

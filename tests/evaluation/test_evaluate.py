@@ -32,7 +32,7 @@ from distill_datasets.models.convnets import ConvNet
 from distill_datasets.models.initialization import initialize
 from distill_datasets.optimizers import Adam
 from distill_datasets.runtime.draws import Draw, draws
-from distill_datasets.runtime.processes import Runtime
+from distill_datasets.runtime.processes import Run, Runtime
 from distill_datasets.training.examples import Examples
 from distill_datasets.training.metrics import Score
 from distill_datasets.training.student import Evaluate
@@ -66,10 +66,7 @@ def measure(settings: Evaluate, exported: Path, identity: str = "") -> dict[str,
         REAL,
         identity=identity,
         pixels=PIXELS,
-        seed=3,
-        runs=exported.parent / "runs",
-        runtime=runtime,
-        quiet=True,
+        run=Run(3, exported.parent / "runs", runtime, shown=False),
     )
     return {row["from"]: row for row in rows}
 

@@ -41,7 +41,7 @@ from distill_datasets.networks.network import fresh_weights, skeleton_of
 from distill_datasets.optimizers import Sgd
 from distill_datasets.pipeline.content import chain
 from distill_datasets.runtime.draws import draws
-from distill_datasets.runtime.processes import Runtime
+from distill_datasets.runtime.processes import Run, Runtime
 from distill_datasets.training.metrics import taken_for
 from distill_datasets.training.student import Evaluate, rate, train_student
 from distill_datasets.types import Batch, Shape
@@ -84,7 +84,7 @@ def sections(**changes: Any) -> dict[str, Any]:  # noqa: ANN401
     return made | changes
 
 
-class Run(NamedTuple):
+class Finished(NamedTuple):
     """A finished folder, and the test images as a student sees them."""
 
     folder: Path
@@ -98,8 +98,8 @@ class Run(NamedTuple):
         return float((predicted_N == self.test.targets_BK).float().mean())
 
 
-def run(folder: Path, recipe: dict[str, Any]) -> Run:
-    """Run a recipe through the command line."""
+def run(folder: Path, recipe: dict[str, Any]) -> Finished:
+    """Finished a recipe through the command line."""
     (folder / "recipe.yaml").write_text(to_yaml(recipe), encoding="utf-8")
     out = folder / f"published-{folder.name}"  # `datasets` caches by name
     answer = command("run", folder / "recipe.yaml", "--runs", folder / "runs", "--output", out)
@@ -110,17 +110,17 @@ def run(folder: Path, recipe: dict[str, Any]) -> Run:
     mean_C, std_C = (torch.tensor(row[name])[:, None, None] for name in ("mean", "std"))
     images_NCHW = (open_rows(decoded / "test.npy").float() / 255 - mean_C) / std_C
     results = {each["from"]: each for each in json.loads(row["results_json"])}
-    return Run(out, results, Batch(images_NCHW, labels_N))
+    return Finished(out, results, Batch(images_NCHW, labels_N))
 
 
 @pytest.fixture(scope="module")
-def fresh(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """Dataset Distillation for networks of a random initialization."""
     return run(tmp_path_factory.mktemp("fresh"), sections())
 
 
 @pytest.fixture(scope="module")
-def fixed(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def fixed(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """Dataset Distillation for one known initialization, and an attack."""
     networks = {"name": "fixed", "network": CONVNET}
     attack = DD["objective"] | {"attack": {"attacked": 3, "target": 8}}
@@ -311,7 +311,7 @@ def published(folder: Path, config: str) -> Any:  # noqa: ANN401
     return load_dataset(str(folder), config, split="train", cache_dir=cache).with_format("torch")[:]
 
 
-def test_step_sizes_are_learned_and_published_one_per_step(fresh: Run) -> None:
+def test_step_sizes_are_learned_and_published_one_per_step(fresh: Finished) -> None:
     row = load_rows(fresh.folder, "recipe")[0]
     assert len(row["step_sizes"]) == 6 and len(set(row["step_sizes"])) > 1
     assert all(0.1 < size < 0.4 and size != 0.2 for size in row["step_sizes"])
@@ -338,7 +338,7 @@ def built() -> nn.Module:
     return toy_recipe().evaluate.network.build(Shape(1, 8, 8, 10))
 
 
-def test_a_loop_over_the_published_files_gives_the_reported_accuracy(fresh: Run) -> None:
+def test_a_loop_over_the_published_files_gives_the_reported_accuracy(fresh: Finished) -> None:
     for student, reported in enumerate(fresh.results["default"]["runs"]):
         network = built()
         # a fresh student's own draw; everything after it comes from the files
@@ -362,7 +362,7 @@ class Pasted(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def pasted(fixed: Run, fresh: Run, tmp_path_factory: pytest.TempPathFactory) -> Pasted:
+def pasted(fixed: Finished, fresh: Finished, tmp_path_factory: pytest.TempPathFactory) -> Pasted:
     """The lines of both cards, run in a process that knows nothing of this package."""
     home = tmp_path_factory.mktemp("pasted")
     pieces = ["import sys, torch", "from safetensors.torch import save_file"]
@@ -382,13 +382,15 @@ def pasted(fixed: Run, fresh: Run, tmp_path_factory: pytest.TempPathFactory) -> 
     return networks
 
 
-def test_the_lines_of_the_card_train_the_first_student(fixed: Run, pasted: Pasted) -> None:
+def test_the_lines_of_the_card_train_the_first_student(fixed: Finished, pasted: Pasted) -> None:
     first, second = fixed.results["default"]["runs"]
     assert fixed.share(pasted.fixed) == pytest.approx(first["accuracy"], abs=1e-3)
     assert first["accuracy"] == second["accuracy"]  # one start, one order: nothing is drawn
 
 
-def test_the_lines_of_the_card_follow_steps_without_a_start(fresh: Run, pasted: Pasted) -> None:
+def test_the_lines_of_the_card_follow_steps_without_a_start(
+    fresh: Finished, pasted: Pasted
+) -> None:
     code = example(fresh.folder)
     assert "weights_SP" not in code and "torch.nn.GroupNorm(4, 4, eps=1e-05, affine=True)" in code
     with torch.random.fork_rng():
@@ -398,7 +400,7 @@ def test_the_lines_of_the_card_follow_steps_without_a_start(fresh: Run, pasted: 
     torch.testing.assert_close(weights(pasted.fresh), weights(network))
 
 
-def test_one_start_for_all_students_is_published_once(fixed: Run) -> None:
+def test_one_start_for_all_students_is_published_once(fixed: Finished) -> None:
     starts_SP = load_file(fixed.folder / STARTS)["weights_SP"]
     skeleton = skeleton_of(toy_recipe().evaluate.network, Shape(1, 8, 8, 10))
     expected_P = fresh_weights(skeleton, draws(0, "distill")("network", 0), CPU)
@@ -409,7 +411,9 @@ def test_one_start_for_all_students_is_published_once(fixed: Run) -> None:
     assert "weights_SP" in student["follows"]["start"]
 
 
-def test_references_share_the_start_and_follow_nothing_else(fixed: Run, tmp_path: Path) -> None:
+def test_references_share_the_start_and_follow_nothing_else(
+    fixed: Finished, tmp_path: Path
+) -> None:
     """A reference has the starting weights, and else the constant rate and shuffled passes."""
     runtime = Runtime()
     runtime.cores = 1
@@ -420,9 +424,13 @@ def test_references_share_the_start_and_follow_nothing_else(fixed: Run, tmp_path
     real = toy_real(Shape(1, 8, 8, 10), per_class=4)
     with mock.patch.object(evaluate, "train_student", wraps=train_student) as training:
         results = run_evaluate(
-            given, fixed.folder, real, identity="", pixels=1280, seed=0,
-            runs=tmp_path, runtime=runtime, quiet=True,
-        )  # fmt: skip
+            given,
+            fixed.folder,
+            real,
+            identity="",
+            pixels=1280,
+            run=Run(0, tmp_path, runtime, shown=False),
+        )
     row = load_rows(fixed.folder, "recipe")[0]
     published, reference, start = (call.kwargs for call in training.call_args_list)
     # what the weights can do before any step stands beside what the steps make of them
@@ -437,7 +445,7 @@ def test_references_share_the_start_and_follow_nothing_else(fixed: Run, tmp_path
 
 
 def test_published_step_sizes_may_fall_to_a_tenth_half_way(
-    fresh: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fresh: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: list[float] = []
     stepped = torch.optim.SGD.step
@@ -455,9 +463,13 @@ def test_published_step_sizes_may_fall_to_a_tenth_half_way(
     real, runtime = toy_real(Shape(1, 8, 8, 10), per_class=4), Runtime()
     runtime.cores = 1
     run_evaluate(
-        given, fresh.folder, real, identity="", pixels=1280, seed=0,
-        runs=tmp_path, runtime=runtime, quiet=True,
-    )  # fmt: skip
+        given,
+        fresh.folder,
+        real,
+        identity="",
+        pixels=1280,
+        run=Run(0, tmp_path, runtime, shown=False),
+    )
     given_sizes = itertools.cycle(load_rows(fresh.folder, "recipe")[0]["step_sizes"])
     factors = [1, 1, 1, 0.1, 0.1, 0.1]
     assert sizes[:6] == pytest.approx([next(given_sizes) * factor for factor in factors])
@@ -465,7 +477,7 @@ def test_published_step_sizes_may_fall_to_a_tenth_half_way(
 
 
 def test_an_attack_is_measured_and_the_card_warns_of_it(
-    fixed: Run, fresh: Run, pasted: Pasted
+    fixed: Finished, fresh: Finished, pasted: Pasted
 ) -> None:
     text = (fixed.folder / "README.md").read_text(encoding="utf-8").split("---\n")[2]
     before_results = text[: text.index("## Results")]

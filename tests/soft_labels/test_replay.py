@@ -30,7 +30,7 @@ from distill_datasets.evaluation.references import Contestant
 from distill_datasets.evaluation.relabeled import relabeled_contestants
 from distill_datasets.export.folder import write_dataset
 from distill_datasets.runtime.draws import Draw, draws, rng_for
-from distill_datasets.runtime.processes import Runtime
+from distill_datasets.runtime.processes import Run, Runtime
 from distill_datasets.soft_labels import replay as replayed
 from distill_datasets.soft_labels.codes import LogitCode
 from distill_datasets.soft_labels.ensemble import Voters
@@ -248,10 +248,7 @@ def measure(exported: Path, section: Relabel, settings: Evaluate) -> list[dict[s
             toy_real(SHAPE),
             identity="",
             pixels=40 * SHAPE.h * SHAPE.w,
-            seed=3,
-            runs=exported.parent / "measured",
-            runtime=runtime,
-            quiet=True,
+            run=Run(3, exported.parent / "measured", runtime, shown=False),
             relabel=section,
             squeezed=TEACHERS,
         )

@@ -18,7 +18,7 @@ from distill_datasets.models.convnets import ConvNet
 from distill_datasets.networks.teachers import batch_norms
 from distill_datasets.optimizers import Sgd
 from distill_datasets.runtime.draws import rng_for
-from distill_datasets.runtime.processes import Runtime
+from distill_datasets.runtime.processes import Run, Runtime
 from distill_datasets.stages import class_statistics as statistics
 from distill_datasets.stages.class_statistics import class_ranges, run_statistics, sums_of
 from distill_datasets.stages.source import LoadedSource
@@ -57,14 +57,14 @@ def squeezed(tmp_path_factory: pytest.TempPathFactory) -> SqueezedFolder:
         network=BATCHED, batch=30, epochs=2, members=2, optimizer=Sgd(lr=0.05), least_accuracy=0
     )
     folder = tmp_path_factory.mktemp("squeezed")
-    return run_squeeze(settings, loaded(), seed=0, runs=folder, runtime=OneCore(), quiet=True)
+    return run_squeeze(settings, loaded(), run=Run(0, folder, OneCore(), shown=False))
 
 
 def measured(
     squeezed: SqueezedFolder, runs: Path, runtime: Runtime | None = None, real: RealData = REAL
 ) -> SqueezedFolder:
     return run_statistics(
-        squeezed, loaded(real), runs=runs, runtime=runtime or OneCore(), quiet=True
+        squeezed, loaded(real), run=Run(0, runs, runtime or OneCore(), shown=False)
     )
 
 

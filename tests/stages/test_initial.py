@@ -12,7 +12,7 @@ from distill_datasets.canvases.pixels import Pixels
 from distill_datasets.data.real import RealData
 from distill_datasets.media.image import to_bytes
 from distill_datasets.runtime.draws import rng_for
-from distill_datasets.runtime.processes import Runtime
+from distill_datasets.runtime.processes import Run, Runtime
 from distill_datasets.selection.coresets import ClassMean, Correct, Herding, KCenter
 from distill_datasets.selection.random import Noise, Real
 from distill_datasets.selection.rded import Rded
@@ -56,7 +56,7 @@ def test_a_class_with_few_images_repeats_them() -> None:
 @pytest.mark.parametrize("selection", [Noise(std=0.2), Real(), Herding()])
 def test_any_places_are_those_of_all(tmp_path: Path, selection: Selection) -> None:
     initial = InitialImages(selection, REAL, 4, 7, None)
-    initial.prepare(tmp_path, range(3), Runtime(), quiet=True)
+    initial.prepare(tmp_path, range(3), Run(0, tmp_path, Runtime(), shown=False))
     every = initial.at(tmp_path, range(12))
     assert torch.equal(initial.at(tmp_path, [11, 0, 5, 1]), every[[11, 0, 5, 1]])
     assert len(every.unique(dim=0)) == 12
@@ -64,7 +64,7 @@ def test_any_places_are_those_of_all(tmp_path: Path, selection: Selection) -> No
 
 def test_classes_that_are_worked_out_are_kept_as_8_bit_images(tmp_path: Path) -> None:
     initial = InitialImages(Herding(), REAL, 4, 7, None)
-    initial.prepare(tmp_path, [2], Runtime(), quiet=True)
+    initial.prepare(tmp_path, [2], Run(0, tmp_path, Runtime(), shown=False))
     assert [path.name for path in (tmp_path / "initial").iterdir()] == ["class-00002.npy"]
     exact = Herding().of_class(REAL, 2, 4, rng_for(0))
     assert torch.equal(to_bytes(initial.at(tmp_path, range(8, 12))), to_bytes(exact))
@@ -89,7 +89,7 @@ def test_images_from_outside_are_part_of_the_identity(tmp_path: Path) -> None:
     some, others = (InitialImages(Counted(gray=gray), REAL, 2, 0, None) for gray in (0.1, 0.2))
     assert some.identity() != others.identity()
     assert InitialImages(Herding(), REAL, 2, 0, None).identity() == []
-    some.prepare(tmp_path, range(3), Runtime(), quiet=True)
+    some.prepare(tmp_path, range(3), Run(0, tmp_path, Runtime(), shown=False))
     assert some.at(tmp_path, [5, 0])[:, 0, 0, 0].tolist() == pytest.approx([0.3, 0.1])
     assert not list(tmp_path.iterdir())
 

@@ -32,7 +32,7 @@ from distill_datasets.data.stores import RowFiles
 from distill_datasets.errors import DataError
 from distill_datasets.files.artifacts import fill_rows, open_rows
 from distill_datasets.runtime.draws import draws
-from distill_datasets.runtime.processes import Runtime
+from distill_datasets.runtime.processes import Run, Runtime
 from distill_datasets.stages import source
 from distill_datasets.stages.source import load_source
 
@@ -245,9 +245,7 @@ def test_the_stage_reads_once_and_keeps_nothing_but_the_result(tmp_path: Path) -
     runtime = Runtime()
 
     def load() -> source.LoadedSource:
-        return load_source(
-            settings, resolve(settings), seed=0, runs=tmp_path, runtime=runtime, quiet=True
-        )
+        return load_source(settings, resolve(settings), run=Run(0, tmp_path, runtime, shown=False))
 
     first = load()
     with mock.patch.object(source, "read", side_effect=AssertionError):
@@ -302,7 +300,7 @@ provenance = resolve(source)
 while not (root / "go").exists():
     time.sleep(0.01)
 real = load_source(
-    source, provenance, seed=0, runs=root / "runs", runtime=runtime, quiet=True
+    source, provenance, run=Run(0, root / "runs", runtime, shown=False)
 ).real
 print(json.dumps({"seen": seen, "sum": int(real.train.images_NCHW.sum())}))
 """
@@ -388,7 +386,7 @@ def load(name, count, shards):
                     tar.addfile(member, io.BytesIO(data))
     source = Source(dataset=str(folder))
     return load_source(
-        source, resolve(source), seed=0, runs=root, runtime=runtime, quiet=True
+        source, resolve(source), run=Run(0, root, runtime, shown=False)
     ).real
 
 root, runtime = Path(sys.argv[1]), Runtime()
@@ -428,7 +426,7 @@ def test_given_statistics_stand_for_those_of_the_images(tmp_path: Path) -> None:
     def load(**changes: Any) -> source.LoadedSource:  # noqa: ANN401
         changed = Source.model_validate(asked.model_dump() | changes)
         return load_source(
-            changed, resolve(changed), seed=0, runs=tmp_path / "runs", runtime=runtime, quiet=True
+            changed, resolve(changed), run=Run(0, tmp_path / "runs", runtime, shown=False)
         )
 
     fitted, given = load(), load(mean=[0.25], std=[0.5])

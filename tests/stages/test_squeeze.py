@@ -27,7 +27,7 @@ from distill_datasets.models.convnets import ConvNet
 from distill_datasets.networks.network import FlatNetwork, skeleton_of
 from distill_datasets.optimizers import Sgd
 from distill_datasets.runtime.draws import draws
-from distill_datasets.runtime.processes import Runtime
+from distill_datasets.runtime.processes import Run, Runtime
 from distill_datasets.stages.source import LoadedSource
 from distill_datasets.stages.squeeze import Members, SqueezedFolder, run_squeeze
 from distill_datasets.stages.teacher_training import Squeeze
@@ -64,10 +64,7 @@ def squeeze(runs: Path, fingerprint: str = "toy", **changes: Any) -> SqueezedFol
     return run_squeeze(
         settings(**changes),
         LoadedSource(REAL, provenance, fingerprint),
-        seed=0,
-        runs=runs,
-        runtime=Runtime(),
-        quiet=True,
+        run=Run(0, runs, Runtime(), shown=False),
     )
 
 

@@ -25,7 +25,7 @@ from distill_datasets.models.vision import Torchvision
 from distill_datasets.optimizers import Sgd
 from distill_datasets.pipeline.run import run
 from distill_datasets.recipe import recipe_from
-from distill_datasets.runtime.processes import Runtime
+from distill_datasets.runtime.processes import Run, Runtime
 from distill_datasets.stages.source import LoadedSource
 from distill_datasets.stages.squeeze import (
     Members,
@@ -50,10 +50,7 @@ def squeeze(runs: Path, real: RealData = REAL, **fields: Any) -> SqueezedFolder:
     return run_squeeze(
         settings,
         LoadedSource(real, provenance, "toy"),
-        seed=0,
-        runs=runs,
-        runtime=runtime,
-        quiet=True,
+        run=Run(0, runs, runtime, shown=False),
         files=find_weights(settings, real.shape),
     )
 

@@ -22,7 +22,7 @@ from distill_datasets.models.initialization import initialize
 from distill_datasets.models.vision import Torchvision
 from distill_datasets.optimizers import Adam, Optimizer, Sgd
 from distill_datasets.runtime.draws import draws
-from distill_datasets.runtime.processes import Runtime
+from distill_datasets.runtime.processes import Run, Runtime
 from distill_datasets.stages.source import LoadedSource
 from distill_datasets.stages.squeeze import SqueezedFolder, run_squeeze
 from distill_datasets.stages.teacher_training import MemberTraining, Squeeze
@@ -58,7 +58,7 @@ def squeeze(runs: Path, **changes: Any) -> SqueezedFolder:  # noqa: ANN401
     runtime.cores = 1
     provenance = mock.create_autospec(Provenance, instance=True)
     source = LoadedSource(REAL, provenance, "toy")
-    return run_squeeze(settings(**changes), source, seed=0, runs=runs, runtime=runtime, quiet=True)
+    return run_squeeze(settings(**changes), source, run=Run(0, runs, runtime, shown=False))
 
 
 def members(found: SqueezedFolder) -> dict[str, str]:

@@ -14,17 +14,17 @@ from unittest import mock
 
 import torch
 from accelerate import PartialState
-from support.recover_problem import residual, teachers
-from support.tiny import toy_real
 
 from distill_datasets.distilled import Recovered
 from distill_datasets.models.architecture import Architecture
 from distill_datasets.networks.network import Networks, NetworkSource, Squeezed
-from distill_datasets.runtime.processes import Runtime
+from distill_datasets.runtime.processes import Run, Runtime
 from distill_datasets.stages import blocks
 from distill_datasets.stages.distill import Distill
 from distill_datasets.stages.source import LoadedSource
 from distill_datasets.types import Shape
+from support.recover_problem import residual, teachers
+from support.tiny import toy_real
 
 SHAPE = Shape(3, 8, 8, 4)
 RECOVER = {"name": "recover", "match_batch": 4, "bn_weight": 0.05}
@@ -69,7 +69,7 @@ def run(section: Distill, folder: Path, runtime: Runtime | None = None) -> Recov
     source = LoadedSource(toy_real(SHAPE, per_class=8), None, "toy")  # type: ignore[arg-type]
     made = runtime or Runtime()
     with made.reproducible():
-        return blocks.run_blocks(section, source, seed=0, runs=folder, runtime=made, quiet=True)
+        return blocks.run_blocks(section, source, run=Run(0, folder, made, shown=False))
 
 
 def main() -> None:

@@ -17,8 +17,6 @@ from unittest import mock
 import torch
 import torch.nn.functional as F
 from accelerate import PartialState
-from support.sample_content import Shown, bytes_sample
-from support.tiny import NET
 from torch import Tensor, nn
 
 from distill_datasets.export.content import Content
@@ -28,12 +26,14 @@ from distill_datasets.models.weights import frozen
 from distill_datasets.networks.network import Squeezed
 from distill_datasets.optimizers import Sgd
 from distill_datasets.runtime.draws import rng_for
-from distill_datasets.runtime.processes import Runtime
+from distill_datasets.runtime.processes import Run, Runtime
 from distill_datasets.stages.relabel import Relabeled, run_relabel
 from distill_datasets.stages.squeeze import SqueezedFolder
 from distill_datasets.training.student import Evaluate
 from distill_datasets.types import Shape
 from distill_datasets.views.relabel import Relabel
+from support.sample_content import Shown, bytes_sample
+from support.tiny import NET
 
 SHAPE = Shape(3, 8, 12, 5)
 MEAN_C, STD_C = torch.tensor([0.4, 0.5, 0.6]), torch.tensor([0.2, 0.3, 0.25])
@@ -102,10 +102,7 @@ def relabel(
             cast("SqueezedFolder", squeezed),
             mean_C=MEAN_C[: squeezed.shape.c],
             std_C=STD_C[: squeezed.shape.c],
-            seed=3,
-            runs=folder,
-            runtime=made,
-            quiet=True,
+            run=Run(3, folder, made, shown=False),
         )
 
 
