@@ -9,6 +9,7 @@ Built-in names cannot be shadowed.
 from __future__ import annotations
 
 import importlib
+from abc import ABC
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import entry_points
@@ -20,13 +21,13 @@ from pydantic_core import CoreSchema, PydanticCustomError
 from distill_datasets.errors import RecipeError, did_you_mean
 
 
-class Section(BaseModel):
+class Section(BaseModel, ABC):
     """A piece of a recipe: frozen, no unknown keys, no silent conversions."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, ser_json_inf_nan="strings")
 
 
-class Part(Section):
+class Part(Section, ABC):
     """A section that a name selects. Subclasses declare `name: Literal["..."] = "..."`."""
 
     name: str

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-from support.tiny import CPU, NET, toy_real
 from torch import nn
 
 from distill_datasets.canvases.pixels import Pixels
@@ -17,6 +16,7 @@ from distill_datasets.objectives.objective import Estimate, Objective
 from distill_datasets.runtime.draws import LaneDraw, rng_for
 from distill_datasets.runtime.processes import Runtime
 from distill_datasets.stages.distill import Distill, optimize
+from support.tiny import CPU, NET, toy_real
 
 
 class Scattered(Objective):

@@ -3,7 +3,6 @@
 from typing import Any, ClassVar, Literal
 
 import torch
-from support.tiny import toy_real
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
@@ -12,6 +11,7 @@ from distill_datasets.optimizers import Sgd
 from distill_datasets.training.examples import Examples
 from distill_datasets.training.student import Evaluate
 from distill_datasets.types import Batch, Shape
+from support.tiny import toy_real
 
 
 class OneLayer(Architecture):

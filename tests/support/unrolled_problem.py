@@ -7,7 +7,6 @@ takes care of that.
 import copy
 
 import torch
-from support.tiny import double_distilled, double_networks, double_real
 from torch import Tensor
 
 from distill_datasets.distilled import Distilled
@@ -18,6 +17,7 @@ from distill_datasets.optimizers import Adam, Sgd
 from distill_datasets.runtime.draws import LaneDraw, rng_for
 from distill_datasets.types import Batch
 from distill_datasets.views.augment import Augment
+from support.tiny import double_distilled, double_networks, double_real
 
 WARM_UP = 3
 WINDOW = 4
