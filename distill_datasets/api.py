@@ -18,7 +18,7 @@ from distill_datasets.recipe import recipe_from
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from distill_datasets.export.publish import Published
+    from distill_datasets.export.publish import Publication
 
 
 NETWORK: dict[str, Any] = {"name": "convnet", "width": 32}
@@ -136,7 +136,7 @@ class Distillation:
         tag: str | None = None,
         message: str | None = None,
         allow_license: bool = False,
-    ) -> "Published":
+    ) -> "Publication":
         """Publish the folder as one commit and a tag; see `distill_datasets.export.publish`."""
         from distill_datasets.export.publish import publish
 

@@ -70,26 +70,6 @@ def locate(dataset: str) -> Path | None:
 
 
 @contextmanager
-def library_bars(*, shown: bool) -> Iterator[None]:
-    """Let `datasets` and the Hub's client draw progress bars of their own, or not."""
-    import datasets.utils
-    import huggingface_hub.utils
-
-    drawing = [
-        library
-        for library in (datasets.utils, huggingface_hub.utils)
-        if not shown and not library.are_progress_bars_disabled()
-    ]
-    for library in drawing:
-        library.disable_progress_bars()
-    try:
-        yield
-    finally:
-        for library in drawing:
-            library.enable_progress_bars()
-
-
-@contextmanager
 def local_hint(dataset: str) -> Iterator[None]:
     """When a Hub id fails and its owner is a local folder's name, add what that folder holds."""
     try:

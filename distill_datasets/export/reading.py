@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distill_datasets.data.opening import library_bars
+from distill_datasets.hub.pinned import library_bars
 from distill_datasets.training.examples import Stored
 from distill_datasets.types import Shape
 

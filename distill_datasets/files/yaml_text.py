@@ -12,6 +12,9 @@ import yaml
 
 from distill_datasets.errors import RecipeError
 
+NotYaml = yaml.YAMLError
+"""What PyYAML, and every library that reads YAML by it, raises of a text that is none."""
+
 
 class _Reader(yaml.SafeLoader):
     """Numbers and booleans as in YAML 1.2; no repeated keys."""

@@ -1,7 +1,38 @@
-"""What the Hub's client raises, what it means, and what a person can do about it."""
+"""What the Hub's client raises, what it means, and what a person can do about it.
+
+The client wraps what its HTTP library raises, and that library differs between versions of
+`huggingface_hub` (requests, httpx, httpx2), so that nothing here imports it by name.
+"""
 
 import json
-from typing import Any
+from typing import Any, NamedTuple
+
+
+class Wanted(NamedTuple):
+    """What is read from the Hub, in the words of the recipe that asks for it.
+
+    Attributes:
+        noun: `dataset` or `model`.
+        name: organization/name.
+        revision: a branch, tag or commit; None: the newest.
+        key: the recipe key that names it; `revision_key` is the one of its revision.
+        revision_key: see `key`.
+        offline: what else helps without a connection.
+    """
+
+    noun: str
+    name: str
+    revision: str | None
+    key: str
+    revision_key: str
+    offline: str
+
+    @property
+    def page(self) -> str:
+        """Its address."""
+        from huggingface_hub import constants
+
+        return f"{constants.ENDPOINT}/{'datasets/' if self.noun == 'dataset' else ''}{self.name}"
 
 
 def failures() -> tuple[type[Exception], ...]:
@@ -9,11 +40,15 @@ def failures() -> tuple[type[Exception], ...]:
     return (*http_errors(), ConnectionError, RuntimeError, ValueError)
 
 
-def http_errors() -> tuple[type[Exception], ...]:
-    """`HfHubHTTPError`, and the ancestor of all errors of the HTTP library that it stands on.
+def fetch_errors() -> tuple[type[Exception], ...]:
+    """What reading may raise: refusals, lost connections, and a cache that cannot be used."""
+    from huggingface_hub.errors import HFValidationError
 
-    That library differs between versions of `huggingface_hub`, so it is not imported by name.
-    """
+    return (*http_errors(), HFValidationError, OSError)
+
+
+def http_errors() -> tuple[type[Exception], ...]:
+    """`HfHubHTTPError`, and the ancestor of all errors of the HTTP library that it stands on."""
     from huggingface_hub.errors import HfHubHTTPError
 
     ancestors = [base for base in HfHubHTTPError.__mro__ if base.__module__ != "builtins"]
@@ -54,44 +89,89 @@ def asked_seconds(error: BaseException) -> float:
     return min(60.0, float(text)) if text.isdecimal() else 0.0
 
 
-def said(error: BaseException) -> str:
-    """What the server said, or the error's own words, in one line."""
+def one_line(error: BaseException) -> str:
+    """The server's words, or the error's own, in one line."""
     from huggingface_hub.errors import HfHubHTTPError
 
     server: Any = error.server_message if isinstance(error, HfHubHTTPError) else None
     return " ".join(str(server or error or type(error).__name__).split())[:500]
 
 
-def in_plain_words(
-    repo_id: str, status: int | None, said: str, endpoint: str, account: dict[str, Any]
+def absent(wanted: Wanted) -> str:
+    """What there is to say of a name that the Hub does not know, or does not show."""
+    return (
+        f"{wanted.key}: the Hub has no {wanted.noun} {wanted.name!r}, or it is private and your "
+        "login may not see it; check the name, or log in with `hf auth login`"
+    )
+
+
+def why_unread(error: BaseException, wanted: Wanted) -> str:
+    """Why something cannot be read from the Hub: recipe key, problem and remedy in a sentence."""
+    from huggingface_hub import errors
+
+    name = wanted.name
+    match error:
+        case errors.GatedRepoError():
+            problem = (
+                f"the {wanted.noun} {name!r} is gated; accept its conditions on {wanted.page} and "
+                "log in with `hf auth login`"
+            )
+        case errors.RepositoryNotFoundError():
+            return absent(wanted)
+        case errors.RevisionNotFoundError():
+            return (
+                f"{wanted.revision_key}: {name!r} has no branch, tag or commit "
+                f"{wanted.revision!r}; the valid ones are listed on {wanted.page}"
+            )
+        case errors.HfHubHTTPError():
+            code = status(error)
+            remedy = (
+                "log in again with `hf auth login`"
+                if code in (401, 403)
+                else "try again later; finished work is kept"
+            )
+            problem = f"the Hub answered {code} for {name!r}; {remedy}"
+        case errors.HFValidationError():
+            problem = f"{name!r} is no valid Hub id; expected organization/name"
+        case _:
+            problem = (
+                f"{name!r} cannot be fetched and is not in the cache ({type(error).__name__}: "
+                f"{error}); check the network, unset HF_HUB_OFFLINE, {wanted.offline}"
+            )
+    return f"{wanted.key}: {problem}"
+
+
+def why_unwritten(
+    error: BaseException, words: str, repo_id: str, endpoint: str, account: dict[str, Any]
 ) -> str:
-    """The text of a `PublishError`.
+    """Why something cannot be written to the Hub, and the remedy.
 
     Args:
+        error: what the client raised.
+        words: `one_line` of it, without secrets.
         repo_id: what was written to.
-        status: the HTTP status; None when there was no answer or the client refused by itself.
-        said: the server's words, or the client's, on one line and without secrets.
         endpoint: the server.
         account: the answer of `whoami`, {} where it is not known.
     """
-    if "xet-write-token" in said:
+    code = status(error)
+    if "xet-write-token" in words:
         return "the server does not speak Xet; set HF_HUB_DISABLE_XET=1 and publish again"
-    if status is None:
-        return f"cannot publish to {endpoint}: {said}"
-    if status == 401:
+    if code is None:
+        return f"cannot publish to {endpoint}: {words}"
+    if code == 401:
         return "the Hub does not accept the token; run `hf auth login` again or set HF_TOKEN"
-    if status == 403:
+    if code == 403:
         return _forbidden(repo_id, account)
-    if status == 404:
+    if code == 404:
         return (
             f"{repo_id} is not there, or it is private and this token may not see it; use a token "
             "of an account with access, or choose another id"
         )
-    if status in (409, 412):
+    if code in (409, 412):
         return f"{repo_id} keeps changing while we publish; publish again when it is at rest"
-    if status == 429 or status >= 500:
-        return f"the Hub is busy (status {status}: {said}); publish again later"
-    return f"the Hub refused with status {status}: {said}"
+    if code == 429 or code >= 500:
+        return f"the Hub is busy (status {code}: {words}); publish again later"
+    return f"the Hub refused with status {code}: {words}"
 
 
 def _forbidden(repo_id: str, account: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""The Hub as a place to read from: a commit for a name, and plain words for what can go wrong."""
+"""The Hub as a place to read from: a commit for a name, a model's file, and progress bars."""
 
 import logging
 import re
@@ -7,7 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from distill_datasets.errors import DataError, did_you_mean
+from distill_datasets.errors import DataError, RecipeError, did_you_mean
+from distill_datasets.files.yaml_text import NotYaml
+from distill_datasets.hub.errors import Wanted, absent, fetch_errors, why_unread
 
 logger = logging.getLogger("distill_datasets")
 
@@ -25,20 +27,40 @@ class Pinned(NamedTuple):
 
 
 def license_in_card(folder: Path) -> str | None:
-    """The license named in the front matter of a README.md, or None.
+    """The license named in the front matter of a README.md, or None."""
+    from huggingface_hub import metadata_load
 
-    Only this one key is looked for, as `license: mit` or as a list with one entry a line.
-    """
     try:
-        text = (folder / "README.md").read_text(encoding="utf-8", errors="replace")
-    except OSError:
+        meta = metadata_load(folder / "README.md") or {}
+    except (OSError, ValueError, NotYaml):  # no card, or none that can be read
         return None
-    front = re.match(r"---\s*\n(.*?)\n---", text, flags=re.DOTALL)
-    found = front and re.search(
-        r"^license:[ \t]*(.*(?:\n[ \t]*- .*)*)", front[1], flags=re.MULTILINE
-    )
-    names = re.split(r"[\s,\[\]'\"]+|- ", found[1]) if found else []
-    return ", ".join(name for name in names if name not in ("", "-")) or None
+    return _joined(meta.get("license"))
+
+
+def _joined(license_name: object) -> str | None:
+    """One license or several, as a card has them, in one text."""
+    names = license_name if isinstance(license_name, list) else [license_name]
+    return ", ".join(str(name) for name in names if name) or None
+
+
+@contextmanager
+def library_bars(*, shown: bool) -> Iterator[None]:
+    """Let `datasets` and the Hub's client draw progress bars of their own, or not."""
+    import datasets.utils
+    import huggingface_hub.utils
+
+    drawing = [
+        library
+        for library in (datasets.utils, huggingface_hub.utils)
+        if not shown and not library.are_progress_bars_disabled()
+    ]
+    for library in drawing:
+        library.disable_progress_bars()
+    try:
+        yield
+    finally:
+        for library in drawing:
+            library.enable_progress_bars()
 
 
 def _similar(dataset: str) -> str:
@@ -47,62 +69,60 @@ def _similar(dataset: str) -> str:
 
     owner = dataset.partition("/")[0]
     try:
-        found = [info.id for info in HfApi().list_datasets(author=owner, limit=SIBLINGS)]
-    except _network_errors():
+        names = [info.id for info in HfApi().list_datasets(author=owner, limit=SIBLINGS)]
+    except fetch_errors():
         return ""
-    return f"; {did_you_mean(dataset, found)}" if found else f"; the Hub lists none of {owner!r}"
-
-
-def _network_errors() -> tuple[type[Exception], ...]:
-    """What any HTTP client may raise: the library names the base of the one it was built on."""
-    from huggingface_hub import errors
-
-    return (errors.HTTPError, OSError)  # type: ignore[attr-defined]
+    return f"; {did_you_mean(dataset, names)}" if names else f"; the Hub lists none of {owner!r}"
 
 
 @contextmanager
 def explained(dataset: str, revision: str | None) -> Iterator[None]:
     """Turn what the Hub's clients raise into a `DataError` that says what to do."""
     from datasets.exceptions import DatasetNotFoundError
-    from huggingface_hub import constants, errors
+    from huggingface_hub import errors
 
-    page = f"{constants.ENDPOINT}/datasets/{dataset}"
-    missing = (
-        f"source.dataset: the Hub has no dataset {dataset!r}, or it is private and your login may "
-        "not see it; check the name, or log in with `hf auth login`"
+    wanted = Wanted(
+        "dataset",
+        dataset,
+        revision,
+        "source.dataset",
+        "source.revision",
+        "set source.revision to a commit that was downloaded before, or give a local folder",
     )
     try:
         yield
-    except errors.GatedRepoError as error:
-        raise DataError(
-            f"source.dataset: {dataset!r} is gated; accept its conditions on {page} and log in "
-            "with `hf auth login`"
-        ) from error
     except errors.RepositoryNotFoundError as error:
-        raise DataError(f"{missing}{_similar(dataset)}") from error
-    except errors.RevisionNotFoundError as error:
-        raise DataError(
-            f"source.revision: {dataset!r} has no branch, tag or commit {revision!r}; the valid "
-            f"ones are listed on {page}"
-        ) from error
-    except errors.HfHubHTTPError as error:
-        status = error.response.status_code
-        remedy = (
-            "log in again with `hf auth login`"
-            if status in (401, 403)
-            else "try again later; finished work is kept"
-        )
-        raise DataError(
-            f"source.dataset: the Hub answered {status} for {dataset!r}; {remedy}"
-        ) from error
-    except DatasetNotFoundError as error:
-        raise DataError(missing) from error
-    except _network_errors() as error:
-        raise DataError(
-            f"source.dataset: {dataset!r} cannot be fetched and is not in the cache "
-            f"({type(error).__name__}: {error}); check the network, unset HF_HUB_OFFLINE, set "
-            "source.revision to a commit that was downloaded before, or give a local folder"
-        ) from error
+        gated = isinstance(error, errors.GatedRepoError)
+        hint = "" if gated else _similar(dataset)
+        raise DataError(f"{why_unread(error, wanted)}{hint}") from error
+    except DatasetNotFoundError as error:  # how `datasets` says the same, without the answer
+        raise DataError(absent(wanted)) from error
+    except fetch_errors() as error:
+        raise DataError(why_unread(error, wanted)) from error
+
+
+def model_file(model: str, revision: str | None, file: str) -> Path:
+    """A file of a Hub model, downloaded if need be.
+
+    Raises:
+        RecipeError: there is no such model, revision or file, or it cannot be fetched.
+    """
+    from huggingface_hub import errors, hf_hub_download
+
+    key = "squeeze.weights"
+    wanted = Wanted("model", model, revision, key, key, "or give a file of this machine")
+    try:
+        return Path(hf_hub_download(model, file, revision=revision))
+    except errors.EntryNotFoundError as error:
+        # without a connection the client says of a lacking cache entry that the file is not there
+        if not isinstance(error, errors.LocalEntryNotFoundError):
+            raise RecipeError(
+                f"{key}: the model {model!r} has no {file}, and nothing else is read; choose "
+                "another model or revision"
+            ) from error
+        raise RecipeError(why_unread(error, wanted)) from error
+    except fetch_errors() as error:
+        raise RecipeError(why_unread(error, wanted)) from error
 
 
 def _cached_commit(folder: Path, revision: str | None) -> str | None:
@@ -149,7 +169,7 @@ def pin(dataset: str, revision: str | None) -> Pinned:
             info = api.dataset_info(dataset, revision=revision)
         except HfHubHTTPError:
             raise
-        except _network_errors():
+        except fetch_errors():
             cached = _from_cache(dataset, revision)
             if cached is None:
                 raise
@@ -161,6 +181,5 @@ def pin(dataset: str, revision: str | None) -> Pinned:
             for file in tree
             if isinstance(file, RepoFile)
         )
-    named = info.card_data.get("license") if info.card_data else None
-    license_name = ", ".join(named) if isinstance(named, list) else named
+    license_name = _joined(info.card_data.get("license")) if info.card_data else None
     return Pinned(commit, files, license_name, f"{constants.ENDPOINT}/datasets/{dataset}")

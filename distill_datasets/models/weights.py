@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from distill_datasets.errors import ArtifactError, RecipeError
+from distill_datasets.hub.pinned import model_file
 from distill_datasets.models.architecture import Architecture
 from distill_datasets.models.layers import DrawsFrom
 from distill_datasets.types import Shape
@@ -187,30 +188,7 @@ def locate(name: str) -> Path:
             f"squeeze.weights: no file {name}; expected a safetensors file, or a Hub model as "
             "org/name or org/name@revision"
         )
-    return _download(found["model"], found["revision"])
-
-
-def _download(model: str, revision: str | None) -> Path:
-    from huggingface_hub import errors, hf_hub_download
-
-    at = "" if revision is None else f" at {revision!r}"
-    try:
-        return Path(hf_hub_download(model, FILE, revision=revision))
-    except errors.LocalEntryNotFoundError as error:
-        why = f"cannot be fetched and is not in the cache ({error}); check the network"
-    except errors.GatedRepoError:
-        why = "is gated; accept its conditions on its page and log in with `hf auth login`"
-    except errors.RepositoryNotFoundError:
-        why = "is not on the Hub, or is private; check the name, or log in with `hf auth login`"
-    except errors.RevisionNotFoundError:
-        why = "has no such branch, tag or commit; check what follows @"
-    except errors.HFValidationError:
-        why = "is no valid Hub id; expected org/name or org/name@revision"
-    except errors.EntryNotFoundError:
-        why = f"has no {FILE}, and nothing else is read; choose another model or revision"
-    except (errors.HfHubHTTPError, OSError) as error:
-        why = f"cannot be fetched ({error}); try again later"
-    raise RecipeError(f"squeeze.weights: the model {model!r}{at} {why}")
+    return model_file(found["model"], found["revision"], FILE)
 
 
 def read_checkpoint(path: Path, *, shapes_only: bool = False) -> Checkpoint:

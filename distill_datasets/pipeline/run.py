@@ -9,12 +9,12 @@ import torch
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
-from distill_datasets.data.opening import library_bars
 from distill_datasets.data.source import peek, resolve
 from distill_datasets.distilled import Distilled, Recovered
 from distill_datasets.evaluation.evaluate import run_evaluate
 from distill_datasets.export.folder import MANIFEST, read_manifest, write_dataset
 from distill_datasets.files.artifacts import fingerprint
+from distill_datasets.hub.pinned import library_bars
 from distill_datasets.pipeline.checks import (
     check_output,
     check_outside,

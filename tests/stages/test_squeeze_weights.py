@@ -247,8 +247,11 @@ def test_a_model_of_the_hub_is_downloaded(
 def test_what_the_hub_refuses_is_explained(tmp_path: Path) -> None:
     answer = mock.MagicMock()
     for error, message in [
-        (errors.RepositoryNotFoundError("no", response=answer), "is not on the Hub, or is private"),
-        (errors.RevisionNotFoundError("no", response=answer), "at 'v9' has no such branch"),
+        (
+            errors.RepositoryNotFoundError("no", response=answer),
+            "no model 'org/name', or it is private",
+        ),
+        (errors.RevisionNotFoundError("no", response=answer), "has no branch, tag or commit 'v9'"),
         (errors.EntryNotFoundError("no"), r"has no model\.safetensors, and nothing else is read"),
         (errors.LocalEntryNotFoundError("offline"), "is not in the cache .*check the network"),
         (errors.GatedRepoError("no", response=answer), "is gated; accept its conditions"),

@@ -13,8 +13,9 @@ import base64, dataclasses, io, json, sys
 from pathlib import Path
 from distill_datasets.errors import DistillError
 from distill_datasets.export import publish as stage
+from distill_datasets.hub import repository
 
-stage._WAITS_SECONDS = (0.01, 0.01, 0.01)
+repository._WAITS_SECONDS = (0.01, 0.01, 0.01)
 
 def publish(folder, repo_id, **options):
     try:
