@@ -50,7 +50,7 @@ def distilled_in(recipe: Recipe, runs: Path, runtime: Runtime) -> float:
             recipe.source, resolve(recipe.source), run=Run(recipe.seed, runs, runtime, shown=False)
         )  # fmt: skip
         return timed(
-            lambda: distill(recipe, source, None, run=Run(0, own, runtime, shown=False)),
+            lambda: distill(recipe, source, None, Run(recipe.seed, own, runtime, shown=False)),
             runtime.device,
         )["undisturbed_seconds"]
 

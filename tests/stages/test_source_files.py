@@ -281,7 +281,7 @@ import json, logging, sys, time
 from pathlib import Path
 from distill_datasets.data import decoding as reading
 from distill_datasets.data.source import Source, resolve
-from distill_datasets.runtime.processes import Runtime
+from distill_datasets.runtime.processes import Run, Runtime
 from distill_datasets.stages.source import load_source
 
 logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s")
@@ -365,7 +365,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 from distill_datasets.data.source import Source, resolve
-from distill_datasets.runtime.processes import Runtime
+from distill_datasets.runtime.processes import Run, Runtime
 from distill_datasets.stages.source import load_source
 
 def anonymous():
