@@ -285,30 +285,18 @@ def _print_plan(
         console.print()
 
 
-NAMES = {
-    "default": "distilled, as published",
-    "exact": "distilled, before rounding to 8 bits",
-    "start": "nothing: the starting weights as they are",
-    "random_real": "random real images, no more pixels",
-    "herding": "herded real images, no more pixels",
-    "k_center": "k-center real images, no more pixels",
-    "class_mean": "class means, no more pixels",
-    "full": "the whole dataset",
-    "hard": "distilled, with hard labels",
-    "random_real_hard": "random real images, with hard labels",
-    "teacher": "nothing: the teachers as they are",
-}
-
-
 def _print_outcome(outcome: "Outcome") -> None:
     from distill_datasets.export.card import percent
     from distill_datasets.export.content import per_class
+    from distill_datasets.training.rows import ROWS
 
     console = Console(highlight=False, soft_wrap=True)
     table = Table("trained on", "accuracy", "students", "pixels", box=None, header_style="bold")
     for row in outcome.results:
         accuracy = f"{percent(row['accuracy'])} %"
-        table.add_row(NAMES[row["from"]], accuracy, f"{row['students']}", f"{row['pixels']:,}")
+        table.add_row(
+            ROWS[row["from"]].printed, accuracy, f"{row['students']}", f"{row['pixels']:,}"
+        )
     console.print(table)
     budget = outcome.manifest["budget"]
     needed = budget["bytes"]["needed"]

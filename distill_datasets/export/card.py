@@ -18,23 +18,11 @@ from distill_datasets.export.content import Content, per_class
 from distill_datasets.export.licenses import license_fields, license_names
 from distill_datasets.files.parquet import Feature
 from distill_datasets.files.yaml_text import to_yaml
+from distill_datasets.training.rows import ROWS
 
 PLACEHOLDER = "your-name/your-dataset"
 
 _LONGEST_RECIPE = 8000
-_TRAINED_ON = {
-    "default": "**this dataset** (published 8-bit rows)",
-    "exact": "this dataset before rounding (`exact`)",
-    "start": "nothing: the starting weights as they are",
-    "hard": "the images of this dataset, labels of classes alone",
-    "random_real": "random real images, no more pixels",
-    "random_real_hard": "random real images, labels of classes alone",
-    "herding": "herded real images, no more pixels",
-    "k_center": "k-center real images, no more pixels",
-    "class_mean": "class means, no more pixels",
-    "full": "the full source",
-    "teacher": "nothing: the teachers as they are",
-}
 _SIZES = [(1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M")]
 
 
@@ -169,7 +157,7 @@ def _results(content: Content, results: list[dict[str, Any]] | None) -> str:
         accuracy = row["accuracy"]
         table.append(
             [
-                _TRAINED_ON.get(row["from"], row["from"]),
+                ROWS[row["from"]].on_card if row["from"] in ROWS else row["from"],
                 percent(accuracy),
                 *(_cell(row.get(key)) for key in ("students", "images", "pixels", "steps")),
                 _cell(row.get("network")),

@@ -7,6 +7,7 @@ logits, by the loss and the optimizer of the students that were measured.
 from typing import Any
 
 from distill_datasets.export.content import CLASSIFIER, SIBLING, Content, ViewLabels
+from distill_datasets.training.rows import ROWS
 
 _TRAIN = """\
 {imports}import torch
@@ -125,12 +126,11 @@ def about_rows(content: Content, results: list[dict[str, Any]]) -> str:
     """Which rows had a teacher's labels."""
     if content.relabel is None:
         return ""
-    found = {row["from"] for row in results}
     text = (
         " Students of this dataset see its recorded views with the teachers' labels; those of as "
         "many real images see views that the same teachers labeled by the same rule"
     )
-    if found & {"hard", "random_real_hard", "full"}:
+    if any(ROWS[row["from"]].classes_alone for row in results if row["from"] in ROWS):
         text += (
             ". Labels of classes alone, and the full source, are trained on by the same recipe "
             "without a teacher: views are drawn anew in every pass and classes mixed as views are"

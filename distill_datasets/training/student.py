@@ -23,14 +23,13 @@ from distill_datasets.runtime.draws import Draw
 from distill_datasets.training.checkpoint import Average, Checkpoint
 from distill_datasets.training.examples import Examples
 from distill_datasets.training.losses import Loss, TeacherLoss, smoothed
+from distill_datasets.training.rows import Reference
 from distill_datasets.types import Shape
 from distill_datasets.views.augment import Augment
 from distill_datasets.views.relabel import Relabel
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-Reference = Literal["random_real", "herding", "k_center", "class_mean", "full"]
 
 WARMUP_START = 0.01
 """The share of the step size that a warm-up begins with."""
