@@ -8,6 +8,7 @@ Shape suffixes: P all weights of a network in one vector, T step sizes.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -21,6 +22,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 State = tuple["Tensor", ...]
+
+
+def cosine(step: int, steps: float) -> float:
+    """The factor on a step size that falls from 1 to 0 along half a cosine.
+
+    Source: SGDR (arXiv:1608.03983), equation 5, without restarts.
+    """
+    return 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
 class TrainingRule(Part, ABC):

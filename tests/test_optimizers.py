@@ -7,7 +7,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from distill_datasets.optimizers import Adam, Optimizer, Sgd
+from distill_datasets.optimizers import Adam, Optimizer, Sgd, cosine
 
 # torch adds epsilon to the root *after* its bias correction; with so small a one it does not show
 RULES = [
@@ -131,3 +131,7 @@ def test_a_rate_of_zero_and_a_decay_of_one_are_refused() -> None:
             Adam.model_validate(fields)
     with pytest.raises(ValidationError):
         Sgd(lr=0.1, momentum=1.0)
+
+
+def test_cosine_falls_from_one_to_zero() -> None:
+    assert [cosine(step, 4) for step in (0, 2, 4)] == pytest.approx([1, 0.5, 0])

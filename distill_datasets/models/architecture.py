@@ -24,4 +24,10 @@ class Architecture(Part, ABC):
         """
 
 
+def last_linear(module: nn.Module) -> tuple[str, nn.Linear] | None:
+    """The last linear layer, which is taken for the classifier, by its name; None without any."""
+    linear = [(name, own) for name, own in module.named_modules() if isinstance(own, nn.Linear)]
+    return linear[-1] if linear else None
+
+
 ArchitectureField = Annotated[SerializeAsAny[Architecture], part("architectures")]

@@ -17,7 +17,7 @@ from torch import nn
 
 from distill_datasets.config import Part
 from distill_datasets.errors import RecipeError
-from distill_datasets.models.architecture import Architecture, ArchitectureField
+from distill_datasets.models.architecture import Architecture, ArchitectureField, last_linear
 from distill_datasets.models.convnets import ConvNet
 from distill_datasets.models.initialization import initialize
 from distill_datasets.runtime.draws import Draw, LaneDraw
@@ -204,9 +204,10 @@ class FlatNetwork:
             if isinstance(layer, nn.ReLU)
         ]
         embedded = list[torch.Tensor]()
-        *_, classifier = (layer for layer in self._module.modules() if isinstance(layer, nn.Linear))
+        found = last_linear(self._module)
+        assert found is not None, "objectives that look at layers refuse a network without one"
         hooks.append(
-            classifier.register_forward_pre_hook(lambda _, inputs: embedded.append(inputs[0]))
+            found[1].register_forward_pre_hook(lambda _, inputs: embedded.append(inputs[0]))
         )
         try:
             logits_BK = self(weights_P, images_BCHW)

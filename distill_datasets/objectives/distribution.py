@@ -22,7 +22,7 @@ from torch import nn
 
 from distill_datasets.config import Section
 from distill_datasets.errors import RecipeError
-from distill_datasets.models.architecture import Architecture
+from distill_datasets.models.architecture import Architecture, last_linear
 from distill_datasets.networks.network import Layers, NetworkSource, Sampled
 from distill_datasets.objectives.objective import Estimate, Objective
 from distill_datasets.runtime.draws import LaneDraw
@@ -235,7 +235,7 @@ class Distribution(Objective):
     def check_network(self, architecture: Architecture, shape: Shape) -> None:
         with torch.device("meta"):
             module = architecture.build(shape)
-        if not any(isinstance(layer, nn.Linear) for layer in module.modules()):
+        if last_linear(module) is None:
             raise RecipeError(
                 f"distill.networks: the network ({architecture}) has no Linear layer, expected one "
                 f"as its classifier, whose input the objective {self.name!r} takes for the "

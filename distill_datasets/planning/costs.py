@@ -11,10 +11,9 @@ import time
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from distill_datasets.models.architecture import Architecture
+from distill_datasets.models.architecture import Architecture, last_linear
 from distill_datasets.objectives.objective import Objective
 from distill_datasets.objectives.recover import Recover
 from distill_datasets.recipe import Recipe
@@ -141,9 +140,9 @@ def label_bytes(settings: Relabel, teachers: tuple[Architecture, ...], shape: Sh
     if settings.store == "features":
         with torch.device("meta"):
             module = teachers[0].build(shape)
-        return (
-            2 * [each for each in module.modules() if isinstance(each, nn.Linear)][-1].in_features
-        )
+        classifier = last_linear(module)
+        assert classifier is not None, "store: features refuses teachers without one"
+        return 2 * classifier[1].in_features
     if settings.top_k is not None:
         return settings.top_k * (4 if shape.k <= 2**15 else 6)
     return 2 * shape.k

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from distill_datasets.errors import RecipeError
-from distill_datasets.models.architecture import Architecture
+from distill_datasets.models.architecture import Architecture, last_linear
 from distill_datasets.models.weights import built, frozen
 from distill_datasets.soft_labels.codes import Classifier
 from distill_datasets.types import Shape
@@ -117,14 +117,14 @@ def _use_batch_statistics(module: nn.Module) -> None:
 @torch.no_grad()
 def _split(module: nn.Module, shape: Shape, device: torch.device) -> Classifier:
     """Take the last linear layer off a network, which then answers with its input."""
-    linear = [(name, own) for name, own in module.named_modules() if isinstance(own, nn.Linear)]
+    found = last_linear(module)
     refusal = RecipeError(
         "relabel.store: features needs a teacher that ends in a linear layer and gives all of its "
         "input, which this one does not; set store: logits"
     )
-    if not linear or not linear[-1][0]:
+    if found is None or not found[0]:
         raise refusal
-    name, last = linear[-1]
+    name, last = found
     # any image tells whether the layer is the end, and that the rest is linear in no other way
     rng = torch.Generator().manual_seed(0)
     probe_BCHW = torch.randn(2, shape.c, shape.h, shape.w, generator=rng).to(device)
