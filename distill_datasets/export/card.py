@@ -14,7 +14,7 @@ from torch import Tensor
 from distill_datasets.export.card_code import training
 from distill_datasets.export.card_views import about_rows, about_views, label_budget
 from distill_datasets.export.configs import configs
-from distill_datasets.export.content import Content, per_class
+from distill_datasets.export.content import Content, ViewLabels, per_class
 from distill_datasets.export.licenses import license_fields, license_names
 from distill_datasets.files.parquet import Feature
 from distill_datasets.files.yaml_text import to_yaml
@@ -362,3 +362,18 @@ def _cell(value: object) -> str:
 
 def _table(rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def labels_card(content: Content, labels: ViewLabels) -> str:
+    """The text of `README.md` in the folder of label shards."""
+    meta = {
+        **license_fields(content.provenance),
+        "pretty_name": f"{content.name}: labels of views",
+        "tags": ["dataset-distillation", "distill_datasets", "soft-labels", "webdataset"],
+    }
+    return (
+        f"---\n{to_yaml(meta)}---\n\n# {content.name}: labels of views\n\n"
+        f"{labels.labels:,} labels that teachers gave to recorded views of the images of "
+        f"the dataset `{content.name}`, which lies in the repository of the same name without "
+        "`-relabel`. Its card says how to train on them.\n"
+    )

@@ -12,30 +12,24 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
+from distill_datasets.data.normalization import InputSpace
 from distill_datasets.errors import ArtifactError
-from distill_datasets.files.parquet import (
-    Config,
-)
+from distill_datasets.files.parquet import Config
 
 STARTS = "constants/starts.safetensors"
 """Where the weights that students start from lie in a published folder, as `weights_SP`."""
 
-
 CLASSIFIER = "constants/classifier.safetensors"
 """Where `weight_KD` and `bias_K` lie that make logits of the features in the labels of views."""
-
 
 SIBLING = "-relabel"
 """What the name of the folder and of the repository of large label shards ends with."""
 
-
 _SUM_TOLERANCE = 1e-3
-
-
 _ROWS_AT_ONCE = 4096
 
 
-class Shown(Sequence[Tensor]):
+class DisplayPixels(Sequence[Tensor]):
     """8-bit images as displayable pixels in [0, 1], each made when it is asked for."""
 
     def __init__(self, images_NCHW: Tensor) -> None:
@@ -51,13 +45,13 @@ class Shown(Sequence[Tensor]):
     def __getitem__(self, index: slice) -> Sequence[Tensor]: ...
 
     def __getitem__(self, index: int | slice) -> Tensor | Sequence[Tensor]:
-        found = self._images_NCHW[index]
-        return Shown(found) if isinstance(index, slice) else found.float() / 255
+        images = self._images_NCHW[index]
+        return DisplayPixels(images) if isinstance(index, slice) else images.float() / 255
 
 
 @dataclass(frozen=True)
 class ViewLabels:
-    """What teachers say of recorded views of the distilled images.
+    """The labels that teachers gave to recorded views of the distilled images.
 
     Attributes:
         config: the labels as a configuration of the dataset, when they are few.
@@ -113,7 +107,7 @@ class Content:
         provenance: the source: dataset, revision, files, splits, license, card_url.
         environment: versions and device.
         real_shape: channels, height and width of a real example.
-        relabel: what teachers say of views of the examples; None where nothing was asked.
+        relabel: labels of views of the examples by teachers; None where none were asked for.
     """
 
     name: str
@@ -163,7 +157,7 @@ def check(content: Content) -> None:
         raise ArtifactError("there is no image to publish; check that the run has finished")
     if len(set(content.class_names)) < k:
         raise ArtifactError("class names must differ; rename classes of the source that share one")
-    found = {
+    shapes = {
         "exact": (
             tuple(content.images_NCHW.shape if exact_NCHW is None else exact_NCHW.shape),
             tuple(content.images_NCHW.shape),
@@ -176,7 +170,7 @@ def check(content: Content) -> None:
             len(content.originals),
         ),
     }
-    for name, (got, expected) in found.items():
+    for name, (got, expected) in shapes.items():
         if got != expected:
             raise ArtifactError(f"{name}: got shape {got}, expected {expected}")
     if not all(step and all(0 <= index < n for index in step) for step in content.order):
@@ -221,14 +215,14 @@ def budget(content: Content) -> dict[str, Any]:
     pixels = sum(height * width for _, height, width in sizes)
     label_values = sum(_label_values(table) for table in tables)
     _, h, w = content.real_shape
-    said = content.relabel
+    labels = content.relabel
     views = (
         {}
-        if said is None
+        if labels is None
         else {
-            "view_labels": said.labels,
-            "view_label_bytes": said.bytes,
-            "bytes_per_view_label": round(said.bytes / said.labels, 2),
+            "view_labels": labels.labels,
+            "view_label_bytes": labels.bytes,
+            "bytes_per_view_label": round(labels.bytes / labels.labels, 2),
         }
     )
     return {
@@ -253,12 +247,9 @@ def rounding_error(content: Content) -> float:
     """Largest difference between a published image and the exact one, as a student sees them."""
     if content.exact_NCHW is None:
         return 0.0
-    mean_C, std_C = torch.tensor(content.mean), torch.tensor(content.std)
-    shape = (-1, 1, 1)
+    space = InputSpace(torch.tensor(content.mean), torch.tensor(content.std))
     return max(
-        float(
-            (((image.float() / 255 - mean_C.view(shape)) / std_C.view(shape)) - exact).abs().max()
-        )
+        float((space.to_student(image.float() / 255) - exact).abs().max())
         for image, exact in zip(content.images_NCHW.cpu(), content.exact_NCHW.cpu(), strict=True)
     )
 

@@ -1,7 +1,8 @@
-"""Write the folder that is published: Parquet, card, recipe, and a manifest of every byte.
+"""Write the folders that are published: rows, card, recipe, and a manifest of every byte.
 
-A folder appears under its name when it is complete, by one rename; what a user already has there
-is never touched. Equal content gives equal bytes, so publishing it twice changes nothing.
+A dataset is one folder; labels of views that are too large for it lie in a sibling of their own. A
+folder appears under its name when it is complete, by one rename; what a user already has there is
+never touched. Equal content gives equal bytes, so publishing it twice changes nothing.
 """
 
 import errno
@@ -9,24 +10,26 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from distill_datasets import __version__
 from distill_datasets.errors import ArtifactError
-from distill_datasets.export.card import card
+from distill_datasets.export.card import card, labels_card
 from distill_datasets.export.configs import configs
 from distill_datasets.export.content import (
     CLASSIFIER,
     SIBLING,
     STARTS,
     Content,
+    ViewLabels,
     budget,
     check,
     rounding_error,
     sibling_of,
 )
-from distill_datasets.export.label_shards import write_shards
 from distill_datasets.files.artifacts import (
     fingerprint,
     read_json,
@@ -39,17 +42,6 @@ from distill_datasets.files.artifacts import (
 from distill_datasets.files.parquet import Config, write_parquet
 from distill_datasets.files.yaml_text import from_yaml, to_yaml
 from distill_datasets.media.image import overview
-
-__all__ = [
-    "MANIFEST",
-    "Content",
-    "check_writable",
-    "manifest_text",
-    "read_manifest",
-    "recipe_of",
-    "verify",
-    "write_dataset",
-]
 
 MANIFEST = "distill.json"
 _LIBRARY = "distill_datasets"
@@ -81,20 +73,11 @@ def write_dataset(
     folder = folder.absolute()
     check(content)
     check_writable(folder)
-    if content.relabel is not None and content.relabel.shards is not None:
-        shards = content.relabel.shards
-        write_shards(sibling_of(folder), content, shards, made and sibling_of(made))
-    try:
-        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.tmp-"))
-        temporary.chmod(0o755)
-        try:
-            manifest = _write(temporary, content, results, made)
-            temporary.replace(folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-    except OSError as error:
-        raise _unwritable(folder, error) from error
-    return manifest
+    labels = content.relabel
+    if labels is not None and labels.shards is not None:
+        _write_shards(sibling_of(folder), content, labels, made and sibling_of(made))
+    with _appearing(folder) as temporary:
+        return _write(temporary, content, results, made)
 
 
 def check_writable(folder: Path) -> None:
@@ -117,6 +100,23 @@ def check_writable(folder: Path) -> None:
             pass
     except OSError as error:
         raise _unwritable(folder, error) from error
+
+
+def check_shards(folder: Path, recipe_sha256: str) -> None:
+    """Find out before expensive work whether `write_dataset` may put label shards into `folder`.
+
+    Raises:
+        ArtifactError: it holds something else than the shards of this recipe.
+    """
+    if (folder / MANIFEST).exists():
+        if read_json(folder / MANIFEST).get("labels_of") == recipe_sha256:
+            return
+    elif not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    raise ArtifactError(
+        f"{folder}: the labels of views go here, and something else is there, which will not be "
+        "overwritten; move it away or choose another folder with --output"
+    )
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -177,20 +177,29 @@ def verify(folder: Path) -> list[str]:
     return problems
 
 
+@contextmanager
+def _appearing(folder: Path) -> Iterator[Path]:
+    """A folder to fill, which gets the name of `folder` by one rename; after an error nothing."""
+    try:
+        # beside its place and hidden: a rename across file systems would be a copy
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.tmp-"))
+        temporary.chmod(0o755)
+        try:
+            yield temporary
+            # fails where somebody put something meanwhile; an empty folder it replaces
+            temporary.replace(folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+
+
 def _write(
     folder: Path, content: Content, results: list[dict[str, Any]] | None, made: Path | None
 ) -> dict[str, Any]:
     student_yaml = to_yaml(content.student)
     parts = configs(content, student_yaml, results)
-    known = {} if made is None else {file["path"]: file for file in read_manifest(made)["files"]}
-    for config in parts:
-        for path, (start, stop) in zip(config.paths, config.ranges, strict=True):
-            same = config.name != "recipe" and path in known
-            if made is not None and same and sha256_of(made / path) == known[path]["sha256"]:
-                (folder / path).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(made / path, folder / path)
-            else:
-                _write_rows(folder / path, config, start, stop)
+    _write_rows(folder, parts, made)
     if content.constants:
         write_tensors(folder / _CONSTANTS, content.constants)
     if content.starts_SP is not None:
@@ -203,6 +212,38 @@ def _write(
         write_json(folder / "results.json", results)
     picture = overview(content.originals)
     write_atomically(folder / "poster.png", lambda temporary: _write_bytes(temporary, picture))
+    spent = {**budget(content), "bytes": _sizes(folder, content, parts)}
+    rows_hash = fingerprint([sha256_of(folder / path) for part in parts for path in part.paths])
+    write_text(folder / "README.md", card(content, results, spent, rows_hash))
+    # last of all, since it names every other file
+    manifest = _manifest(folder, content, results, spent, parts)
+    write_text(folder / MANIFEST, manifest_text(manifest))
+    return manifest
+
+
+def _write_rows(folder: Path, parts: Iterable[Config], made: Path | None) -> None:
+    """The rows of every configuration; copied from `made` where its bytes are what they were."""
+    known = {} if made is None else {file["path"]: file for file in read_manifest(made)["files"]}
+    for config in parts:
+        for path, rows in zip(config.paths, config.ranges, strict=True):
+            same = config.name != "recipe" and path in known  # `recipe` also holds the results
+            if made is not None and same and sha256_of(made / path) == known[path]["sha256"]:
+                (folder / path).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(made / path, folder / path)
+            else:
+                _write_file(folder / path, config, *rows)
+
+
+def _write_file(path: Path, config: Config, start: int, stop: int) -> None:
+    write_atomically(path, lambda temporary: write_parquet(temporary, config, start, stop))
+
+
+def _write_bytes(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+
+
+def _sizes(folder: Path, content: Content, parts: list[Config]) -> dict[str, int]:
+    """Bytes of each configuration and of the constants, and of what training needs."""
     sizes = {
         config.name: sum((folder / path).stat().st_size for path in config.paths)
         for config in parts
@@ -211,15 +252,50 @@ def _write(
         sizes["relabel"] = content.relabel.bytes
     constants = sum(path.stat().st_size for path in folder.glob("constants/*"))
     needed = sizes["default"] + constants + sizes.get("relabel", 0)
-    spent = {
-        **budget(content),
-        "bytes": {**sizes, "constants": constants, "needed": needed},
-    }
-    rows_hash = fingerprint([sha256_of(folder / path) for part in parts for path in part.paths])
-    write_text(folder / "README.md", card(content, results, spent, rows_hash))
-    manifest = _manifest(folder, content, results, spent, parts)
-    write_text(folder / MANIFEST, manifest_text(manifest))
-    return manifest
+    return {**sizes, "constants": constants, "needed": needed}
+
+
+def _write_shards(
+    folder: Path, content: Content, labels: ViewLabels, made: Path | None = None
+) -> None:
+    """Write the folder of label shards; one that is there for the same recipe is left as it is.
+
+    Args:
+        folder: new, or written by this function before.
+        content: the dataset that the labels belong to.
+        labels: those of its views.
+        made: a folder of the same shards; they are linked, or copied where that cannot be.
+    """
+    assert labels.shards is not None
+    check_shards(folder, content.recipe_sha256)
+    if (folder / MANIFEST).exists():
+        return
+    with _appearing(folder) as temporary:
+        if made is not None and (made / MANIFEST).exists():
+            for entry in read_json(made / MANIFEST)["files"]:
+                _link(made / entry["path"], temporary / entry["path"])
+        else:
+            list(labels.shards(temporary))
+            write_text(temporary / "README.md", labels_card(content, labels))
+        manifest = {
+            **_origin(content),
+            "labels_of": content.recipe_sha256,
+            "recipe_sha256": content.recipe_sha256,
+            "source": content.provenance,
+            "relabel": labels.facts,
+            "labels": labels.labels,
+            "files": _files(temporary),
+        }
+        write_text(temporary / MANIFEST, manifest_text(manifest))
+
+
+def _link(path: Path, target: Path) -> None:
+    """The same file in two folders, without its bytes twice where the file system can."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(path, target)
+    except OSError:
+        shutil.copyfile(path, target)
 
 
 def _manifest(
@@ -229,14 +305,8 @@ def _manifest(
     spent: dict[str, Any],
     parts: list[Config],
 ) -> dict[str, Any]:
-    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.*"))
-    paths = [name for name in names if (folder / name).is_file()]
-    zca = _file(folder, _CONSTANTS) if content.constants else None
-    starts = _file(folder, STARTS) if content.starts_SP is not None else None
     return {
-        "schema_version": _SCHEMA_VERSION,
-        "library": {"name": _LIBRARY, "version": __version__},
-        "name": content.name,
+        **_origin(content),
         "method": content.method,
         "papers": content.papers,
         "source": content.provenance,
@@ -251,15 +321,15 @@ def _manifest(
             "mean": content.mean,
             "std": content.std,
             "normalization": content.normalization,
-            "constants": zca,
+            "constants": _sized(folder, _CONSTANTS),
         },
         "quantization": {"bits": 8, "max_abs_error": rounding_error(content)},
         "student": content.student,
-        "starts": starts,
+        "starts": _sized(folder, STARTS),
         "step_sizes": content.step_sizes,
         "attack": content.attack,
         "results": results,
-        "relabel": _relabel(content),
+        "relabel": _relabel(content.relabel),
         "configs": {
             config.name: {
                 "path": config.paths[0],
@@ -268,42 +338,47 @@ def _manifest(
             }
             for config in parts
         },
-        "files": [
-            {
-                "path": name,
-                "bytes": (folder / name).stat().st_size,
-                "sha256": sha256_of(folder / name),
-            }
-            for name in paths
-        ],
+        "files": _files(folder),
     }
 
 
-def _relabel(content: Content) -> dict[str, Any] | None:
+def _origin(content: Content) -> dict[str, Any]:
+    """How every manifest begins."""
+    return {
+        "schema_version": _SCHEMA_VERSION,
+        "library": {"name": _LIBRARY, "version": __version__},
+        "name": content.name,
+    }
+
+
+def _files(folder: Path) -> list[dict[str, Any]]:
+    """Every file that lies there, with its size and hash."""
+    paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*")}
+    return [
+        {"path": name, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
+        for name, path in sorted(paths.items())
+        if path.is_file()
+    ]
+
+
+def _sized(folder: Path, name: str) -> dict[str, Any] | None:
+    """A file that students need beside the rows; None where there is none."""
+    path = folder / name
+    return {"file": name, "bytes": path.stat().st_size} if path.is_file() else None
+
+
+def _relabel(labels: ViewLabels | None) -> dict[str, Any] | None:
     """Where the labels of views lie: a configuration, or the folder whose name ends like that."""
-    said = content.relabel
-    if said is None:
+    if labels is None:
         return None
     return {
-        "where": "relabel" if said.config is not None else f"*{SIBLING}",
-        "labels": said.labels,
-        "bytes": said.bytes,
-        "bytes_per_label": round(said.bytes / said.labels, 2),
-        "classifier": CLASSIFIER if said.constants else None,
-        "facts": said.facts,
+        "where": "relabel" if labels.config is not None else f"*{SIBLING}",
+        "labels": labels.labels,
+        "bytes": labels.bytes,
+        "bytes_per_label": round(labels.bytes / labels.labels, 2),
+        "classifier": CLASSIFIER if labels.constants else None,
+        "facts": labels.facts,
     }
-
-
-def _file(folder: Path, name: str) -> dict[str, Any]:
-    return {"file": name, "bytes": (folder / name).stat().st_size}
-
-
-def _write_rows(path: Path, config: Config, start: int, stop: int) -> None:
-    write_atomically(path, lambda temporary: write_parquet(temporary, config, start, stop))
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
 
 
 def _unwritable(folder: Path, error: OSError) -> ArtifactError:

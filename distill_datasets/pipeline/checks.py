@@ -12,8 +12,7 @@ from distill_datasets.data.provenance import Provenance
 from distill_datasets.data.source import peek
 from distill_datasets.errors import ArtifactError, RecipeError
 from distill_datasets.export.content import sibling_of
-from distill_datasets.export.folder import MANIFEST, check_writable, read_manifest
-from distill_datasets.export.label_shards import check_shards
+from distill_datasets.export.folder import MANIFEST, check_shards, check_writable, read_manifest
 from distill_datasets.networks.teachers import check_networks
 from distill_datasets.recipe import Recipe
 from distill_datasets.selection.selection import Selection

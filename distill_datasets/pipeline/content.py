@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import distill_datasets
 from distill_datasets.distilled import Distilled, Recovered
-from distill_datasets.export.content import STARTS, Content, Shown, ViewLabels
+from distill_datasets.export.content import STARTS, Content, DisplayPixels, ViewLabels
 from distill_datasets.files.artifacts import fingerprint, sha256_tensors
 from distill_datasets.media.image import to_bytes
 from distill_datasets.models.layers import AvgPool2d
@@ -104,7 +104,7 @@ def _recovered(recovered: Recovered, classes: int) -> dict[str, Any]:
         "images_NCHW": recovered.images_NCHW,
         "exact_NCHW": None,
         "targets_NK": targets_NK.scatter_(1, classes_N[:, None], 1),
-        "originals": Shown(recovered.images_NCHW),
+        "originals": DisplayPixels(recovered.images_NCHW),
         "label_cells": [],
         "geometry": {"canvas": "pixels"},
         "step_sizes": [],

@@ -22,9 +22,14 @@ from support.sample_content import (
 from distill_datasets import __version__
 from distill_datasets.errors import ArtifactError
 from distill_datasets.export import folder as export
-from distill_datasets.export.content import CLASSIFIER, Shown, budget, sibling_of
-from distill_datasets.export.folder import check_writable, read_manifest, verify, write_dataset
-from distill_datasets.export.label_shards import check_shards
+from distill_datasets.export.content import CLASSIFIER, DisplayPixels, budget, sibling_of
+from distill_datasets.export.folder import (
+    check_shards,
+    check_writable,
+    read_manifest,
+    verify,
+    write_dataset,
+)
 from distill_datasets.files import parquet as parquet_files
 
 
@@ -298,7 +303,7 @@ def test_images_of_8_bits_have_no_exact_configuration(tmp_path: Path) -> None:
 
 def test_shown_bytes_are_displayable_pixels_made_one_at_a_time() -> None:
     images_NCHW = torch.tensor([0, 51, 255], dtype=torch.uint8).view(3, 1, 1, 1)
-    shown = Shown(images_NCHW)
+    shown = DisplayPixels(images_NCHW)
     assert [float(image) for image in shown] == pytest.approx([0, 0.2, 1])
     assert len(shown[1:]) == 2 and float(shown[1:][0]) == pytest.approx(0.2)
 

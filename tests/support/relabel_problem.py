@@ -32,7 +32,7 @@ from distill_datasets.stages.squeeze import SqueezedFolder
 from distill_datasets.training.student import Evaluate
 from distill_datasets.types import Shape
 from distill_datasets.views.relabel import Relabel
-from support.sample_content import Shown, bytes_sample
+from support.sample_content import DisplayPixels, bytes_sample
 from support.tiny import NET
 
 SHAPE = Shape(3, 8, 12, 5)
@@ -159,6 +159,6 @@ def content_of(folder: Path, **fields: Any) -> Content:  # noqa: ANN401
     return dataclasses.replace(
         content,
         images_NCHW=images_NCHW,
-        originals=Shown(images_NCHW),
+        originals=DisplayPixels(images_NCHW),
         targets_NK=F.one_hot(LABELS_N, SHAPE.k).byte(),
     )

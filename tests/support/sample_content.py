@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from distill_datasets.export.content import Content, Shown, ViewLabels
+from distill_datasets.export.content import Content, DisplayPixels, ViewLabels
 from distill_datasets.files.parquet import BOOLEAN, INTEGER, Config, numbers
 
 CLASS_NAMES = ["no", "1e-5", "caf\u00e9: 'noir' | #1"]
@@ -111,7 +111,7 @@ def bytes_sample(**changes: Any) -> Content:  # noqa: ANN401
         images_NCHW=images_NCHW,
         exact_NCHW=None,
         targets_NK=torch.eye(3).repeat_interleave(2, dim=0).byte(),
-        originals=Shown(images_NCHW),
+        originals=DisplayPixels(images_NCHW),
         label_cells=[],
         geometry={"canvas": "pixels"},
         **changes,
