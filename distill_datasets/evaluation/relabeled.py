@@ -12,6 +12,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from distill_datasets.data.normalization import InputSpace
 from distill_datasets.data.real import RealData
 from distill_datasets.errors import ArtifactError
 from distill_datasets.evaluation.references import CHOSEN, Contestant, chosen_real, random_rows
@@ -23,9 +24,15 @@ from distill_datasets.media.image import to_bytes
 from distill_datasets.models.architecture import Architecture
 from distill_datasets.runtime.draws import Draw, draws
 from distill_datasets.soft_labels.codes import code_of, published_code
-from distill_datasets.soft_labels.ensemble import Voters
+from distill_datasets.soft_labels.ensemble import TeacherEnsemble
 from distill_datasets.soft_labels.records import Records, open_shards, open_table
-from distill_datasets.soft_labels.replay import HardViews, Live, Pictures, Recorded, Replayed
+from distill_datasets.soft_labels.replay import (
+    HardLabelExamples,
+    Pictures,
+    RecordStream,
+    SoftLabelExamples,
+    TeacherStream,
+)
 from distill_datasets.stages.squeeze import SqueezedFolder
 from distill_datasets.training.examples import Stored
 from distill_datasets.training.student import Evaluate, steps_of
@@ -51,8 +58,9 @@ def relabeled_contestants(
     """
     device, shape = real.train.labels_N.device, real.shape
     modules = [squeezed.module(member) for member in range(squeezed.members)]
-    voters = Voters(modules, relabel, shape, device)
-    code, loss = code_of(relabel, shape.k, voters.classifier), settings.teacher_loss
+    features = relabel.store == "features"
+    ensemble = TeacherEnsemble(modules, relabel, shape, device, features=features)
+    code, loss = code_of(relabel.top_k, shape.k, ensemble.classifier), settings.teacher_loss
     count = read_manifest(exported)["configs"]["default"]["rows"]
 
     @shared
@@ -67,13 +75,14 @@ def relabeled_contestants(
     ) -> Contestant:
         """Relabeled; or with hard labels, beside the `pair` that sees the same images."""
 
-        def labeled(draw: Draw) -> Replayed:
+        def labeled(draw: Draw) -> SoftLabelExamples:
             own = pictures(draw)
-            words = draws(seed, "relabel")
-            return Replayed(own, Live(relabel, own, words, voters, code.encode), code, loss)
+            drawn = draws(seed, "relabel")
+            stream = TeacherStream(relabel, own, drawn, ensemble, code.encode)
+            return SoftLabelExamples(own, stream, code, loss)
 
-        def classes(draw: Draw) -> HardViews:
-            return HardViews(relabel, pictures(draw), draw)
+        def classes(draw: Draw) -> HardLabelExamples:
+            return HardLabelExamples(relabel, pictures(draw), draw)
 
         return Contestant(
             name,
@@ -89,7 +98,7 @@ def relabeled_contestants(
     def records() -> Records:
         return published_records(exported, count)
 
-    def replayed(draw: Draw) -> Replayed:
+    def replayed(draw: Draw) -> SoftLabelExamples:
         return read_replayed(settings, relabel, exported, published(), records())
 
     found = [
@@ -120,7 +129,7 @@ def relabeled_contestants(
                 "full",
                 settings.full_students,
                 steps_of(settings.full_epochs, whole.count, settings.batch),
-                lambda draw: HardViews(relabel, whole, draw, real),
+                lambda draw: HardLabelExamples(relabel, whole, draw, real),
                 whole.count,
                 whole.count * side,
             )
@@ -135,7 +144,7 @@ def relabeled_contestants(
             "teacher",
             squeezed.members,
             0,
-            lambda draw: HardViews(relabel, published(), draw),
+            lambda draw: HardLabelExamples(relabel, published(), draw),
             0,
             0,
             trained=teacher,
@@ -147,7 +156,7 @@ def relabeled_contestants(
 
 def read_replayed(
     settings: Evaluate, relabel: Relabel, exported: Path, pictures: Pictures, records: Records
-) -> Replayed:
+) -> SoftLabelExamples:
     """The published labels of views, for one student."""
     constants: dict[str, Tensor] = {}
     if (exported / CLASSIFIER).exists():
@@ -155,7 +164,8 @@ def read_replayed(
     _, first = records.rows(0, 1)
     lengths = {name: column.shape[1] for name, column in first.items() if column.ndim == 2}
     code = published_code(lengths, pictures.classes, constants)
-    return Replayed(pictures, Recorded(relabel, records, code), code, settings.teacher_loss)
+    stream = RecordStream(relabel, records, code)
+    return SoftLabelExamples(pictures, stream, code, settings.teacher_loss)
 
 
 def shared(load: Callable[[], T]) -> Callable[[], T]:
@@ -187,7 +197,8 @@ def published_pictures(exported: Path, shape: Shape, device: torch.device) -> Pi
     """The published images with their classes."""
     stored = read_published(exported, "default", shape).to(device)
     labels_N = stored.targets_NK.argmax(dim=1)
-    return Pictures(stored.images_NCHW, labels_N, stored.mean_C, stored.std_C, shape.k)
+    space = InputSpace(stored.mean_C, stored.std_C)
+    return Pictures(stored.images_NCHW, labels_N, space, shape.k)
 
 
 def source_pictures(real: RealData) -> Pictures:
@@ -225,9 +236,5 @@ def described(network: Architecture) -> str:
 
 
 def _pictures(real: RealData, images_NCHW: Tensor, labels_N: Tensor) -> Pictures:
-    normalization = real.normalization
-    mean_C, std_C = (
-        values.to(labels_N.device)
-        for values in (normalization.display_mean_C, normalization.display_std_C)
-    )
-    return Pictures(images_NCHW, labels_N, mean_C, std_C, real.shape.k)
+    space = real.normalization.input_space.to(labels_N.device)
+    return Pictures(images_NCHW, labels_N, space, real.shape.k)

@@ -16,7 +16,7 @@ from distill_datasets.export.folder import MANIFEST, check_shards, check_writabl
 from distill_datasets.networks.teachers import check_networks
 from distill_datasets.recipe import Recipe
 from distill_datasets.selection.selection import Selection
-from distill_datasets.soft_labels.ensemble import check_voters
+from distill_datasets.soft_labels.ensemble import ensemble_problems
 from distill_datasets.stages.source import LoadedSource
 from distill_datasets.types import Shape
 
@@ -118,7 +118,8 @@ def check_parts(recipe: Recipe, shape: Shape) -> None:
     drawn = recipe.distill.networks.architecture(squeezed[0] if squeezed else None)
     recipe.distill.objective.check_network(drawn, shape)
     if recipe.relabel is not None:
-        check_voters(recipe.relabel, squeezed, shape)
+        for problem in ensemble_problems(recipe.relabel, squeezed, shape):
+            raise RecipeError(problem)
     with torch.device("meta"):
         recipe.evaluate.network.build(shape)
 

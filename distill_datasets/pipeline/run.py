@@ -29,10 +29,11 @@ from distill_datasets.pipeline.content import digest, publishable
 from distill_datasets.recipe import Recipe
 from distill_datasets.runtime.draws import draws
 from distill_datasets.runtime.processes import Run, Runtime
+from distill_datasets.soft_labels.replay import Pictures
 from distill_datasets.stages.blocks import run_blocks
 from distill_datasets.stages.class_statistics import run_statistics
 from distill_datasets.stages.distill import run_distill
-from distill_datasets.stages.relabel import Relabeled, run_relabel
+from distill_datasets.stages.relabel import RelabelFolder, run_relabel
 from distill_datasets.stages.source import LoadedSource, load_source
 from distill_datasets.stages.squeeze import SqueezedFolder, find_weights, run_squeeze
 
@@ -172,21 +173,16 @@ def relabel(
     distilled: Distilled | Recovered,
     squeezed: SqueezedFolder | None,
     this: Run,
-) -> Relabeled | None:
+) -> RelabelFolder | None:
     """Let the networks of squeeze label views of the 8-bit images; None when nobody asks."""
     if recipe.relabel is None:
         return None
     assert isinstance(distilled, Recovered) and squeezed is not None, "the recipe was checked"
-    normalization = source.real.normalization
-    return run_relabel(
-        recipe.relabel,
-        distilled.images_NCHW,
-        distilled.classes_N,
-        squeezed,
-        this,
-        mean_C=normalization.display_mean_C,
-        std_C=normalization.display_std_C,
+    real = source.real
+    pictures = Pictures(
+        distilled.images_NCHW, distilled.classes_N, real.normalization.input_space, real.shape.k
     )
+    return run_relabel(recipe.relabel, pictures, squeezed, this)
 
 
 def starts(

@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distill_datasets.errors import ArtifactError, DistillError
-from distill_datasets.views.relabel import Relabel
 
 LARGEST_INT16 = 2**15
 
@@ -149,19 +148,17 @@ class FeatureCode(Code):
         return {"weight_KD": self.classifier.weight_KD, "bias_K": self.classifier.bias_K}
 
 
-def code_of(settings: Relabel, classes: int, classifier: Classifier | None) -> Code:
+def code_of(top_k: int | None, classes: int, classifier: Classifier | None) -> Code:
     """The code of a recipe.
 
     Args:
-        settings: the `relabel` section.
+        top_k: logits that are kept; None for all.
         classes: of the teacher.
-        classifier: of the teacher, where `settings.store` is features.
+        classifier: of the teacher, where its features are stored.
     """
     if classifier is not None:
         return FeatureCode(classifier)
-    if settings.top_k is None:
-        return LogitCode(classes)
-    return TopKCode(classes, settings.top_k)
+    return LogitCode(classes) if top_k is None else TopKCode(classes, top_k)
 
 
 def published_code(

@@ -1,4 +1,4 @@
-"""Teachers as the relabel stage asks them: one answer of one or several networks.
+"""Teachers as the relabel stage asks them: one output of one or several networks.
 
 `rescaled` follows G-VBSM (arXiv:2311.17950), which gives the logits of every teacher the mean of
 the teachers' lengths before they are averaged, with one difference. G-VBSM takes one length per
@@ -11,7 +11,7 @@ Shape suffixes: B images, C channels, H W pixels, K classes, D features, X eithe
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -21,12 +21,12 @@ from distill_datasets.models.architecture import Architecture, last_linear
 from distill_datasets.models.weights import built, frozen
 from distill_datasets.soft_labels.codes import Classifier
 from distill_datasets.types import Shape
-from distill_datasets.views.relabel import Relabel
+from distill_datasets.views.relabel import EnsembleSettings, Relabel
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
-class Voters:
+class TeacherEnsemble:
     """The networks of a squeeze stage with the settings of `relabel`.
 
     They are copies: BatchNorm in batch mode neither reads nor moves the running statistics of the
@@ -37,23 +37,34 @@ class Voters:
     """Of the one teacher whose features are stored; None where logits are."""
 
     def __init__(
-        self, modules: Sequence[nn.Module], settings: Relabel, shape: Shape, device: torch.device
+        self,
+        modules: Sequence[nn.Module],
+        settings: EnsembleSettings,
+        shape: Shape,
+        device: torch.device,
+        *,
+        features: bool,
     ) -> None:
         """Take the networks that have a weight.
 
+        Args:
+            modules: as many networks as there are weights.
+            settings: how they label.
+            shape: of one image.
+            device: where they label.
+            features: label with the features of the one network that has a weight.
+
         Raises:
-            RecipeError: the settings do not fit the shape or the number of networks; or batch
-                statistics of one without BatchNorm, or features of one that does not end in a
-                linear layer.
+            RecipeError: batch statistics of a network without BatchNorm, or features of one that
+                does not end in a linear layer.
         """
-        settings.check(shape, len(modules))
-        weights = settings.weights or [1.0] * len(modules)
+        weights = settings.weights_of(len(modules))
         used = [(module, weight) for module, weight in zip(modules, weights, strict=True) if weight]
         total = sum(weight for _, weight in used)
         self._weights = [weight / total for _, weight in used]
         self._modules = [copy.deepcopy(module).to(device).eval() for module, _ in used]
         self._rescaled = settings.teachers == "rescaled"
-        if settings.store == "features":
+        if features:
             self.classifier = _split(self._modules[0], shape, device)
         if settings.batch_norm == "batch":
             for module in self._modules:
@@ -70,36 +81,39 @@ class Voters:
             group_B: images of one group stand together and share BatchNorm statistics.
         """
         _, sizes = torch.unique_consecutive(group_B, return_counts=True)
-        answers = [
+        outputs = [
             torch.cat([module(group) for group in torch.split(images_BCHW, sizes.tolist())])
             for module in self._modules
         ]
         if self._rescaled:
-            # one length per view, where G-VBSM has one per batch: see above
-            lengths = [answer_BK.norm(dim=1, keepdim=True) for answer_BK in answers]
+            # z_m <- z_m * mean_m(|z_m|) / |z_m|, one length |z_m| per view: see above
+            lengths = [output_BK.norm(dim=1, keepdim=True) for output_BK in outputs]
             mean_B1 = torch.stack(lengths).mean(dim=0)
-            answers = [
-                answer_BK * (mean_B1 / length_B1)
-                for answer_BK, length_B1 in zip(answers, lengths, strict=True)
+            outputs = [
+                output_BK * (mean_B1 / length_B1)
+                for output_BK, length_B1 in zip(outputs, lengths, strict=True)
             ]
-        if len(answers) == 1:
-            return answers[0]
-        mean_BK = torch.zeros_like(answers[0])
-        for weight, answer_BK in zip(self._weights, answers, strict=True):
-            mean_BK += weight * answer_BK
+        if len(outputs) == 1:
+            return outputs[0]
+        mean_BK = torch.zeros_like(outputs[0])
+        for weight, output_BK in zip(self._weights, outputs, strict=True):
+            mean_BK += weight * output_BK
         return mean_BK
 
 
-def check_voters(settings: Relabel, architectures: Sequence[Architecture], shape: Shape) -> None:
-    """Refuse settings that the networks of a squeeze stage cannot follow, before it trains them.
-
-    Raises:
-        RecipeError: as `Voters` says.
-    """
-    settings.check(shape, len(architectures))
-    if settings.store == "features" or settings.batch_norm == "batch":
+def ensemble_problems(
+    settings: Relabel, architectures: Sequence[Architecture], shape: Shape
+) -> Iterator[str]:
+    """What the networks of a squeeze stage cannot follow, before it trains them."""
+    problems = list(settings.problems(shape, len(architectures)))
+    features = settings.store == "features"
+    if not problems and (features or settings.batch_norm == "batch"):
         untrained = [frozen(built(architecture, shape)) for architecture in architectures]
-        Voters(untrained, settings, shape, torch.device("cpu"))
+        try:
+            TeacherEnsemble(untrained, settings, shape, torch.device("cpu"), features=features)
+        except RecipeError as error:
+            problems.append(str(error))
+    yield from problems
 
 
 def _use_batch_statistics(module: nn.Module) -> None:

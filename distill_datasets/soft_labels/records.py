@@ -9,7 +9,7 @@ views are read without the rest. All arrays have one row per view.
 import io
 import tarfile
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,9 +26,10 @@ from distill_datasets.files.artifacts import read_json, sha256_of, write_atomica
 from distill_datasets.views.recorded import Views, views_of
 
 INDEX = "index.json"
-
-
-Columns = Mapping[str, np.ndarray[Any, Any]]
+Columns = dict[str, np.ndarray[Any, Any]]
+"""Named arrays of one row per record."""
+ReadColumns = Callable[[int, int], Columns]
+"""The columns of the records from a first to one past the last."""
 
 
 class TarBlock(NamedTuple):
@@ -47,7 +48,7 @@ class TarBlock(NamedTuple):
 def write_shards(
     folder: Path,
     blocks: Sequence[TarBlock],
-    read: Callable[[int, int], Columns],
+    read: ReadColumns,
     shard_bytes: int,
 ) -> list[Path]:
     """Write tars of about `shard_bytes` each, and their index.
@@ -138,16 +139,13 @@ def _described(path: Path, blocks: Sequence[TarBlock]) -> dict[str, Any]:
     }
 
 
-Arrays = dict[str, np.ndarray[Any, Any]]
-
-
 @dataclass(frozen=True)
-class Piece:
+class RecordRange:
     """Records that are read together: the first, and the one past the last."""
 
     first: int
     last: int
-    read: Callable[[int, int], Arrays]
+    read: ReadColumns
     """The columns of some of its records, counted from its own first one."""
 
 
@@ -159,7 +157,7 @@ class Records:
     views where only a share of the batches was labeled.
     """
 
-    pieces: Sequence[Piece]
+    pieces: Sequence[RecordRange]
     per_epoch: int
 
     @property
@@ -174,7 +172,7 @@ class Records:
 
     def rows(self, start: int, stop: int) -> tuple[Views, dict[str, Tensor]]:
         """Some views, and all of their columns by name, among them the coded labels."""
-        parts = list[Arrays]()
+        parts = list[Columns]()
         at = bisect_right([piece.first for piece in self.pieces], start) - 1
         for piece in self.pieces[at:]:
             low, high = max(start, piece.first), min(stop, piece.last)
@@ -204,11 +202,11 @@ def open_table(table: pa.Table, per_epoch: int) -> Records:
         ArtifactError: it has no rows.
     """
 
-    def read(start: int, stop: int) -> Arrays:
+    def read(start: int, stop: int) -> Columns:
         cut = table.slice(start, stop - start)
         return {name: _array(cut.column(name)) for name in cut.column_names}
 
-    pieces = [Piece(0, len(table), read)] if len(table) else []
+    pieces = [RecordRange(0, len(table), read)] if len(table) else []
     return _records(pieces, per_epoch, "relabel")
 
 
@@ -224,7 +222,7 @@ def open_shards(folder: Path, per_epoch: int) -> Records:
     """
     index = read_json(folder / INDEX)
     pieces = [
-        Piece(
+        RecordRange(
             block["records"][0],
             block["records"][1],
             _block_reader(folder / shard["path"], block, index["columns"]),
@@ -235,7 +233,7 @@ def open_shards(folder: Path, per_epoch: int) -> Records:
     return _records(pieces, per_epoch, str(folder / INDEX))
 
 
-def _records(pieces: list[Piece], per_epoch: int, where: str) -> Records:
+def _records(pieces: list[RecordRange], per_epoch: int, where: str) -> Records:
     if not pieces:
         raise ArtifactError(f"{where}: got no labels of views, expected some; download it again")
     return Records(pieces, per_epoch)
@@ -249,11 +247,9 @@ def _array(column: pa.ChunkedArray) -> np.ndarray[Any, Any]:
     return values.reshape(len(whole), -1) if listed else values
 
 
-def _block_reader(
-    path: Path, block: dict[str, Any], columns: dict[str, Any]
-) -> Callable[[int, int], Arrays]:
-    def read(start: int, stop: int) -> Arrays:
-        arrays = Arrays()
+def _block_reader(path: Path, block: dict[str, Any], columns: dict[str, Any]) -> ReadColumns:
+    def read(start: int, stop: int) -> Columns:
+        arrays = Columns()
         for name, column in columns.items():
             dtype = np.dtype(column["dtype"])
             per_row = int(np.prod(column["shape"], dtype=int))

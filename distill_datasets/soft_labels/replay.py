@@ -1,4 +1,4 @@
-"""Students of views: recorded ones replayed with their teacher's labels, or drawn and labeled live.
+"""What students of views train on: their images, with labels of teachers or with classes.
 
 Images stay on the device in 8 bits; every step renders the views of its batch there. One pass of a
 student is one epoch of views.
@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from distill_datasets.data.normalization import InputSpace
 from distill_datasets.runtime.draws import Draw
 from distill_datasets.soft_labels.codes import Code
 from distill_datasets.soft_labels.records import Records
@@ -24,7 +25,7 @@ from distill_datasets.training.examples import Examples
 from distill_datasets.training.losses import TeacherLoss
 from distill_datasets.types import Batch
 from distill_datasets.views.recorded import Views, concatenated, draw_views, replay
-from distill_datasets.views.relabel import Relabel
+from distill_datasets.views.relabel import Relabel, ViewSettings
 
 if TYPE_CHECKING:
     from distill_datasets.data.real import RealData
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
 DRAWN_BYTES = 2**30
 """Views that are kept so that a batch of a pool is not drawn with its whole epoch: some 66 bytes
 each, all 300 epochs of 50,000 images."""
-Ask = Callable[[Tensor, Tensor], Tensor]
-"""What teachers say (B, X) of rendered images (B, C, H, W) in BatchNorm groups (B,)."""
+Labeler = Callable[[Tensor, Tensor], Tensor]
+"""Outputs of teachers (B, X) for rendered images (B, C, H, W) in BatchNorm groups (B,)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,8 +43,7 @@ class Pictures:
 
     images_NCHW: Tensor
     labels_N: Tensor
-    mean_C: Tensor
-    std_C: Tensor
+    space: InputSpace
     classes: int
 
     @property
@@ -53,9 +53,7 @@ class Pictures:
 
     def render(self, views: Views) -> Tensor:
         """Views in the student's input space, on the device of the labels."""
-        here = self.images_NCHW.device
-        rendered = replay(self.images_NCHW, views, self.mean_C.to(here), self.std_C.to(here))
-        return rendered.to(self.labels_N.device)
+        return replay(self.images_NCHW, views, self.space).to(self.labels_N.device)
 
     def mixed_labels(self, views: Views) -> Tensor:
         """The classes of both images of every view, by their share of its area, (B, K)."""
@@ -70,24 +68,24 @@ class Pictures:
         return own_B1 * own_BK + (1 - own_B1) * partner_BK
 
 
-class Said(NamedTuple):
-    """Views, and what is said of them as coded columns, one row per view."""
+class LabeledViews(NamedTuple):
+    """Views and their coded labels, as columns of one row per view."""
 
     views: Views
     columns: dict[str, Tensor]
 
-    def at(self, index_B: Tensor) -> "Said":
+    def at(self, index_B: Tensor) -> "LabeledViews":
         """The rows `index_B`."""
         rows = {name: column[index_B] for name, column in self.columns.items()}
-        return Said(self.views.at(index_B), rows)
+        return LabeledViews(self.views.at(index_B), rows)
 
-    def to(self, device: torch.device) -> "Said":
+    def to(self, device: torch.device) -> "LabeledViews":
         """The same on a device."""
         rows = {name: column.to(device) for name, column in self.columns.items()}
-        return Said(self.views.to(device), rows)
+        return LabeledViews(self.views.to(device), rows)
 
 
-class Lessons(ABC):
+class TrainingStream(ABC):
     """Views of N images, epoch by epoch.
 
     `pool` is the number of batches, counted over all epochs, that students draw from with
@@ -97,15 +95,15 @@ class Lessons(ABC):
     pool: int | None
 
     @abstractmethod
-    def epoch(self, number: int) -> Said:
+    def epoch(self, number: int) -> LabeledViews:
         """The views of an epoch; beyond the last one they begin anew."""
 
     @abstractmethod
-    def batch(self, number: int) -> Said:
+    def batch(self, number: int) -> LabeledViews:
         """The views of one batch of the pool."""
 
 
-class Recorded(Lessons):
+class RecordStream(TrainingStream):
     """Views and labels as they were published."""
 
     def __init__(self, settings: Relabel, records: Records, code: Code) -> None:
@@ -113,20 +111,20 @@ class Recorded(Lessons):
         self._batches = settings.batches(records.per_epoch)
         self.pool = settings.units(records.per_epoch) if settings.keep < 1 else None
 
-    def epoch(self, number: int) -> Said:
-        return self._said(*self._records.epoch(number % self._records.epochs))
+    def epoch(self, number: int) -> LabeledViews:
+        return self._labeled(*self._records.epoch(number % self._records.epochs))
 
-    def batch(self, number: int) -> Said:
+    def batch(self, number: int) -> LabeledViews:
         epoch, place = divmod(number, len(self._batches))
         start, stop = (epoch * self._records.per_epoch + end for end in self._batches[place])
-        return self._said(*self._records.rows(start, stop))
+        return self._labeled(*self._records.rows(start, stop))
 
-    def _said(self, views: Views, columns: dict[str, Tensor]) -> Said:
-        return Said(views, {name: columns[name] for name in self._names})
+    def _labeled(self, views: Views, columns: dict[str, Tensor]) -> LabeledViews:
+        return LabeledViews(views, {name: columns[name] for name in self._names})
 
 
-class Live(Lessons):
-    """The same views drawn again, and teachers asked about them.
+class TeacherStream(TrainingStream):
+    """The same views drawn again and labeled by the teachers when they are asked for.
 
     A pool is drawn from at random over all of its epochs, so these are kept, up to `DRAWN_BYTES`.
     """
@@ -136,21 +134,21 @@ class Live(Lessons):
         settings: Relabel,
         pictures: Pictures,
         draw: Draw,
-        ask: Ask,
+        labeler: Labeler,
         encode: Callable[[Tensor], dict[str, Tensor]],
     ) -> None:
         self._settings, self._pictures, self._draw = settings, pictures, draw
-        self._ask, self._encode = ask, encode
+        self._labeler, self._encode = labeler, encode
         self._batches = settings.batches(pictures.count)
         self.pool = settings.units(pictures.count) if settings.keep < 1 else None
         self._drawn, self._lock = OrderedDict[int, Views](), threading.Lock()
 
-    def epoch(self, number: int) -> Said:
+    def epoch(self, number: int) -> LabeledViews:
         views = self._views(number % self._settings.epochs)
         parts = [self._labeled(views.at(slice(*batch))) for batch in self._batches]
         return joined(parts)
 
-    def batch(self, number: int) -> Said:
+    def batch(self, number: int) -> LabeledViews:
         epoch, place = divmod(number, len(self._batches))
         return self._labeled(self._kept(epoch).at(slice(*self._batches[place])))
 
@@ -168,50 +166,36 @@ class Live(Lessons):
 
     def _views(self, epoch: int) -> Views:
         height, width = self._pictures.images_NCHW.shape[2:]
-        count = self._pictures.count
-        return draw_views(self._settings, epoch, count, (height, width), self._draw)
+        settings, count = self._settings, self._pictures.count
+        groups = settings.norm_groups
+        return draw_views(settings, epoch, count, (height, width), self._draw, groups)
 
-    def _labeled(self, views: Views) -> Said:
-        return Said(views, self._encode(self._ask(self._pictures.render(views), views.group_B)))
-
-
-class Unlabeled(Lessons):
-    """Views drawn anew every pass, of which nothing is said but the classes of their images."""
-
-    pool = None
-
-    def __init__(self, settings: Relabel, pictures: Pictures, draw: Draw) -> None:
-        self._settings, self._draw = settings, draw
-        self._count, self._size = pictures.count, pictures.images_NCHW.shape[2:]
-
-    def epoch(self, number: int) -> Said:
-        height, width = self._size
-        return Said(
-            draw_views(self._settings, number, self._count, (height, width), self._draw), {}
-        )
-
-    def batch(self, number: int) -> Said:
-        raise AssertionError("classes cost nothing, so there is no pool to draw from")
+    def _labeled(self, views: Views) -> LabeledViews:
+        output_BX = self._labeler(self._pictures.render(views), views.group_B)
+        return LabeledViews(views, self._encode(output_BX))
 
 
-class Replayed(Examples):
+class SoftLabelExamples(Examples):
     """Views of images with a teacher's labels; one student's own, as it holds the current epoch."""
 
-    def __init__(self, pictures: Pictures, lessons: Lessons, code: Code, loss: TeacherLoss) -> None:
-        self._pictures, self._lessons, self._code, self._loss = pictures, lessons, code, loss
-        self._now: Said | None = None
+    def __init__(
+        self, pictures: Pictures, stream: TrainingStream, code: Code, loss: TeacherLoss
+    ) -> None:
+        self._pictures, self._stream, self._code, self._loss = pictures, stream, code, loss
+        self._now: LabeledViews | None = None
 
     @property
     def count(self) -> int:
         return self._pictures.count
 
     def order(self, rng: torch.Generator, batch: int, turn: int = 0) -> Tensor:
-        pool = self._lessons.pool
+        pool = self._stream.pool
         if pool is None:
-            said, index_N = self._lessons.epoch(turn), super().order(rng, batch, turn)
+            labeled, index_N = self._stream.epoch(turn), super().order(rng, batch, turn)
         else:
-            said, index_N = _drawn(self._lessons, pool, self.count, rng), torch.arange(self.count)
-        self._now = said.to(self._pictures.labels_N.device)
+            labeled = _drawn(self._stream, pool, self.count, rng)
+            index_N = torch.arange(self.count)
+        self._now = labeled.to(self._pictures.labels_N.device)
         return index_N
 
     def __call__(self, index_B: Tensor) -> Batch:
@@ -225,15 +209,15 @@ class Replayed(Examples):
         return self._loss(logits_BK, targets_BK)
 
 
-class HardViews(Examples):
+class HardLabelExamples(Examples):
     """Views of images with the classes of the images, mixed as the views are."""
 
     def __init__(
-        self, settings: Relabel, pictures: Pictures, draw: Draw, real: "RealData | None" = None
+        self, settings: ViewSettings, pictures: Pictures, draw: Draw, real: "RealData | None" = None
     ) -> None:
         """`real` is the source where its training images are meant: drawn and judged as it says."""
-        self._pictures, self._real = pictures, real
-        self._lessons = Unlabeled(settings, pictures, draw)
+        self._settings, self._pictures, self._draw = settings, pictures, draw
+        self._real = real
         self._now: Views | None = None
 
     @property
@@ -241,7 +225,8 @@ class HardViews(Examples):
         return self._pictures.count
 
     def order(self, rng: torch.Generator, batch: int, turn: int = 0) -> Tensor:
-        views = self._lessons.epoch(turn).views
+        height, width = self._pictures.images_NCHW.shape[2:]
+        views = draw_views(self._settings, turn, self.count, (height, width), self._draw)
         if self._real is not None and self._real.sampling == "balanced":
             drawn_N = self._real.order(rng).int()
             views = views._replace(
@@ -261,19 +246,19 @@ class HardViews(Examples):
         return self._real.cross_entropy(logits_BK, targets_BK)
 
 
-def joined(parts: list[Said]) -> Said:
+def joined(parts: list[LabeledViews]) -> LabeledViews:
     """The views of several, one after the other."""
     names = parts[0].columns
-    return Said(
+    return LabeledViews(
         concatenated([part.views for part in parts]),
         {name: torch.cat([part.columns[name] for part in parts]) for name in names},
     )
 
 
-def _drawn(lessons: Lessons, pool: int, count: int, rng: torch.Generator) -> Said:
+def _drawn(stream: TrainingStream, pool: int, count: int, rng: torch.Generator) -> LabeledViews:
     """Batches of the pool, drawn with replacement until they hold `count` views."""
-    parts, views = list[Said](), 0
+    parts, views = list[LabeledViews](), 0
     while views < count:
-        parts.append(lessons.batch(int(torch.randint(pool, (), generator=rng))))
+        parts.append(stream.batch(int(torch.randint(pool, (), generator=rng))))
         views += len(parts[-1].views.image_B)
     return joined(parts)

@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from distill_datasets.errors import ArtifactError
+from distill_datasets.errors import ArtifactError, RecipeError
 from distill_datasets.export.content import ViewLabels
 from distill_datasets.files.artifacts import (
     DONE,
@@ -37,9 +37,9 @@ from distill_datasets.files.parquet import BOOLEAN, Config, Feature, numbers
 from distill_datasets.runtime.draws import Draw, draws
 from distill_datasets.runtime.processes import Run
 from distill_datasets.soft_labels.codes import Code, code_of
-from distill_datasets.soft_labels.ensemble import Voters
-from distill_datasets.soft_labels.records import TarBlock as Block
-from distill_datasets.soft_labels.records import write_shards
+from distill_datasets.soft_labels.ensemble import TeacherEnsemble
+from distill_datasets.soft_labels.records import Columns, TarBlock, write_shards
+from distill_datasets.soft_labels.replay import Pictures
 from distill_datasets.stages.squeeze import SqueezedFolder
 from distill_datasets.views.recorded import COLUMNS, Views, draw_views, replay
 from distill_datasets.views.relabel import Relabel
@@ -98,7 +98,7 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class Relabeled:
+class RelabelFolder:
     """Labels of recorded views, in the files of the stage.
 
     `facts` say how they were made, as JSON; `constants` is what decoding needs once.
@@ -134,9 +134,9 @@ class Relabeled:
         """True when they are few enough for a configuration of the dataset."""
         return self.bytes <= self.layout.settings.parquet_below_bytes
 
-    def read(self, start: int, stop: int) -> dict[str, np.ndarray[Any, Any]]:
+    def read(self, start: int, stop: int) -> Columns:
         """The columns of some views, in the order of epochs and batches."""
-        parts = list[dict[str, np.ndarray[Any, Any]]]()
+        parts = list[Columns]()
         starts = self.layout.file_starts
         for number in range(bisect_right(starts, start) - 1, len(self.layout.files)):
             low, high = max(start, starts[number]), min(stop, starts[number + 1])
@@ -173,9 +173,9 @@ class Relabeled:
             facts=self.facts,
         )
 
-    def _blocks(self) -> list[Block]:
+    def _blocks(self) -> list[TarBlock]:
         """Runs of whole batches of an epoch, each a few members of a tar."""
-        blocks, per_epoch = list[Block](), len(self.layout.batches)
+        blocks, per_epoch = list[TarBlock](), len(self.layout.batches)
         step = max(1, BLOCK_RECORDS // self.layout.settings.batch)
         for epoch in range(-(-self.layout.units // per_epoch)):
             until = min((epoch + 1) * per_epoch, self.layout.units)
@@ -183,31 +183,21 @@ class Relabeled:
                 stop = min(unit + step, until)
                 records = (self.layout.first_record(unit), self.layout.first_record(stop))
                 blocks.append(
-                    Block(epoch, (unit - epoch * per_epoch, stop - epoch * per_epoch), records)
+                    TarBlock(epoch, (unit - epoch * per_epoch, stop - epoch * per_epoch), records)
                 )
         return blocks
 
 
 def run_relabel(
-    settings: Relabel,
-    images_NCHW: Tensor,
-    classes_N: Tensor,
-    squeezed: SqueezedFolder,
-    run: Run,
-    *,
-    mean_C: Tensor,
-    std_C: Tensor,
-) -> Relabeled:
+    settings: Relabel, pictures: Pictures, squeezed: SqueezedFolder, run: Run
+) -> RelabelFolder:
     """Label the views that no earlier run has labeled.
 
     Args:
         settings: the `relabel` section.
-        images_NCHW: uint8, the distilled images as they are published; may be memory-mapped.
-        classes_N: their classes.
+        pictures: the distilled images as they are published; may be memory-mapped.
         squeezed: the teachers.
         run: seed, folder, processes and device; files are dealt to its processes and threads.
-        mean_C: of the student's input space, for pixels in [0, 1].
-        std_C: likewise.
 
     Raises:
         RecipeError: the settings do not fit the teachers, or a teacher does not know enough.
@@ -216,9 +206,12 @@ def run_relabel(
     squeezed.check_teachers()
     shape = squeezed.shape
     modules = [squeezed.module(member) for member in range(squeezed.members)]
-    voters = Voters(modules, settings, shape, run.runtime.device)
-    code = code_of(settings, shape.k, voters.classifier)
-    count, _, height, width = images_NCHW.shape
+    for problem in settings.problems(shape, len(modules)):
+        raise RecipeError(problem)
+    features = settings.store == "features"
+    ensemble = TeacherEnsemble(modules, settings, shape, run.runtime.device, features=features)
+    code = code_of(settings.top_k, shape.k, ensemble.classifier)
+    count, _, height, width = pictures.images_NCHW.shape
     draw = draws(run.seed, "relabel")
     record = draw_views(settings, 0, count, (height, width), draw).columns()
     record_bytes = 2 * torch.int32.itemsize + sum(
@@ -226,11 +219,12 @@ def run_relabel(
     )
     layout = Layout(settings, count, record_bytes + code.label_bytes)
     deciding = settings.model_dump(mode="json", exclude={"parquet_below_bytes"})
-    pixels = sha256_tensors([images_NCHW, classes_N, mean_C, std_C])
+    space = pictures.space
+    pixels = sha256_tensors([pictures.images_NCHW, pictures.labels_N, space.mean_C, space.std_C])
     identity = fingerprint([VERSION, deciding, pixels, squeezed.fingerprint, run.seed])
     folder = run.folder / f"relabel-{identity}"
     if not is_done(folder):
-        labeling = _Labeling(settings, images_NCHW, classes_N, voters, code, mean_C, std_C, draw)
+        labeling = _Labeling(settings, pictures, ensemble, code, draw)
         _label(labeling, layout, folder, run)
         run.runtime.wait()
         if run.runtime.is_main:
@@ -251,7 +245,7 @@ def run_relabel(
             }
             mark_done(folder, facts)
         run.runtime.wait()
-    return Relabeled(folder, layout, code, read_json(folder / DONE))
+    return RelabelFolder(folder, layout, code, read_json(folder / DONE))
 
 
 @dataclass(frozen=True)
@@ -259,18 +253,16 @@ class _Labeling:
     """Everything that a file of labels is a function of."""
 
     settings: Relabel
-    images_NCHW: Tensor
-    classes_N: Tensor
-    voters: Voters
+    pictures: Pictures
+    ensemble: TeacherEnsemble
     code: Code
-    mean_C: Tensor
-    std_C: Tensor
     draw: Draw
 
     def unit(self, epoch: int, batch: int, views: Views, device: torch.device) -> dict[str, Tensor]:
         """Views and labels of one batch, as columns."""
-        rendered_BCHW = replay(*_here(self.images_NCHW, views, device), self.mean_C, self.std_C)
-        labels = self.code.encode(self.voters(rendered_BCHW, views.group_B))
+        here = _here(self.pictures.images_NCHW, views, device)
+        rendered_BCHW = replay(*here, self.pictures.space)
+        labels = self.code.encode(self.ensemble(rendered_BCHW, views.group_B))
         where = {
             name: torch.full_like(views.image_B, value)
             for name, value in (("epoch", epoch), ("batch", batch))
@@ -279,14 +271,14 @@ class _Labeling:
 
     def agreement(self, columns: Mapping[str, Tensor]) -> int:
         """Views whose largest logit is the class of their own image."""
-        own_B = self.classes_N[columns["image"].long()]
+        own_B = self.pictures.labels_N[columns["image"].long()]
         return int((self.code.decode(columns).argmax(dim=1) == own_B).sum())
 
 
 def _label(labeling: _Labeling, layout: Layout, folder: Path, run: Run) -> None:
     """Label this process's files, without a word to any other process."""
     settings, files, batches = layout.settings, layout.files, layout.batches
-    count, _, height, width = labeling.images_NCHW.shape
+    count, _, height, width = labeling.pictures.images_NCHW.shape
     mine = run.runtime.mine(len(files))
     left = [number for number in mine if not _file(folder, number).exists()]
     lock = threading.Lock()
@@ -296,10 +288,9 @@ def _label(labeling: _Labeling, layout: Layout, folder: Path, run: Run) -> None:
         for unit in range(*files[number]):
             epoch, batch = divmod(unit, len(batches))
             if epoch != drawn:
-                views, drawn = (
-                    draw_views(settings, epoch, count, (height, width), labeling.draw),
-                    epoch,
-                )
+                groups = settings.norm_groups
+                views = draw_views(settings, epoch, count, (height, width), labeling.draw, groups)
+                drawn = epoch
             here = views.at(slice(*batches[batch]))
             columns.append(labeling.unit(epoch, batch, here, run.runtime.device))
             agreed += labeling.agreement(columns[-1])
@@ -326,7 +317,7 @@ def _here(images_NCHW: Tensor, views: Views, device: torch.device) -> tuple[Tens
     return picked_NCHW, views._replace(image_B=image_B, partner_B=partner_B)
 
 
-def _rows(path: Path, start: int, stop: int) -> dict[str, np.ndarray[Any, Any]]:
+def _rows(path: Path, start: int, stop: int) -> Columns:
     """Some rows of every column of a file."""
     try:
         with safe_open(path, framework="np") as file:

@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 
+from distill_datasets.data.normalization import InputSpace
 from distill_datasets.runtime.draws import Draw
 from distill_datasets.views.crops import random_crops
-from distill_datasets.views.relabel import Relabel
+from distill_datasets.views.relabel import ViewSettings
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -92,16 +93,22 @@ def concatenated(parts: Sequence[Views]) -> Views:
 
 
 def draw_views(
-    settings: Relabel, epoch: int, count: int, size: tuple[int, int], draw: Draw
+    settings: ViewSettings,
+    epoch: int,
+    count: int,
+    size: tuple[int, int],
+    draw: Draw,
+    norm_groups: int = 0,
 ) -> Views:
     """One view of each of `count` images, in the order of the epoch's batches.
 
     Args:
-        settings: the `relabel` section.
+        settings: what is drawn.
         epoch: which epoch; each has draws of its own.
         count: number of images.
         size: their height and width, in pixels.
         draw: randomness of the stage.
+        norm_groups: parts of a batch with BatchNorm statistics of their own; 0: none has any.
 
     Source: FKD (arXiv:2112.01528), mixed by the batch as in SRe2L (arXiv:2306.13092); tiles of RDED
         (arXiv:2312.03526).
@@ -129,8 +136,9 @@ def draw_views(
                 share_N[here] = own
             else:
                 box_N4[here] = _box(own, size, rng)
-        if settings.batch_norm == "batch":
-            parts = max(1, min(settings.groups, (stop - start) // 2))
+        if norm_groups:
+            # a group has at least two views: one alone has no variance
+            parts = max(1, min(norm_groups, (stop - start) // 2))
             for part_G in torch.tensor_split(group_N[here], parts):
                 part_G.fill_(groups)
                 groups += 1
@@ -149,14 +157,13 @@ def draw_views(
     )
 
 
-def replay(images_NCHW: Tensor, views: Views, mean_C: Tensor, std_C: Tensor) -> Tensor:
+def replay(images_NCHW: Tensor, views: Views, space: InputSpace) -> Tensor:
     """Render recorded views on the device of the images.
 
     Args:
         images_NCHW: uint8, contiguous; may be memory-mapped: only what is needed is read.
         views: what to render; on any device.
-        mean_C: of the student's input space, for pixels in [0, 1].
-        std_C: likewise.
+        space: what the students see.
 
     Returns:
         (B, C, H, W) float32 in the student's input space; every view has the same bits whatever it
@@ -181,8 +188,9 @@ def replay(images_NCHW: Tensor, views: Views, mean_C: Tensor, std_C: Tensor) -> 
         else:
             pixels_BCHW[mixed_M] = _blended(pixels_BCHW[mixed_M], partner_MCHW, some)
     pixels_BCHW /= 255
-    pixels_BCHW -= mean_C.to(pixels_BCHW)[:, None, None]
-    pixels_BCHW /= std_C.to(pixels_BCHW)[:, None, None]
+    # space.to_student in place: a batch of views is large
+    pixels_BCHW -= space.mean_C.to(pixels_BCHW)[:, None, None]
+    pixels_BCHW /= space.std_C.to(pixels_BCHW)[:, None, None]
     return pixels_BCHW
 
 

@@ -1,25 +1,24 @@
-"""The `relabel` section: which views of the distilled images are drawn, and what teachers say.
+"""The `relabel` section: which views are drawn, how teachers label them, what is stored.
 
 Fast Knowledge Distillation (FKD): instead of one label per image, a teacher labels many views of
 it ahead of time, and the student sees these very views.
 """
 
+from abc import ABC
+from collections.abc import Iterator
 from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from distill_datasets.config import Section
-from distill_datasets.errors import RecipeError
 from distill_datasets.types import Shape
 from distill_datasets.views.crops import RandomCrop
 
 Store = Literal["logits", "top_k", "features"]
 
 
-class Relabel(Section):
-    """Teacher labels of recorded views, made once for all students."""
-
-    paper: ClassVar[str] = "FKD, arXiv:2112.01528; SRe2L, arXiv:2306.13092"
+class ViewSettings(Section, ABC):
+    """Which views are drawn: a crop or a shift, mirrored, shuffled by tiles, mixed by the batch."""
 
     epochs: int = Field(default=300, gt=0, description="views of every image")
     batch: int = Field(
@@ -39,6 +38,28 @@ class Relabel(Section):
     mix_alpha: float = Field(
         default=1.0, gt=0, description="of the Beta distribution of a view's own share"
     )
+
+    @model_validator(mode="after")
+    def _one_crop(self) -> Self:
+        if self.pad and self.crop is not None:
+            raise ValueError("pad: got both pad and crop, expected one of them; set crop: null")
+        return self
+
+    def batches(self, count: int) -> list[tuple[int, int]]:
+        """Where the batches of an epoch of `count` views start and stop.
+
+        The last is short where `batch` does not divide `count`; a last one of a single view, which
+        can neither be mixed nor have statistics, belongs to the batch before.
+        """
+        starts = list(range(0, count, self.batch))
+        if len(starts) > 1 and count - starts[-1] == 1:
+            starts.pop()
+        return list(zip(starts, [*starts[1:], count], strict=True))
+
+
+class EnsembleSettings(Section, ABC):
+    """How the teachers label a batch of views, each alone and all together."""
+
     batch_norm: Literal["eval", "batch"] = Field(
         default="eval",
         description="statistics of the teacher: those it was trained with, or those of the views "
@@ -57,6 +78,30 @@ class Relabel(Section):
     weights: list[float] | None = Field(
         default=None, description="of every teacher in the mean; 0 leaves one out; null: alike"
     )
+
+    @model_validator(mode="after")
+    def _weights_are_shares(self) -> Self:
+        if self.weights is not None and (
+            min(self.weights, default=-1) < 0 or not sum(self.weights)
+        ):
+            raise ValueError(
+                f"weights: got {self.weights}, expected numbers >= 0, not all of them 0"
+            )
+        return self
+
+    @property
+    def norm_groups(self) -> int:
+        """Parts of a batch with BatchNorm statistics of their own; 0 where no view shares any."""
+        return self.groups if self.batch_norm == "batch" else 0
+
+    def weights_of(self, teachers: int) -> list[float]:
+        """The weight of each of so many teachers."""
+        return self.weights or [1.0] * teachers
+
+
+class LabelStorage(Section, ABC):
+    """How many labels are kept, in which code, and in which files they are published."""
+
     store: Store = Field(
         default="logits",
         description="float16 logits; the largest of them; or the teacher's features with its "
@@ -77,10 +122,20 @@ class Relabel(Section):
     )
 
     @model_validator(mode="after")
-    def _one_crop(self) -> Self:
-        if self.pad and self.crop is not None:
-            raise ValueError("pad: got both pad and crop, expected one of them; set crop: null")
+    def _top_k_is_stored(self) -> Self:
+        if (self.top_k is not None) != (self.store == "top_k"):
+            raise ValueError(
+                f"top_k: got {self.top_k} with store: {self.store}, expected a number of logits "
+                "with store: top_k and null otherwise"
+            )
         return self
+
+
+# pydantic collects fields from the last base to the first: views, ensemble, storage
+class Relabel(LabelStorage, EnsembleSettings, ViewSettings):
+    """Teacher labels of recorded views, made once for all students."""
+
+    paper: ClassVar[str] = "FKD, arXiv:2112.01528; SRe2L, arXiv:2306.13092"
 
     @model_validator(mode="after")
     def _groups_of_batch_statistics(self) -> Self:
@@ -96,64 +151,27 @@ class Relabel(Section):
             )
         return self
 
-    @model_validator(mode="after")
-    def _top_k_is_stored(self) -> Self:
-        if (self.top_k is not None) != (self.store == "top_k"):
-            raise ValueError(
-                f"top_k: got {self.top_k} with store: {self.store}, expected a number of logits "
-                "with store: top_k and null otherwise"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _weights_are_shares(self) -> Self:
-        if self.weights is not None and (
-            min(self.weights, default=-1) < 0 or not sum(self.weights)
-        ):
-            raise ValueError(
-                f"weights: got {self.weights}, expected numbers >= 0, not all of them 0"
-            )
-        return self
-
-    def check(self, shape: Shape, teachers: int) -> None:
-        """Refuse what does not fit the images, the classes or the number of teachers.
-
-        Raises:
-            RecipeError: tiles that do not divide a side, more logits kept than there are, weights
-                for another number of teachers, or features of several.
-        """
+    def problems(self, shape: Shape, teachers: int) -> Iterator[str]:
+        """What does not fit the images, the classes or the number of teachers."""
         if shape.h % self.tiles or shape.w % self.tiles:
-            raise RecipeError(
+            yield (
                 f"relabel.tiles: got {self.tiles} per side, expected a divisor of {shape.h} and "
                 f"{shape.w}, the sides of an image in pixels"
             )
         if self.top_k is not None and self.top_k > shape.k:
-            raise RecipeError(
-                f"relabel.top_k: got {self.top_k}, expected at most the {shape.k} classes"
-            )
-        weights = self.weights or [1.0] * teachers
+            yield f"relabel.top_k: got {self.top_k}, expected at most the {shape.k} classes"
+        weights = self.weights_of(teachers)
         if len(weights) != teachers:
-            raise RecipeError(
+            yield (
                 f"relabel.weights: got {len(weights)} of them for {teachers} teachers; give one "
                 "for each network of squeeze"
             )
         used = sum(weight > 0 for weight in weights)
         if self.store == "features" and used > 1:
-            raise RecipeError(
+            yield (
                 f"relabel.store: features are those of one teacher, got {used}; set store: logits, "
                 "or relabel.weights with one that is not 0"
             )
-
-    def batches(self, count: int) -> list[tuple[int, int]]:
-        """Where the batches of an epoch of `count` views start and stop.
-
-        The last is short where `batch` does not divide `count`; a last one of a single view, which
-        can neither be mixed nor have statistics, belongs to the batch before.
-        """
-        starts = list(range(0, count, self.batch))
-        if len(starts) > 1 and count - starts[-1] == 1:
-            starts.pop()
-        return list(zip(starts, [*starts[1:], count], strict=True))
 
     def units(self, count: int) -> int:
         """Batches that are labeled, counted over all epochs: the first `keep` of them."""

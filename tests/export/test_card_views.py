@@ -14,7 +14,7 @@ from distill_datasets.export.folder import write_dataset
 
 CHECK = """
 import torch
-from support.relabel_problem import MEAN_C, STD_C, images
+from support.relabel_problem import SPACE, images
 from distill_datasets.soft_labels.records import open_shards, open_table
 from distill_datasets.export.reading import load_rows
 from distill_datasets.soft_labels.codes import published_code
@@ -25,7 +25,7 @@ view = {name: torch.as_tensor(column) for name, column in said.items()}
 seen = torch.stack([train["picture"]({name: view[name][i] for name in view}) for i in range(9)])
 views, columns = RECORDS
 if not POOL:
-    expected = replay(images(), views.at(slice(0, 9)), MEAN_C, STD_C)
+    expected = replay(images(), views.at(slice(0, 9)), SPACE)
     torch.testing.assert_close(seen, expected, atol=2e-5, rtol=1e-4)
 lengths = {name: column.shape[1] for name, column in columns.items() if column.ndim == 2}
 code = published_code(lengths, 5, train.get("classifier", {}))

@@ -15,7 +15,6 @@ from distill_datasets.soft_labels.codes import (
     code_of,
     published_code,
 )
-from distill_datasets.views.relabel import Relabel
 
 LOGITS = torch.tensor([[1.5, -2.0, 0.25, 8.0], [3.0, 3.0, -1.0, 3.0]])
 
@@ -85,8 +84,8 @@ def test_columns_tell_the_code(code: LogitCode | TopKCode) -> None:
 
 
 def test_the_recipe_names_the_code() -> None:
-    assert code_of(Relabel(), 9, None) == LogitCode(9)
-    assert code_of(Relabel(store="top_k", top_k=3), 9, None) == TopKCode(9, 3)
+    assert code_of(None, 9, None) == LogitCode(9)
+    assert code_of(3, 9, None) == TopKCode(9, 3)
     with pytest.raises(ArtifactError, match="weight_KD and bias_K"):
         published_code({"features": 3}, 9, {})
 

@@ -11,18 +11,18 @@ import pytest
 import torch
 from support.relabel_problem import (
     LABELS_N,
-    MEAN_C,
     SHAPE,
-    STD_C,
+    SPACE,
     STUDENT,
     Store,
     content_of,
-    images,
+    pictures,
     relabel,
 )
 from support.tiny import CPU, toy_real
 from torch import Tensor, nn
 
+from distill_datasets.data.normalization import InputSpace
 from distill_datasets.data.real import RealData
 from distill_datasets.evaluation import evaluate
 from distill_datasets.evaluation.evaluate import run_evaluate
@@ -33,8 +33,13 @@ from distill_datasets.runtime.draws import Draw, draws, rng_for
 from distill_datasets.runtime.processes import Run, Runtime
 from distill_datasets.soft_labels import replay as replayed
 from distill_datasets.soft_labels.codes import LogitCode
-from distill_datasets.soft_labels.ensemble import Voters
-from distill_datasets.soft_labels.replay import HardViews, Live, Pictures, Replayed
+from distill_datasets.soft_labels.ensemble import TeacherEnsemble
+from distill_datasets.soft_labels.replay import (
+    HardLabelExamples,
+    Pictures,
+    SoftLabelExamples,
+    TeacherStream,
+)
 from distill_datasets.stages.squeeze import SqueezedFolder
 from distill_datasets.training.examples import Examples
 from distill_datasets.training.losses import TeacherLoss
@@ -44,7 +49,7 @@ from distill_datasets.views.recorded import draw_views, replay
 from distill_datasets.views.relabel import Relabel
 
 TEACHERS = cast("SqueezedFolder", Store())
-PICTURES = Pictures(images(), LABELS_N, MEAN_C, STD_C, SHAPE.k)
+PICTURES = pictures()
 
 
 def export(folder: Path, **fields: Any) -> tuple[Path, Relabel]:  # noqa: ANN401
@@ -62,19 +67,19 @@ def field_of(
     return {one.source: one for one in found}
 
 
-def published(exported: Path, section: Relabel, settings: Evaluate = STUDENT) -> Replayed:
+def published(exported: Path, section: Relabel, settings: Evaluate = STUDENT) -> SoftLabelExamples:
     examples = field_of(exported, section, settings)["default"].examples(draws(0, "any"))
-    assert isinstance(examples, Replayed)
+    assert isinstance(examples, SoftLabelExamples)
     return examples
 
 
-def on_line(section: Relabel, settings: Evaluate = STUDENT) -> Replayed:
+def on_line(section: Relabel, settings: Evaluate = STUDENT) -> SoftLabelExamples:
     """Views drawn live and the teacher asked live, in full precision."""
-    voters = Voters(
-        [TEACHERS.module(0)], section.model_copy(update={"store": "logits"}), SHAPE, CPU
+    teachers = TeacherEnsemble([TEACHERS.module(0)], section, SHAPE, CPU, features=False)
+    stream = TeacherStream(
+        section, PICTURES, draws(3, "relabel"), teachers, lambda logits_BK: {"logits": logits_BK}
     )
-    live = Live(section, PICTURES, draws(3, "relabel"), voters, lambda said_BK: {"logits": said_BK})
-    return Replayed(PICTURES, live, LogitCode(SHAPE.k), settings.teacher_loss)
+    return SoftLabelExamples(PICTURES, stream, LogitCode(SHAPE.k), settings.teacher_loss)
 
 
 def train(examples: Examples, settings: Evaluate = STUDENT, steps: int = 12) -> Tensor:
@@ -167,7 +172,7 @@ def test_a_pool_has_the_same_views_however_many_epochs_are_kept(
     monkeypatch: pytest.MonkeyPatch, kept_bytes: int
 ) -> None:
     section = Relabel(epochs=10, batch=16, keep=0.5, store="logits")
-    live = on_line(section)._lessons
+    live = on_line(section)._stream
     monkeypatch.setattr(replayed, "DRAWN_BYTES", kept_bytes)
     assert live.pool == 15
     order = torch.randperm(15, generator=rng_for(0, "order")).tolist()
@@ -191,14 +196,13 @@ def test_hard_labels_are_mixed_as_the_pixels_are() -> None:
         .expand(-1, 1, 8, 12)
         .contiguous(),
         torch.tensor([0, 1]).repeat(10),
-        torch.zeros(1),
-        torch.ones(1),
+        InputSpace(torch.zeros(1), torch.ones(1)),
         2,
     )
     mixes: list[dict[str, Any]] = [{"mix": "cutmix"}, {"mix": "mixup"}, {"mix": "none"}]
     for mix in mixes:
         section = Relabel.model_validate({"batch": 5, **mix})
-        examples = HardViews(section, pictures, draws(1, "hard"))
+        examples = HardLabelExamples(section, pictures, draws(1, "hard"))
         mixed = 0
         for turn in range(4):
             batch = examples(examples.order(rng_for(0, "order"), 5, turn))
@@ -211,7 +215,7 @@ def test_hard_labels_are_mixed_as_the_pixels_are() -> None:
 
 def test_views_of_hard_labels_are_others_in_every_pass_and_for_every_student() -> None:
     def views(student: int, turn: int) -> Tensor:
-        examples = HardViews(Relabel(), PICTURES, draws(student, "hard"))
+        examples = HardLabelExamples(Relabel(), PICTURES, draws(student, "hard"))
         examples.order(rng_for(0, "order"), 40, turn)
         return examples(torch.arange(40)).images_BCHW
 
@@ -231,8 +235,8 @@ def test_the_full_source_is_drawn_as_balanced_as_it_says() -> None:
         real.shape,
         sampling="balanced",
     )
-    pictures = Pictures(fewer.train.images_NCHW, fewer.train.labels_N, MEAN_C, STD_C, SHAPE.k)
-    examples = HardViews(Relabel(mix="none"), pictures, draws(0, "full"), fewer)
+    pictures = Pictures(fewer.train.images_NCHW, fewer.train.labels_N, SPACE, SHAPE.k)
+    examples = HardLabelExamples(Relabel(mix="none"), pictures, draws(0, "full"), fewer)
     order_N = examples.order(rng_for(0, "order"), 10, 0)
     counts = examples(order_N).targets_BK.sum(dim=0)
     assert counts.tolist() == [12] * SHAPE.k
@@ -291,7 +295,7 @@ def test_pairs_of_students_start_alike_and_see_the_same_images(tmp_path: Path) -
         *_: object,
         **__: object,
     ) -> nn.Module:
-        assert isinstance(examples, Replayed | HardViews)
+        assert isinstance(examples, SoftLabelExamples | HardLabelExamples)
         seen = examples._pictures.images_NCHW.float().mean(dim=(1, 2, 3))
         given.append((type(examples).__name__, draw("network").initial_seed(), seen))
         return nn.Sequential(nn.Flatten(), nn.Linear(SHAPE.c * SHAPE.h * SHAPE.w, SHAPE.k))
@@ -299,7 +303,8 @@ def test_pairs_of_students_start_alike_and_see_the_same_images(tmp_path: Path) -
     with mock.patch.object(evaluate, "train_student", remember):
         measure(exported, section, settings)
     kinds = [kind for kind, _, _ in given]
-    assert kinds == ["Replayed"] * 2 + ["HardViews"] * 2 + ["Replayed"] * 2 + ["HardViews"] * 2
+    pair = ["SoftLabelExamples"] * 2 + ["HardLabelExamples"] * 2
+    assert kinds == pair * 2
     for soft, hard in ((0, 2), (1, 3), (4, 6), (5, 7)):
         assert given[soft][1] == given[hard][1] and torch.equal(given[soft][2], given[hard][2])
     assert not torch.equal(given[4][2], given[5][2])
@@ -323,7 +328,7 @@ def test_a_view_is_rendered_with_the_published_normalization() -> None:
     live.order(rng_for(0, "order"), 10, 0)
     rows = torch.arange(7)
     assert live._now is not None
-    expected = replay(PICTURES.images_NCHW, live._now.views.at(rows), MEAN_C, STD_C)
+    expected = replay(PICTURES.images_NCHW, live._now.views.at(rows), SPACE)
     assert torch.equal(live(rows).images_BCHW, expected)
 
 

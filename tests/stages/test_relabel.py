@@ -17,11 +17,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support import TESTS
-from support.relabel_problem import MEAN_C, SHAPE, STD_C, Store, images, relabel, several
+from support.relabel_problem import MEAN_C, SHAPE, SPACE, STD_C, Store, images, relabel, several
 from support.toy_runs import times
 from torch import Tensor
 from webdataset.tariterators import group_by_keys, tar_file_iterator
 
+from distill_datasets.data.normalization import InputSpace
 from distill_datasets.errors import ArtifactError, RecipeError
 from distill_datasets.files.artifacts import read_json, sha256_of
 from distill_datasets.files.parquet import write_parquet
@@ -29,10 +30,10 @@ from distill_datasets.models.convnets import ConvNet
 from distill_datasets.runtime.draws import draws
 from distill_datasets.runtime.processes import Runtime
 from distill_datasets.soft_labels.codes import published_code
-from distill_datasets.soft_labels.ensemble import check_voters
+from distill_datasets.soft_labels.ensemble import ensemble_problems
 from distill_datasets.soft_labels.records import Records, open_shards, open_table
 from distill_datasets.stages import relabel as stage
-from distill_datasets.stages.relabel import Layout, Relabeled
+from distill_datasets.stages.relabel import Layout, RelabelFolder
 from distill_datasets.types import Shape
 from distill_datasets.views.recorded import Views, draw_views, replay
 from distill_datasets.views.relabel import Relabel
@@ -42,7 +43,7 @@ pytestmark = pytest.mark.timeout(120)
 HALF = 2**-11
 
 
-def published(made: Relabeled, folder: Path, shards: bool) -> Records:
+def published(made: RelabelFolder, folder: Path, shards: bool) -> Records:
     """The labels read back from what is published."""
     if shards:
         made.shards(folder)
@@ -54,7 +55,7 @@ def published(made: Relabeled, folder: Path, shards: bool) -> Records:
     return open_table(pq.read_table(folder / path), 40)
 
 
-def decoded(made: Relabeled, columns: dict[str, Tensor], classes: int = SHAPE.k) -> Tensor:
+def decoded(made: RelabelFolder, columns: dict[str, Tensor], classes: int = SHAPE.k) -> Tensor:
     lengths = {name: values.shape[1] for name, values in columns.items() if values.ndim == 2}
     return published_code(lengths, classes, made.constants).decode(columns)
 
@@ -65,7 +66,7 @@ def everything(records: Records) -> tuple[Views, dict[str, Tensor]]:
 
 def asked(store: Store, views: Views) -> Tensor:
     """What the first teacher says of rendered views in eval mode."""
-    rendered = replay(images(store.shape), views, MEAN_C, STD_C)
+    rendered = replay(images(store.shape), views, SPACE)
     logits_BK: Tensor = store.module(0)(rendered)
     return logits_BK
 
@@ -113,7 +114,7 @@ def test_batch_statistics_are_those_of_the_recorded_group(tmp_path: Path) -> Non
     module = Store().module(0)
     for layer in module.modules():
         layer.train(isinstance(layer, torch.nn.BatchNorm2d))
-    rendered = replay(images(), views, MEAN_C, STD_C)
+    rendered = replay(images(), views, SPACE)
     for group in range(6):
         rows_B = torch.nonzero(views.group_B == group).flatten().flip(0)
         assert close(stored[rows_B], module(rendered[rows_B]))
@@ -146,13 +147,14 @@ def test_batch_statistics_need_batch_norm(tmp_path: Path) -> None:
 def test_what_the_networks_cannot_do_is_refused_before_they_are_trained() -> None:
     batched, grouped = (ConvNet(depth=1, width=4, norm=norm) for norm in ("batch", "instance"))
     batch, features = Relabel(batch_norm="batch"), Relabel(store="features")
-    check_voters(batch, [batched, batched], SHAPE)
-    check_voters(features, [grouped], SHAPE)
-    check_voters(Relabel(batch_norm="batch", weights=[1.0, 0.0]), [batched, grouped], SHAPE)
-    with pytest.raises(RecipeError, match="set batch_norm: eval"):
-        check_voters(batch, [batched, grouped], SHAPE)
-    with pytest.raises(RecipeError, match="one teacher, got 2"):
-        check_voters(features, [batched, batched], SHAPE)
+    weighted = Relabel(batch_norm="batch", weights=[1.0, 0.0])
+    assert not list(ensemble_problems(batch, [batched, batched], SHAPE))
+    assert not list(ensemble_problems(features, [grouped], SHAPE))
+    assert not list(ensemble_problems(weighted, [batched, grouped], SHAPE))
+    (problem,) = ensemble_problems(batch, [batched, grouped], SHAPE)
+    assert "set batch_norm: eval" in problem
+    (problem,) = ensemble_problems(features, [batched, batched], SHAPE)
+    assert "one teacher, got 2" in problem
 
 
 @pytest.mark.parametrize("shards", [False, True])
@@ -162,7 +164,7 @@ def test_features_with_the_classifier_give_the_logits(tmp_path: Path, shards: bo
     views, columns = everything(published(made, tmp_path / "out", shards))
     module = Store().module(0)
     *body, last = module
-    rendered = replay(images(), views, MEAN_C, STD_C)
+    rendered = replay(images(), views, SPACE)
     features_BD = torch.nn.Sequential(*body)(rendered)
     expected = F.linear(features_BD.half().float(), last.weight, last.bias)
     assert torch.allclose(decoded(made, columns), expected, rtol=1e-5, atol=1e-5)
@@ -213,7 +215,7 @@ def test_several_teachers_are_averaged_by_their_weights(tmp_path: Path) -> None:
     made = relabel(tmp_path, store=store, weights=[1.0, 0.0, 3.0])
     columns = made.read(0, 40)
     views = draw_views(made.layout.settings, 0, 40, (8, 12), draws(3, "relabel"))
-    rendered = replay(images(), views, MEAN_C, STD_C)
+    rendered = replay(images(), views, SPACE)
     first, third = store.module(0)(rendered), store.module(2)(rendered)
     found = torch.from_numpy(columns["logits"]).float()
     assert close(found, (first + 3 * third) / 4)
@@ -239,7 +241,7 @@ def test_more_than_a_thousand_classes_of_gray_images(tmp_path: Path) -> None:
     made = relabel(tmp_path, store=store, store_as="top_k", top_k=7)
     views, columns = everything(published(made, tmp_path / "out", True))
     assert int(columns["indices"].max()) > 1000 and columns["indices"].dtype == torch.int16
-    rendered = replay(images(store.shape), views, MEAN_C[:1], STD_C[:1])
+    rendered = replay(images(store.shape), views, InputSpace(MEAN_C[:1], STD_C[:1]))
     logits = store.module(0)(rendered)
     stored = decoded(made, columns, 1100)
     kept = stored.isfinite()

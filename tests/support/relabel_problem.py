@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from accelerate import PartialState
 from torch import Tensor, nn
 
+from distill_datasets.data.normalization import InputSpace
 from distill_datasets.export.content import Content
 from distill_datasets.models.architecture import Architecture
 from distill_datasets.models.convnets import ConvNet
@@ -27,7 +28,8 @@ from distill_datasets.networks.network import Squeezed
 from distill_datasets.optimizers import Sgd
 from distill_datasets.runtime.draws import rng_for
 from distill_datasets.runtime.processes import Run, Runtime
-from distill_datasets.stages.relabel import Relabeled, run_relabel
+from distill_datasets.soft_labels.replay import Pictures
+from distill_datasets.stages.relabel import RelabelFolder, run_relabel
 from distill_datasets.stages.squeeze import SqueezedFolder
 from distill_datasets.training.student import Evaluate
 from distill_datasets.types import Shape
@@ -37,12 +39,19 @@ from support.tiny import NET
 
 SHAPE = Shape(3, 8, 12, 5)
 MEAN_C, STD_C = torch.tensor([0.4, 0.5, 0.6]), torch.tensor([0.2, 0.3, 0.25])
+SPACE = InputSpace(MEAN_C, STD_C)
 
 
 def images(shape: Shape = SHAPE, count: int = 40) -> Tensor:
     """Noise in 8 bits."""
     size = (count, shape.c, shape.h, shape.w)
     return torch.randint(0, 256, size, dtype=torch.uint8, generator=rng_for(5, "images"))
+
+
+def pictures(shape: Shape = SHAPE) -> Pictures:
+    """The toy images, in classes by turns."""
+    space = InputSpace(MEAN_C[: shape.c], STD_C[: shape.c])
+    return Pictures(images(shape), torch.arange(40) % shape.k, space, shape.k)
 
 
 @dataclass(frozen=True)
@@ -89,20 +98,16 @@ def relabel(
     store: Store | None = None,
     store_as: str = "logits",
     **settings: Any,  # noqa: ANN401
-) -> Relabeled:
+) -> RelabelFolder:
     """Label the toy images: two epochs in batches of 16, 16 and 8."""
     section = Relabel.model_validate({"epochs": 2, "batch": 16, "store": store_as, **settings})
     made, squeezed = runtime or Runtime(), store or Store()
-    images_NCHW = images(squeezed.shape)
     with made.reproducible():
         return run_relabel(
             section,
-            images_NCHW,
-            torch.arange(40) % squeezed.shape.k,
+            pictures(squeezed.shape),
             cast("SqueezedFolder", squeezed),
-            mean_C=MEAN_C[: squeezed.shape.c],
-            std_C=STD_C[: squeezed.shape.c],
-            run=Run(3, folder, made, shown=False),
+            Run(3, folder, made, shown=False),
         )
 
 
