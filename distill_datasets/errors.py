@@ -36,6 +36,22 @@ class PublishError(DistillError):
     """The Hub refused a publication; nothing half-published is left on the branch."""
 
 
+def refuse(problems: Iterable[str]) -> None:
+    """Raise one error that lists every problem; nothing happens where there is none.
+
+    Args:
+        problems: sentences, each starting with the recipe key that it is about.
+
+    Raises:
+        RecipeError: a single problem as it is, several a line each.
+    """
+    listed = list(dict.fromkeys(problems))
+    if len(listed) > 1:
+        raise RecipeError("\n  ".join([f"{len(listed)} problems", *listed]))
+    for problem in listed:
+        raise RecipeError(problem)
+
+
 def did_you_mean(got: str, valid: Iterable[str]) -> str:
     """The tail of an error message about an unknown name: the nearest valid name, then all of them.
 

@@ -18,6 +18,7 @@ from distill_datasets.data.source import Source
 from distill_datasets.errors import RecipeError, did_you_mean
 from distill_datasets.files.artifacts import canonical_json, sha256_text
 from distill_datasets.files.yaml_text import from_yaml, to_yaml
+from distill_datasets.objectives.objective import Context
 from distill_datasets.stages.distill import Distill
 from distill_datasets.stages.teacher_training import Squeeze
 from distill_datasets.training.student import Evaluate
@@ -51,34 +52,32 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _sections_fit_together(self) -> Self:
-        checks = (
-            self._networks_and_objective,
-            self._squeezed_networks,
-            self._views_of_images,
-            self._followed_by_students,
-        )
-        found = [problem for check in checks for problem in check()]
-        refusal = self.evaluate.refusal(self.relabel)
-        found += [] if refusal is None else [refusal]
-        if found:
+        problems = [
+            *self._networks_and_objective(),
+            *self._squeezed_networks(),
+            *self._views_of_images(),
+            *self._followed_by_students(),
+            *_listed_refusal(self.evaluate.refusal(self.relabel)),
+        ]
+        if problems:
             raise PydanticCustomError(
-                "between_sections", "{text}", {"text": "; ".join(found), "problems": found}
+                "between_sections", "{text}", {"text": "; ".join(problems), "problems": problems}
             )
         return self
 
     def _networks_and_objective(self) -> Iterator[str]:
-        missing = self.distill.objective.needs - self.distill.networks.offers
+        objective, networks = self.distill.objective, self.distill.networks
+        missing = objective.needs.offers - networks.offers
         if missing:
             yield (
-                f"distill.networks: {self.distill.networks.name!r} does not offer "
-                f"{', '.join(sorted(missing))}, which the objective "
-                f"{self.distill.objective.name!r} needs; choose other networks"
+                f"distill.networks: {networks.name!r} does not offer {', '.join(sorted(missing))}, "
+                f"which the objective {objective.name!r} needs; choose other networks"
             )
-        if "batch_norm" in self.distill.networks.offers and not self.distill.objective.separable:
+        if objective.needs.networks == "drawn" and "batch_norm" in networks.offers:
             yield (
-                f"distill.networks: {self.distill.networks.name!r} are asked what they say of "
-                f"images, and the objective {self.distill.objective.name!r} draws networks of its "
-                "own; choose others, for example fresh"
+                f"distill.networks: {networks.name!r} are asked what they say of images, and the "
+                f"objective {objective.name!r} draws networks of its own; choose others, for "
+                "example fresh"
             )
 
     def _squeezed_networks(self) -> Iterator[str]:
@@ -106,10 +105,8 @@ class Recipe(Section):
                 "section out, or choose networks, labels or an init that do"
             )
         left = self.squeeze
-        refusal = section.networks.refusal(left.members, left.epochs, left.keep)
-        refusal = refusal or section.objective.refusal(left.members)
-        if refusal is not None:
-            yield refusal
+        yield from _listed_refusal(section.networks.refusal(left.members, left.epochs, left.keep))
+        yield from section.objective.problems(Context(teachers=left.members))
 
     def _views_of_images(self) -> Iterator[str]:
         objective = self.distill.objective
@@ -157,7 +154,7 @@ class Recipe(Section):
             )
             return
         if networks.needs_squeezed and self.squeeze is None:
-            return  # told already: it says which network that is
+            return  # `_squeezed_networks` asks for the section that says which network that is
         drawn = networks.architecture(self.squeeze.network if self.squeeze else None)
         if self.evaluate.network != drawn:
             yield (
@@ -176,6 +173,10 @@ class Recipe(Section):
     def sha256(self) -> str:
         """The hash of the canonical JSON of `resolved`."""
         return sha256_text(canonical_json(self.resolved()))
+
+
+def _listed_refusal(refusal: str | None) -> list[str]:
+    return [] if refusal is None else [refusal]
 
 
 def load_recipe(
@@ -239,7 +240,7 @@ def recipe_from(
     try:
         return Recipe.model_validate(merged)
     except ValidationError as error:
-        lines = problems(error.errors(), Recipe)
+        lines = problem_lines(error.errors(), Recipe)
         count = f"{len(lines)} problem" + ("s" if len(lines) > 1 else "")
         raise RecipeError("\n  ".join([f"{title}: {count}", *lines])) from error
 
@@ -325,7 +326,7 @@ def _put(content: dict[str, Any], path: str, value: object, what: str) -> None:
     section[keys[-1]] = value
 
 
-def problems(
+def problem_lines(
     errors: Iterable[Any], model: type[BaseModel], prefix: tuple[Any, ...] = ()
 ) -> list[str]:
     """One line per problem: path, what was got, what was expected, what to do.
@@ -340,7 +341,7 @@ def problems(
         context = error.get("ctx", {})
         path = ".".join(map(str, prefix + error["loc"]))
         if error["type"] == "nested":
-            lines += problems(context["errors"], context["model"], prefix + error["loc"])
+            lines += problem_lines(context["errors"], context["model"], prefix + error["loc"])
         elif error["type"] == "between_sections":
             lines += context["problems"]
         elif error["type"] == "extra_forbidden":
@@ -379,7 +380,7 @@ def _section_in(annotation: object) -> type[BaseModel] | None:
         return annotation if issubclass(annotation, BaseModel) else None
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         for option in typing.get_args(annotation):
-            found = _section_in(option)
-            if found:
-                return found
+            section = _section_in(option)
+            if section:
+                return section
     return None

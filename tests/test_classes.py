@@ -15,7 +15,7 @@ from typing import NamedTuple
 from test_floors import PACKAGE, TREES
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
-EMPTY_CALLS = {"frozenset", "set", "dict", "list", "tuple", "iter"}
+EMPTY_CALLS = {"frozenset", "set", "dict", "list", "tuple", "iter", "Needs"}
 
 
 class Known(NamedTuple):

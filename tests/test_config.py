@@ -19,7 +19,7 @@ from distill_datasets.recipe import recipe_from
 MODULE = """
 from typing import ClassVar, Literal
 from pydantic import Field
-from distill_datasets.objectives.objective import Estimate, Objective
+from distill_datasets.objectives.objective import Estimate, Needs, Objective
 
 class MeanMatch(Objective):
     '''Matches the mean image.'''
@@ -30,11 +30,9 @@ class MeanMatch(Objective):
     def estimate(self, distilled, networks, real, draw):
         return Estimate(0.0, {}, {})
 
-    def work(self, flops_per_image, examples):
-        return 0.0
-
-    def real_rows(self):
-        return 7
+    @property
+    def needs(self):
+        return Needs(real_rows=7)
 """
 
 
@@ -60,7 +58,7 @@ def declare(folder: Path, name: str, axis: str = "objectives") -> None:
 @pytest.mark.usefixtures("install")
 def test_a_part_of_another_package_works_in_a_recipe() -> None:
     recipe = toy_recipe("distill.objective={name: mean_match, strength: 0.5}")
-    assert recipe.distill.objective.real_rows() == 7
+    assert recipe.distill.objective.needs.real_rows == 7
     assert recipe.resolved()["distill"]["objective"] == {"name": "mean_match", "strength": 0.5}
 
 

@@ -15,6 +15,7 @@ from distill_datasets.errors import RecipeError
 from distill_datasets.files.yaml_text import from_yaml, to_yaml
 from distill_datasets.models.convnets import ConvNet
 from distill_datasets.networks.network import Fresh, NetworkSource
+from distill_datasets.objectives.objective import Needs
 from distill_datasets.objectives.unrolled import Unrolled
 from distill_datasets.optimizers import Adam
 from distill_datasets.recipe import Publish, Recipe, load_recipe, recipe_from
@@ -438,7 +439,10 @@ class Needy(Unrolled):
     """An objective that wants statistics of norms and teachers."""
 
     name: Literal["needy"] = "needy"  # type: ignore[assignment]
-    needs: ClassVar[frozenset[str]] = frozenset({"statistics", "teachers"})
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(offers=frozenset({"statistics", "teachers"}))
 
 
 class Offering(Fresh):

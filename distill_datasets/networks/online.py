@@ -21,6 +21,7 @@ from pydantic import Field, SerializeAsAny
 from distill_datasets.config import part
 from distill_datasets.models.architecture import Architecture, ArchitectureField
 from distill_datasets.models.convnets import ConvNet
+from distill_datasets.models.flops import WEIGHT_GRADIENT
 from distill_datasets.networks.network import (
     CarryingSource,
     FlatNetwork,
@@ -75,8 +76,8 @@ class Trained(Networks):
         """How many images those batches have, given the number of distilled examples."""
 
     def work(self, flops_per_image: float, examples: int) -> float:
-        # 2.93 is a gradient of the weights in forward passes, measured as in `objectives/`
-        return 2.93 * flops_per_image * self.images(examples) * (self.cycle - 1) / self.cycle
+        trained = self.images(examples) * (self.cycle - 1) / self.cycle
+        return WEIGHT_GRADIENT * flops_per_image * trained
 
     def loss(self, logits_BK: Tensor, targets_BK: Tensor, real: RealData) -> Tensor:
         """The mean loss of a training step."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Self
 
 import torch
@@ -21,10 +21,10 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from distill_datasets.config import Section
-from distill_datasets.errors import RecipeError
-from distill_datasets.models.architecture import Architecture, last_linear
+from distill_datasets.models.architecture import last_linear
+from distill_datasets.models.flops import IMAGE_GRADIENT
 from distill_datasets.networks.network import Layers, NetworkSource, Sampled
-from distill_datasets.objectives.objective import Estimate, Objective
+from distill_datasets.objectives.objective import Context, Estimate, Objective
 from distill_datasets.runtime.draws import LaneDraw
 from distill_datasets.types import Batch, Shape
 from distill_datasets.views.augment import Augment
@@ -225,25 +225,28 @@ class Distribution(Objective):
         own = {"mean": dm, "attention": datadam, "characteristic": ncfm}[self.statistic]
         return [own, idm] if self.cross_entropy_weight else [own]
 
-    def check(self, shape: Shape, examples: int) -> None:
+    def problems(self, context: Context) -> Iterator[str]:
+        shape, network = context.shape, context.network
+        if shape is None:
+            return
         if self.classes_per_step is not None and self.classes_per_step > shape.k:
-            raise RecipeError(
+            yield (
                 f"distill.objective.classes_per_step: got {self.classes_per_step}, and the source "
                 f"has {shape.k} classes; lower it, or leave it out to take all"
             )
-
-    def check_network(self, architecture: Architecture, shape: Shape) -> None:
+        if network is None:
+            return
         with torch.device("meta"):
-            module = architecture.build(shape)
+            module = network.build(shape)
         if last_linear(module) is None:
-            raise RecipeError(
-                f"distill.networks: the network ({architecture}) has no Linear layer, expected one "
+            yield (
+                f"distill.networks: the network ({network}) has no Linear layer, expected one "
                 f"as its classifier, whose input the objective {self.name!r} takes for the "
                 "embedding; choose another network, for example {name: convnet}"
             )
-        if self.statistic == "attention" and (found := _maps(module, shape)) < 2:
-            raise RecipeError(
-                f"distill.networks: the network ({architecture}) has {found} ReLU layers after "
+        if self.statistic == "attention" and (maps := _maps(module, shape)) < 2:
+            yield (
+                f"distill.networks: the network ({network}) has {maps} ReLU layers after "
                 "which there are maps, expected at least two: distill.objective.statistic: "
                 "'attention' matches all of them but the last; choose a network with more, for "
                 "example {name: convnet, depth: 2}, or another statistic: mean or characteristic"
@@ -254,12 +257,11 @@ class Distribution(Objective):
 
         The waves of `characteristic` are not counted: 2 * frequencies * D more for every image.
         """
-        # Measured with torch's counter on ConvNet-3 (factors of one forward pass): 2 for a
-        # gradient of the images, 1 more where chunks are embedded a second time.
         chosen = min(self.classes_per_step or classes, classes)
         matched = examples * chosen / classes
+        # chunks of a class are embedded once for their sum and again to be differentiated
         again = matched / chosen > self.distilled_chunk
-        return flops_per_image * (self.real_batch * chosen + (2 + again) * matched)
+        return flops_per_image * (self.real_batch * chosen + (IMAGE_GRADIENT + again) * matched)
 
     def estimate(
         self, distilled: Distilled, networks: NetworkSource, real: RealData, draw: LaneDraw

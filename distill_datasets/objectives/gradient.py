@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 
+from distill_datasets.models.flops import IMAGES_OF_WEIGHT_GRADIENT, WEIGHT_GRADIENT
 from distill_datasets.networks.network import NetworkSource, Sampled
 from distill_datasets.objectives.objective import Estimate, Objective
 from distill_datasets.runtime.draws import LaneDraw
@@ -120,10 +121,9 @@ class Gradient(Objective):
         With learned labels every example has a share of every class, and without `match_batch` the
         distilled side costs up to `classes` times as much.
         """
-        # Measured with torch's counter on ConvNet-3 (factors of one forward pass): 2.93 for a
-        # gradient of the weights, 7.79 for one that is differentiated in the images.
         matched = min(examples, classes * (self.match_batch or examples))
-        return flops_per_image * (2.93 * self.real_batch * classes + 7.79 * matched)
+        real = WEIGHT_GRADIENT * self.real_batch * classes
+        return flops_per_image * (real + IMAGES_OF_WEIGHT_GRADIENT * matched)
 
     def estimate(
         self, distilled: Distilled, networks: NetworkSource, real: RealData, draw: LaneDraw

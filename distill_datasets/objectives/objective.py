@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from distill_datasets.config import Part
-from distill_datasets.errors import RecipeError
+from distill_datasets.errors import refuse
 from distill_datasets.models.architecture import Architecture
-from distill_datasets.networks.network import NetworkSource
 from distill_datasets.runtime.draws import LaneDraw
 from distill_datasets.types import Shape
 
@@ -17,6 +17,33 @@ if TYPE_CHECKING:
 
     from distill_datasets.data.real import RealData
     from distill_datasets.distilled import Distilled
+
+
+class Needs(NamedTuple):
+    """What an objective has to be given, as far as its settings decide it."""
+
+    networks: Literal["drawn", "teachers"] | None = "drawn"
+    """What `estimate` takes: a source that draws networks, trained ones as they are, or neither."""
+    offers: frozenset[str] = frozenset()
+    """What the networks must offer beyond that; see `Networks.offers`."""
+    asked: int | None = None
+    """How many teachers a step asks; None for all."""
+    class_statistics: bool = False
+    """True when teachers have to come with statistics of every class."""
+    real_rows: int = 0
+    """How many different real images a lane asks for at once; 0 where they may repeat."""
+
+
+class Context(NamedTuple):
+    """What is known of a recipe when it is checked; None for what is not known yet."""
+
+    teachers: int | None = None
+    """Networks of the squeeze stage."""
+    shape: Shape | None = None
+    examples: int | None = None
+    """Examples of the distilled set."""
+    network: Architecture | None = None
+    """The network that is drawn, which fits the shape."""
 
 
 class Block(NamedTuple):
@@ -39,6 +66,30 @@ class Estimate(NamedTuple):
 Composition = Literal["across", "within", "class_major"]
 
 
+def match_problems(
+    composition: Composition, match_batch: int | None, classes: int, per_class: int
+) -> Iterator[str]:
+    """Why the images do not fall into whole batches of equal composition; see `match_blocks`."""
+    if match_batch is None:
+        return
+    images = classes * per_class
+    if composition == "across":
+        fits = images % match_batch == 0 and (match_batch <= classes or match_batch % classes == 0)
+        wanted = f"a divisor of the {images} images"
+        wanted += f" that is at most {classes} or a multiple of it, the number of classes"
+    else:
+        whole = per_class if composition == "within" else images
+        fits = whole % match_batch == 0
+        what = "images of a class" if composition == "within" else "images"
+        wanted = f"a divisor of the {whole} {what}"
+    if not fits:
+        yield (
+            f"distill.objective.match_batch: got {match_batch} with classes: {composition!r}, "
+            f"expected {wanted}, so that every batch is matched alike; change it or "
+            "distill.canvas.ipc"
+        )
+
+
 def match_blocks(
     composition: Composition, match_batch: int | None, classes: int, per_class: int
 ) -> list[Block]:
@@ -57,44 +108,59 @@ def match_blocks(
 
     Source: SRe2L (arXiv:2306.13092), LPLD (arXiv:2410.15919) and G-VBSM (arXiv:2311.17950).
     """
-    if match_batch is None:
-        match_batch = classes if composition == "across" else per_class
-    images = classes * per_class
+    refuse(match_problems(composition, match_batch, classes, per_class))
+    # image i of class c has the place c * per_class + i, so that a class's places stand together
+    order = list(range(classes * per_class))
     if composition == "across":
         order = [label * per_class + turn for turn in range(per_class) for label in range(classes)]
-        fits = images % match_batch == 0 and (match_batch <= classes or match_batch % classes == 0)
-        wanted = f"a divisor of the {images} images"
-        wanted += f" that is at most {classes} or a multiple of it, the number of classes"
-    else:
-        order = list(range(images))
-        whole = per_class if composition == "within" else images
-        fits = whole % match_batch == 0
-        what = "images of a class" if composition == "within" else "images"
-        wanted = f"a divisor of the {whole} {what}"
-    if not fits:
-        raise RecipeError(
-            f"distill.objective.match_batch: got {match_batch} with classes: {composition!r}, "
-            f"expected {wanted}, so that every batch is matched alike; change it or "
-            "distill.canvas.ipc"
-        )
-    return [
-        Block(tuple(order[start : start + match_batch])) for start in range(0, images, match_batch)
-    ]
+    size = match_batch or (classes if composition == "across" else per_class)
+    return [Block(tuple(order[start : start + size])) for start in range(0, len(order), size)]
 
 
 class Objective(Part, ABC):
-    """The axis that says what is minimized. `needs` must be among what the networks offer."""
+    """The axis that says what is minimized: `estimate` is all that it has to answer."""
 
-    needs: ClassVar[frozenset[str]] = frozenset()
     separable: ClassVar[bool] = False
     """True when `blocks` says how the images fall into pieces that are solved each for itself."""
     minimizes: ClassVar[bool] = True
     """False when the initial images are what is distilled."""
 
+    @abstractmethod
+    def estimate(
+        self,
+        distilled: Distilled,
+        networks: Any,  # noqa: ANN401
+        real: RealData,
+        draw: LaneDraw,
+    ) -> Estimate:
+        """The loss and the gradient of one lane, as a pure function of its arguments.
+
+        Args:
+            distilled: index -> `Batch`, differentiable in `distilled.parameters`.
+            networks: a `NetworkSource`, or `Teachers`, as `needs` says.
+            real: the source.
+            draw: gives every random number of this lane at this step.
+        """
+
     @property
-    def needs_class_statistics(self) -> bool:
-        """True when the teachers have to come with statistics of every class."""
-        return False
+    def needs(self) -> Needs:
+        """What `estimate` has to be given."""
+        return Needs()
+
+    def problems(self, context: Context) -> Iterator[str]:
+        """What does not fit together, as far as `context` shows, each sentence with its key.
+
+        Asked before anything is read or trained, and again when more is known.
+        """
+        yield from ()
+
+    def work(self, flops_per_image: float, examples: int, classes: int) -> float | None:
+        """Floating-point operations of one lane, one multiplication and addition counting two.
+
+        `flops_per_image` is a forward pass of the network on one image; `examples` counts those of
+        the distilled set. None where nobody counted.
+        """
+        return None
 
     def blocks(self, classes: int, per_class: int) -> list[Block]:
         """The pieces that can be solved each for itself; [] where all images are solved jointly.
@@ -102,24 +168,6 @@ class Objective(Part, ABC):
         Every place is in exactly one block. A pure function: it knows of no processes.
         """
         return []
-
-    @abstractmethod
-    def estimate(
-        self, distilled: Distilled, networks: NetworkSource, real: RealData, draw: LaneDraw
-    ) -> Estimate:
-        """The loss and the gradient of one lane, as a pure function of its arguments."""
-
-    @abstractmethod
-    def work(self, flops_per_image: float, examples: int, classes: int) -> float:
-        """Floating-point operations of one lane, one multiplication and addition counting two.
-
-        `flops_per_image` is a forward pass of the network on one image; `examples` counts those of
-        the distilled set.
-        """
-
-    def real_rows(self) -> int:
-        """How many different real images one lane asks for at once; 0 where they may repeat."""
-        return 0
 
     def step_sizes(self) -> list[float]:
         """Initial values of the step sizes that are learned with the images; [] learns none."""
@@ -133,16 +181,10 @@ class Objective(Part, ABC):
         """The class whose images shall be taken for another class, and that one; None for none."""
         return None
 
-    def refusal(self, teachers: int) -> str | None:
-        """Why so many networks of a squeeze stage would not do, for the user; None if they will."""
-        return None
-
-    def facts(self, distilled: Distilled, networks: NetworkSource) -> dict[str, float]:
+    def facts(
+        self,
+        distilled: Distilled,
+        networks: Any,  # noqa: ANN401
+    ) -> dict[str, float]:
         """What is worth knowing of a block that is solved: numbers by name."""
         return {}
-
-    def check(self, shape: Shape, examples: int) -> None:
-        """Raise `RecipeError` where a field does not fit the source or the number of examples."""
-
-    def check_network(self, architecture: Architecture, shape: Shape) -> None:
-        """Raise `RecipeError` where the networks that are drawn lack a layer that is looked at."""

@@ -18,18 +18,21 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
 
-from distill_datasets.errors import RecipeError
-from distill_datasets.networks.network import NetworkSource, TeacherNetwork, Teachers
+from distill_datasets.errors import RecipeError, refuse
+from distill_datasets.models.flops import IMAGE_GRADIENT
+from distill_datasets.networks.network import TeacherNetwork, Teachers
 from distill_datasets.networks.teachers import Moments, Precision, Watched
 from distill_datasets.objectives.objective import (
     Block,
     Composition,
+    Context,
     Estimate,
+    Needs,
     Objective,
     match_blocks,
+    match_problems,
 )
 from distill_datasets.runtime.draws import LaneDraw
-from distill_datasets.types import Shape
 from distill_datasets.views.crops import Curriculum, RandomCrop, draw_view, smallest_area
 
 if TYPE_CHECKING:
@@ -136,7 +139,6 @@ class Recover(Objective):
         "SRe2L, arXiv:2306.13092; CDA, arXiv:2311.18838; LPLD, arXiv:2410.15919; "
         "G-VBSM, arXiv:2311.17950; EDC, arXiv:2404.13733; CV-DD, arXiv:2501.07575"
     )
-    needs: ClassVar[frozenset[str]] = frozenset({"batch_norm"})
     separable: ClassVar[bool] = True
     name: Literal["recover"] = "recover"
     bn_weight: float | list[float] = Field(
@@ -214,8 +216,14 @@ class Recover(Objective):
         return self
 
     @property
-    def needs_class_statistics(self) -> bool:
-        return self.targets != "global"
+    def needs(self) -> Needs:
+        asked = {"all": None, "in_turn": 1, "drawn": self.drawn}[self.teachers]
+        return Needs(
+            networks="teachers",
+            offers=frozenset({"batch_norm"}),
+            asked=asked,
+            class_statistics=self.targets != "global",
+        )
 
     def cited(self) -> list[str]:
         sre2l, cda, lpld, gvbsm, edc, cvdd = self.paper.split("; ")
@@ -228,23 +236,23 @@ class Recover(Objective):
         }
         return [sre2l, *(paper for paper, used in also.items() if used)]
 
-    def refusal(self, teachers: int) -> str | None:
-        for field in ("weights", "bn_weight"):
-            values = getattr(self, field)
-            if isinstance(values, list) and len(values) != teachers:
-                return (
-                    f"distill.objective.{field}: got {len(values)} values, expected one for each "
-                    f"of the {teachers} networks of the squeeze stage"
+    def problems(self, context: Context) -> Iterator[str]:
+        teachers, shape, examples = context.teachers, context.shape, context.examples
+        if teachers is not None:
+            for field, values in (("weights", self.weights), ("bn_weight", self.bn_weight)):
+                if isinstance(values, list) and len(values) != teachers:
+                    yield (
+                        f"distill.objective.{field}: got {len(values)} values, expected one for "
+                        f"each of the {teachers} networks of the squeeze stage"
+                    )
+            if self.teachers == "drawn" and self.drawn > teachers:
+                yield (
+                    f"distill.objective.drawn: got {self.drawn}, expected at most {teachers}, the "
+                    "networks of the squeeze stage"
                 )
-        if self.teachers == "drawn" and self.drawn > teachers:
-            return (
-                f"distill.objective.drawn: got {self.drawn}, expected at most {teachers}, the "
-                "networks of the squeeze stage"
-            )
-        return None
-
-    def check(self, shape: Shape, examples: int) -> None:
-        self.blocks(shape.k, examples // shape.k)
+        if shape is not None and examples is not None:
+            per_class = examples // shape.k
+            yield from match_problems(self.classes, self.match_batch, shape.k, per_class)
 
     def blocks(self, classes: int, per_class: int) -> list[Block]:
         return match_blocks(self.classes, self.match_batch, classes, per_class)
@@ -254,14 +262,12 @@ class Recover(Objective):
 
         `flops_per_image` is a forward pass of all teachers that are asked at a step.
         """
-        # the networks are frozen: back to the pixels costs as much as forward
-        return 2 * flops_per_image * examples
+        return IMAGE_GRADIENT * flops_per_image * examples
 
     def estimate(
-        self, distilled: Distilled, networks: NetworkSource, real: RealData, draw: LaneDraw
+        self, distilled: Distilled, networks: Teachers, real: RealData, draw: LaneDraw
     ) -> Estimate:
         """The loss of the whole block in one shared view, and its gradient in the pixels."""
-        assert isinstance(networks, Teachers), "networks that offer batch_norm are teachers"
         return self.pull(distilled, networks, draw)
 
     def pull(self, distilled: Distilled, teachers: Teachers, draw: LaneDraw) -> Estimate:
@@ -287,10 +293,9 @@ class Recover(Objective):
         metrics = dict(zip(Terms._fields, told[1:], strict=True))
         return Estimate(told[0], dict(zip(names, grads, strict=True)), metrics)
 
-    def facts(self, distilled: Distilled, networks: NetworkSource) -> dict[str, float]:
+    def facts(self, distilled: Distilled, networks: Teachers) -> dict[str, float]:
         """Loss, cross-entropy and statistics by all teachers, of the images as they are."""
         with torch.no_grad():
-            assert isinstance(networks, Teachers)
             images_BCHW, targets_BK = distilled(self._every(distilled))
             everyone = list(range(len(networks.members)))
             loss, terms = self._loss(images_BCHW, targets_BK, networks, everyone, compiled=False)
@@ -319,9 +324,7 @@ class Recover(Objective):
         compiled: bool = True,
     ) -> tuple[Tensor, Terms]:
         """The loss, and its parts before `bn_weight`: means over teachers by their weights."""
-        refused = self.refusal(len(teachers.members))
-        if refused is not None:
-            raise RecipeError(refused)
+        refuse(self.problems(Context(teachers=len(teachers.members))))
         weights = [1.0 if self.weights is None else self.weights[place] for place in asked]
         matched = self._matched(teachers)
         loss = images_BCHW.new_zeros(())

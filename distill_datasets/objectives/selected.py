@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from distill_datasets.networks.network import NetworkSource
-from distill_datasets.objectives.objective import Block, Estimate, Objective, match_blocks
+from distill_datasets.objectives.objective import Block, Estimate, Needs, Objective, match_blocks
 from distill_datasets.runtime.draws import LaneDraw
 
 if TYPE_CHECKING:
@@ -25,6 +24,10 @@ class Selected(Objective):
     minimizes: ClassVar[bool] = False
     name: Literal["selected"] = "selected"
 
+    @property
+    def needs(self) -> Needs:
+        return Needs(networks=None)
+
     def cited(self) -> list[str]:
         # the selection names its own
         return []
@@ -36,6 +39,6 @@ class Selected(Objective):
         return 0.0
 
     def estimate(
-        self, distilled: Distilled, networks: NetworkSource, real: RealData, draw: LaneDraw
+        self, distilled: Distilled, networks: object, real: RealData, draw: LaneDraw
     ) -> Estimate:
         raise AssertionError("an objective that minimizes nothing is asked for no gradient")

@@ -18,8 +18,9 @@ import torch.nn.functional as F
 from pydantic import Field
 
 from distill_datasets.errors import DistillError
+from distill_datasets.models.flops import IMAGES_OF_WEIGHT_GRADIENT, TRACKED_STEP, WEIGHT_GRADIENT
 from distill_datasets.networks.network import NetworkSource, Sampled
-from distill_datasets.objectives.objective import Estimate, Objective
+from distill_datasets.objectives.objective import Estimate, Needs, Objective
 from distill_datasets.runtime.draws import Draw, LaneDraw
 from distill_datasets.views.augment import Augment
 
@@ -34,7 +35,6 @@ class Trajectory(Objective):
     """Distance to an expert's later weights, after a few steps of descent on the distilled set."""
 
     paper: ClassVar[str] = "MTT, arXiv:2203.11932; TESLA, arXiv:2211.10586; DATM, arXiv:2310.05773"
-    needs: ClassVar[frozenset[str]] = frozenset({"trajectory"})
     name: Literal["trajectory"] = "trajectory"
     steps: int = Field(gt=0, description="steps on the distilled set (N)")
     batch: int | None = Field(
@@ -68,15 +68,18 @@ class Trajectory(Objective):
         found = [mtt, tesla] if self.differentiate == "first_order" else [mtt]
         return found if self.skip_above is None else [*found, datm]
 
+    @property
+    def needs(self) -> Needs:
+        return Needs(offers=frozenset({"trajectory"}))
+
     def work(self, flops_per_image: float, examples: int, classes: int) -> float:
-        # Measured with torch's counter on ConvNet-3 (factors of one forward pass): 2.93 for a
-        # gradient of the weights, then 8.79 to repeat and differentiate it, and 7.79 where the
-        # weights stay out of that.
-        back = 8.79 if self.differentiate == "exact" else 7.79
+        # every step is taken once on the way there and repeated and differentiated on the way back
+        exact = self.differentiate == "exact"
+        back = TRACKED_STEP if exact else IMAGES_OF_WEIGHT_GRADIENT
         batch = min(self.batch or examples, examples)
         passes, left = divmod(self.steps, -(-examples // batch))
         seen = passes * examples + left * batch
-        return flops_per_image * seen * (2.93 + back)
+        return flops_per_image * seen * (WEIGHT_GRADIENT + back)
 
     def step_sizes(self) -> list[float]:
         return [self.step_size] if self.learn_step_size else []

@@ -20,12 +20,12 @@ import torch.nn.functional as F
 from pydantic import Field, SerializeAsAny, model_validator
 
 from distill_datasets.config import Section, part
-from distill_datasets.errors import RecipeError
+from distill_datasets.models.flops import STEP_BACK, TRACKED_STEP, WEIGHT_GRADIENT
 from distill_datasets.networks.network import NetworkSource, Sampled
-from distill_datasets.objectives.objective import Estimate, Objective
+from distill_datasets.objectives.objective import Context, Estimate, Needs, Objective
 from distill_datasets.optimizers import Adam, Optimizer, Sgd, State
 from distill_datasets.runtime.draws import Draw, LaneDraw
-from distill_datasets.types import Batch, Shape
+from distill_datasets.types import Batch
 from distill_datasets.views.augment import Augment
 
 if TYPE_CHECKING:
@@ -152,21 +152,27 @@ class Unrolled(Objective):
             )
         return self
 
-    def check(self, shape: Shape, examples: int) -> None:
-        if self.attack is not None:
+    @property
+    def needs(self) -> Needs:
+        return Needs(real_rows=self.real_batch)
+
+    def problems(self, context: Context) -> Iterator[str]:
+        shape, examples = context.shape, context.examples
+        if shape is not None and self.attack is not None:
             for field, label in self.attack:
                 if label >= shape.k:
-                    raise RecipeError(
+                    yield (
                         f"distill.objective.attack.{field}: class {label} of a source with "
                         f"{shape.k} classes; choose one of 0..{shape.k - 1}"
                     )
-        batches = self._batches(examples)
-        if self.order == "fixed" and batches > self.inner_steps:
-            raise RecipeError(
-                f"distill.objective.order: {examples} examples make {batches} batches of "
-                f"{self.batch}, and {self.inner_steps} inner_steps would never see the last; raise "
-                "inner_steps or batch, or take the order 'shuffled'"
-            )
+        if examples is not None and self.order == "fixed":
+            batches = self._batches(examples)
+            if batches > self.inner_steps:
+                yield (
+                    f"distill.objective.order: {examples} examples make {batches} batches of "
+                    f"{self.batch}, and {self.inner_steps} inner_steps would never see the last; "
+                    "raise inner_steps or batch, or take the order 'shuffled'"
+                )
 
     def step_sizes(self) -> list[float]:
         return [self.optimizer.lr] * self.inner_steps if self.learn_step_sizes else []
@@ -189,18 +195,14 @@ class Unrolled(Objective):
         return range(step % batches, examples, batches)
 
     def work(self, flops_per_image: float, examples: int, classes: int) -> float:
-        # Measured with torch's counter on ConvNet-3 (factors of one forward pass): 2.93 for a
-        # gradient of the weights, 8.79 for a tracked step, 10.9 when its forward pass is repeated.
         batch = min(self.batch or examples, examples)
         mean_steps = (
             (self.inner_steps + self.window) / 2 if self.placement == "random" else self.inner_steps
         )
-        tracked = 8.79 if self.differentiate == "graph" else 2.93 + 7.93
-        inner = batch * ((mean_steps - self.window) * 2.93 + self.window * tracked)
-        return flops_per_image * (inner + 2.93 * self.real_batch)
-
-    def real_rows(self) -> int:
-        return self.real_batch
+        recomputed = WEIGHT_GRADIENT + STEP_BACK
+        tracked = TRACKED_STEP if self.differentiate == "graph" else recomputed
+        inner = batch * ((mean_steps - self.window) * WEIGHT_GRADIENT + self.window * tracked)
+        return flops_per_image * (inner + WEIGHT_GRADIENT * self.real_batch)
 
     def estimate(
         self, distilled: Distilled, networks: NetworkSource, real: RealData, draw: LaneDraw

@@ -3,6 +3,8 @@
 import json
 import logging
 import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -10,10 +12,11 @@ import torch
 from distill_datasets.data.opening import locate
 from distill_datasets.data.provenance import Provenance
 from distill_datasets.data.source import peek
-from distill_datasets.errors import ArtifactError, RecipeError
+from distill_datasets.errors import ArtifactError, RecipeError, refuse
 from distill_datasets.export.content import sibling_of
 from distill_datasets.export.folder import MANIFEST, check_shards, check_writable, read_manifest
 from distill_datasets.networks.teachers import check_networks
+from distill_datasets.objectives.objective import Context
 from distill_datasets.recipe import Recipe
 from distill_datasets.selection.selection import Selection
 from distill_datasets.soft_labels.ensemble import ensemble_problems
@@ -103,25 +106,48 @@ def check_parts(recipe: Recipe, shape: Shape) -> None:
     """Build every part of the recipe for this shape without its data.
 
     Raises:
-        RecipeError: a budget too small, a network too deep or without a layer that the objective
-            looks at, an order of other classes, a class without an example.
+        RecipeError: every problem at once: a budget too small, a network too deep or without a
+            layer that the objective looks at, an order of other classes, a class without an
+            example.
         DataError: the dataset that the initial images are taken from cannot be read.
     """
-    canvas = recipe.distill.canvas
-    recipe.distill.objective.check(shape, canvas.size(shape).examples)
-    for field in type(canvas).model_fields:
-        if isinstance(part := getattr(canvas, field), Selection):
-            part.check(shape)
+    refuse(part_problems(recipe, shape))
+
+
+def part_problems(recipe: Recipe, shape: Shape) -> Iterator[str]:
+    """What of a recipe does not fit this shape; a part is asked once those before it fit."""
+    section = recipe.distill
     squeezed = recipe.squeeze.architectures if recipe.squeeze is not None else ()
-    recipe.distill.labels.check(canvas, shape)
-    check_networks(recipe.distill.networks, squeezed, shape)
-    drawn = recipe.distill.networks.architecture(squeezed[0] if squeezed else None)
-    recipe.distill.objective.check_network(drawn, shape)
-    if recipe.relabel is not None:
-        for problem in ensemble_problems(recipe.relabel, squeezed, shape):
-            raise RecipeError(problem)
+    canvas_problems = list(_raised(lambda: section.canvas.size(shape)))
+    yield from canvas_problems
+    for field in type(section.canvas).model_fields:
+        if isinstance(part := getattr(section.canvas, field), Selection):
+            yield from _raised(partial(part.check, shape))
+    if not canvas_problems:
+        yield from _raised(lambda: section.labels.check(section.canvas, shape))
+    network_problems = list(_raised(lambda: check_networks(section.networks, squeezed, shape)))
+    yield from network_problems
+    drawn = section.networks.architecture(squeezed[0] if squeezed else None)
+    yield from section.objective.problems(
+        Context(
+            teachers=len(squeezed) if squeezed else None,
+            shape=shape,
+            examples=None if canvas_problems else section.canvas.size(shape).examples,
+            network=None if network_problems else drawn,
+        )
+    )
+    if recipe.relabel is not None and not network_problems:
+        yield from ensemble_problems(recipe.relabel, squeezed, shape)
     with torch.device("meta"):
-        recipe.evaluate.network.build(shape)
+        yield from _raised(lambda: recipe.evaluate.network.build(shape))
+
+
+def _raised(check: Callable[[], object]) -> Iterator[str]:
+    """The problem that a check raises, if it does."""
+    try:
+        check()
+    except RecipeError as error:
+        yield str(error)
 
 
 def check_teaching(recipe: Recipe, expected: Shape, names: list[str]) -> None:
@@ -154,7 +180,7 @@ def check_rows(recipe: Recipe, source: LoadedSource) -> None:
     The order is looked at where networks are trained on these rows before anything needs it.
     """
     rows = len(source.real.train.labels_N)
-    wanted = recipe.distill.objective.real_rows()
+    wanted = recipe.distill.objective.needs.real_rows
     if wanted > rows:
         raise RecipeError(
             f"distill.objective: asks for {wanted} real images at once and the training split has "

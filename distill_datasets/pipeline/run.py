@@ -114,7 +114,7 @@ def run(
                 other = recipe.squeeze.source
                 teaching = load_source(other, resolve(other), beside)
             squeezed = run_squeeze(recipe.squeeze, teaching, this, files=files)
-            if recipe.distill.objective.needs_class_statistics:
+            if recipe.distill.objective.needs.class_statistics:
                 squeezed = run_statistics(squeezed, source, this)
         starts_SP = starts(recipe, source, squeezed, runtime.device)
         distilled, folder = distill(recipe, source, squeezed, this)

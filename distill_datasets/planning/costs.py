@@ -1,48 +1,52 @@
 """What the stages of a separable recipe cost: pieces, floating-point work, bytes, hours.
 
-Networks are counted on images of the recipe's shape without weights; backward to the pixels of a
-frozen network costs as much as forward, a step of training 2.93 times forward.
+Networks are counted on images of the recipe's shape without weights; what it takes to differentiate
+them is in `models.flops`.
 
 Shape suffixes: B a batch, C channels, H W pixels.
 """
 
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from distill_datasets.models.architecture import Architecture, last_linear
-from distill_datasets.objectives.objective import Objective
-from distill_datasets.objectives.recover import Recover
+from distill_datasets.models.flops import IMAGE_GRADIENT, WEIGHT_GRADIENT
+from distill_datasets.objectives.objective import Needs
 from distill_datasets.recipe import Recipe
 from distill_datasets.stages.relabel import Layout
+from distill_datasets.stages.teacher_training import Squeeze
 from distill_datasets.types import Shape
 from distill_datasets.views.relabel import Relabel
 
-TRAINING = 2.93
-"""Floating-point operations of a training step, in forward passes."""
 VIEW_BYTES = 74
 """Of a recorded view: two images, crops and flips, box, share, group, epoch and batch."""
 PROBE_IMAGES = 32
 FLEETS = (1, 8, 64)
-"""Numbers of GPUs, one process each, that hours are told for."""
+"""Numbers of GPUs, one process each, that hours are given for."""
+UNKNOWN = "work unknown"
 
 
 @dataclass(frozen=True)
 class Cost:
-    """A stage: pieces of about equal work that processes share, FLOP of all, bytes written."""
+    """A stage: pieces of about equal work that processes share, FLOP of all, bytes written.
+
+    `work` is None where an objective does not count it.
+    """
 
     stage: str
     units: int
-    work: float
+    work: float | None
     stored: float
 
     def seconds(self, processes: int, flops_per_second: float) -> float:
         """Time of so many processes, each of which solves whole units only."""
         rounds = math.ceil(self.units / processes)
-        return rounds * self.work / self.units / flops_per_second
+        return rounds * (self.work or 0.0) / self.units / flops_per_second
 
 
 def cost(architecture: Architecture, shape: Shape) -> tuple[float, int]:
@@ -65,50 +69,86 @@ def costs(recipe: Recipe, shape: Shape, rows: int | None) -> list[Cost]:
         rows: training images; where they are not known, stages that go over all of them are left
             out. Choosing initial images is never counted.
     """
-    section, measured = recipe.distill, recipe.evaluate
-    if not section.objective.separable:
+    if not recipe.distill.objective.separable:
         return []
-    pixels = shape.c * shape.h * shape.w
-    images = section.canvas.size(shape).examples
-    blocks = len(section.objective.blocks(shape.k, images // shape.k))
+    images = recipe.distill.canvas.size(shape).examples
     squeezed = recipe.squeeze.architectures if recipe.squeeze is not None else ()
     forward = [cost(architecture, shape) for architecture in squeezed]
     teachers = [flops for flops, _ in forward]
-    found = []
-    if rows is not None:
-        found.append(Cost("source", max(1, rows // 1024), 0.0, rows * pixels))
-        if recipe.squeeze is not None and not recipe.squeeze.weights:
-            epochs, members = recipe.squeeze.epochs, recipe.squeeze.members
-            kept = epochs + 1 if recipe.squeeze.keep == "every" else 2
-            stored = sum(4 * weights * kept for _, weights in forward)
-            work = TRAINING * epochs * rows * sum(teachers)
-            found.append(Cost("squeeze", members * recipe.squeeze.shards, work, stored))
-        if section.objective.needs_class_statistics:
-            units = max(1, rows // 4096)
-            found.append(Cost("class statistics", units, rows * sum(teachers), 0.0))
-    asked = asked_per_step(section.objective, teachers)
-    work = section.steps * section.objective.work(asked, images, shape.k)
-    # the blocks, and all of them in one file
-    found.append(Cost("distill", blocks, work, 2 * images * pixels))
-    said = 0.0
+    labeling = 0.0
     if recipe.relabel is not None:
         used = recipe.relabel.weights or [1.0] * len(teachers)
-        said = sum(flops for flops, weight in zip(teachers, used, strict=False) if weight)
-        record = VIEW_BYTES + label_bytes(recipe.relabel, squeezed, shape)
-        made = Layout(recipe.relabel, images, record)
-        found.append(Cost("relabel", len(made.files), made.records * said, made.records * record))
-    seen = measured.duration(images) * min(measured.batch, images)
-    student = TRAINING * cost(measured.network, shape)[0]
+        labeling = sum(flops for flops, weight in zip(teachers, used, strict=False) if weight)
+    return [
+        *_reading(recipe, shape, rows, forward),
+        _distilling(recipe, shape, images, teachers),
+        *_labeling(recipe.relabel, squeezed, shape, images, labeling),
+        *_evaluating(recipe, shape, images, rows, labeling),
+    ]
+
+
+def _reading(
+    recipe: Recipe, shape: Shape, rows: int | None, forward: list[tuple[float, int]]
+) -> Iterator[Cost]:
+    """The stages that go over all training images; the units of the first are files of rows."""
+    if rows is None:
+        return
+    yield Cost("source", max(1, rows // 1024), 0.0, rows * shape.c * shape.h * shape.w)
+    flops = sum(of_one for of_one, _ in forward)
+    squeeze = recipe.squeeze
+    if squeeze is not None and not squeeze.weights:
+        work = WEIGHT_GRADIENT * squeeze.epochs * rows * flops
+        stored = squeezed_bytes(squeeze, [weights for _, weights in forward])
+        yield Cost("squeeze", squeeze.members * squeeze.shards, work, stored)
+    if recipe.distill.objective.needs.class_statistics:
+        yield Cost("class statistics", max(1, rows // 4096), rows * flops, 0.0)
+
+
+def _distilling(recipe: Recipe, shape: Shape, images: int, teachers: list[float]) -> Cost:
+    section = recipe.distill
+    blocks = len(section.objective.blocks(shape.k, images // shape.k))
+    asked = asked_per_step(section.objective.needs, teachers)
+    work = section.objective.work(asked, images, shape.k)
+    # the blocks, and all of them in one file
+    stored = 2 * images * shape.c * shape.h * shape.w
+    return Cost("distill", blocks, None if work is None else section.steps * work, stored)
+
+
+def _labeling(
+    settings: Relabel | None,
+    squeezed: tuple[Architecture, ...],
+    shape: Shape,
+    images: int,
+    flops_per_view: float,
+) -> Iterator[Cost]:
+    if settings is None:
+        return
+    record = VIEW_BYTES + label_bytes(settings, squeezed, shape)
+    layout = Layout(settings, images, record)
+    work, stored = layout.records * flops_per_view, layout.records * record
+    yield Cost("relabel", len(layout.files), work, stored)
+
+
+def _evaluating(
+    recipe: Recipe, shape: Shape, images: int, rows: int | None, flops_per_view: float
+) -> Iterator[Cost]:
+    measured = recipe.evaluate
+    student = WEIGHT_GRADIENT * cost(measured.network, shape)[0]
     compared = contestants(recipe)
     # references are labeled while their students train
     live = [row for row in compared if row in measured.references]
-    work = seen * (len(compared) * student + len(live) * said)
-    found.append(Cost("evaluate", len(compared) * measured.students, measured.students * work, 0.0))
+    work = len(compared) * student + len(live) * flops_per_view
+    work *= measured.students * measured.duration(images) * min(measured.batch, images)
+    yield Cost("evaluate", len(compared) * measured.students, work, 0.0)
     if "full" in measured.references and rows is not None:
-        count = measured.full_students
-        work = count * student * measured.full_epochs * rows
-        found.append(Cost("evaluate: full", count, work, 0.0))
-    return found
+        work = measured.full_students * student * measured.full_epochs * rows
+        yield Cost("evaluate: full", measured.full_students, work, 0.0)
+
+
+def squeezed_bytes(squeeze: Squeeze, weights: list[int]) -> int:
+    """Bytes of the weights that a squeeze stage keeps, given their number in every member."""
+    kept = squeeze.epochs + 1 if squeeze.keep == "every" else 2
+    return sum(4 * of_one * kept for of_one in weights)
 
 
 def contestants(recipe: Recipe) -> list[str]:
@@ -123,16 +163,11 @@ def contestants(recipe: Recipe) -> list[str]:
     return ["default", *hard, *references]
 
 
-def asked_per_step(objective: Objective, teachers: list[float]) -> float:
+def asked_per_step(needs: Needs, teachers: list[float]) -> float:
     """Forward passes of the teachers that a step asks, on average over steps and blocks."""
-    if not teachers:
-        return 0.0
-    mean = sum(teachers) / len(teachers)
-    if isinstance(objective, Recover) and objective.teachers == "in_turn":
-        return mean
-    if isinstance(objective, Recover) and objective.teachers == "drawn":
-        return objective.drawn * mean
-    return sum(teachers)
+    if not teachers or needs.asked is None:
+        return sum(teachers)
+    return needs.asked * sum(teachers) / len(teachers)
 
 
 def label_bytes(settings: Relabel, teachers: tuple[Architecture, ...], shape: Shape) -> int:
@@ -156,8 +191,7 @@ def probe(architecture: Architecture, shape: Shape, seconds: float = 10.0) -> fl
         shape: of one image.
         seconds: how long to measure, after two rounds that warm up.
     """
-    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    device = found or torch.device("cpu")
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     module = architecture.build(shape).to(device).eval()
     with torch.no_grad():
         for parameter in module.parameters():
@@ -175,11 +209,13 @@ def probe(architecture: Architecture, shape: Shape, seconds: float = 10.0) -> fl
         once()
         rounds += 1
     spent = time.monotonic() - began
-    return 2 * cost(architecture, shape)[0] * PROBE_IMAGES * rounds / spent
+    return IMAGE_GRADIENT * cost(architecture, shape)[0] * PROBE_IMAGES * rounds / spent
 
 
-def flops_in_words(count: float) -> str:
+def flops_in_words(count: float | None) -> str:
     """A count of floating-point operations, three digits and a unit."""
+    if count is None:
+        return UNKNOWN
     units = [("EFLOP", 1e18), ("PFLOP", 1e15), ("TFLOP", 1e12), ("GFLOP", 1e9), ("MFLOP", 1e6)]
     for unit, size in units:
         if count >= size:
@@ -202,25 +238,27 @@ def time_in_words(seconds: float) -> str:
     return f"{seconds / 60:.3g} min" if seconds >= 60 else f"{seconds:.3g} s"
 
 
-def lines(found: list[Cost], flops_per_second: float | None) -> list[tuple[str, str]]:
+def lines(stages: list[Cost], flops_per_second: float | None) -> list[tuple[str, str]]:
     """A line per stage, and one for all of them."""
-    told = []
-    for each in found:
+    rows = []
+    for each in stages:
         parts = [f"{each.units:,} piece" + ("s" if each.units > 1 else "")]
-        parts += [flops_in_words(each.work)] if each.work else []
+        parts += [flops_in_words(each.work)] if each.work != 0 else []
         parts += [f"{bytes_in_words(each.stored)} written"] if each.stored else []
         if flops_per_second is not None and each.work:
             parts += [_hours([each], flops_per_second)]
-        told.append((each.stage, ", ".join(parts)))
-    if found and flops_per_second is not None:
-        told.append(("all stages", _hours(found, flops_per_second)))
-        told.append(("at", f"{flops_in_words(flops_per_second)} per second and GPU"))
-    return told
+        rows.append((each.stage, ", ".join(parts)))
+    if stages and flops_per_second is not None:
+        rows.append(("all stages", _hours(stages, flops_per_second)))
+        rows.append(("at", f"{flops_in_words(flops_per_second)} per second and GPU"))
+    return rows
 
 
-def _hours(found: list[Cost], flops_per_second: float) -> str:
-    told = []
+def _hours(stages: list[Cost], flops_per_second: float) -> str:
+    if any(each.work is None for each in stages):
+        return UNKNOWN
+    times = []
     for processes in FLEETS:
-        seconds = sum(each.seconds(processes, flops_per_second) for each in found)
-        told.append(f"{time_in_words(seconds)} on {processes}")
-    return "; ".join(told)
+        seconds = sum(each.seconds(processes, flops_per_second) for each in stages)
+        times.append(f"{time_in_words(seconds)} on {processes}")
+    return "; ".join(times)

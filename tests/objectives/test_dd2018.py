@@ -31,6 +31,7 @@ from distill_datasets.labels.fixed import Area
 from distill_datasets.labels.learned import Learned
 from distill_datasets.models.convnets import ConvNet
 from distill_datasets.networks.network import FreshSource, Layers, NetworkSource
+from distill_datasets.objectives.objective import Context
 from distill_datasets.objectives.unrolled import Attack, Unrolled
 from distill_datasets.optimizers import Optimizer, Sgd
 from distill_datasets.runtime.draws import LaneDraw, draws, rng_for
@@ -236,17 +237,17 @@ def test_an_attack_names_two_classes_of_the_source() -> None:
     with pytest.raises(ValidationError, match="expected two classes, got 1"):
         Attack(attacked=1, target=1)
     objective = descent(attack=Attack(attacked=0, target=3), order="shuffled")
-    objective.check(Shape(1, 8, 8, 4), 12)
-    with pytest.raises(RecipeError, match=r"attack.target: class 3 of a source with 3 .*0\.\.2"):
-        objective.check(Shape(1, 8, 8, 3), 12)
+    assert not list(objective.problems(Context(shape=Shape(1, 8, 8, 4))))
+    (problem,) = objective.problems(Context(shape=Shape(1, 8, 8, 3)))
+    assert "attack.target: class 3 of a source with 3" in problem and "0..2" in problem
     assert objective.attacks() == (0, 3) and descent().attacks() is None
 
 
 def test_a_fixed_order_that_never_comes_to_some_examples_is_refused() -> None:
-    descent(batch=2).check(Shape(1, 8, 8, 3), 10)
-    with pytest.raises(RecipeError, match=r"order: 12 examples make 6 batches of 2, and 5 inner"):
-        descent(batch=2).check(Shape(1, 8, 8, 3), 12)
-    descent(batch=2, order="shuffled").check(Shape(1, 8, 8, 3), 12)
+    assert not list(descent(batch=2).problems(Context(examples=10)))
+    (problem,) = descent(batch=2).problems(Context(examples=12))
+    assert "order: 12 examples make 6 batches of 2, and 5 inner" in problem
+    assert not list(descent(batch=2, order="shuffled").problems(Context(examples=12)))
 
 
 @pytest.mark.parametrize(

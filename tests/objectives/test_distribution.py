@@ -32,7 +32,6 @@ from distill_datasets.canvases.modules import PixelImages
 from distill_datasets.canvases.pixels import Pixels
 from distill_datasets.data.real import RealData
 from distill_datasets.distilled import Distilled, StepSizes
-from distill_datasets.errors import RecipeError
 from distill_datasets.files.yaml_text import to_yaml
 from distill_datasets.labels.fixed import Area
 from distill_datasets.labels.labels import Labels
@@ -41,7 +40,7 @@ from distill_datasets.models.architecture import Architecture
 from distill_datasets.models.convnets import ConvNet, LeNet
 from distill_datasets.networks.network import FreshSource, Layers, Sampled
 from distill_datasets.objectives.distribution import Attention, Characteristic, Distribution, Mean
-from distill_datasets.objectives.objective import Estimate
+from distill_datasets.objectives.objective import Context, Estimate
 from distill_datasets.runtime.draws import LaneDraw, LaneDraws, rng_for
 from distill_datasets.selection.random import Noise
 from distill_datasets.types import Shape
@@ -358,9 +357,9 @@ def test_a_step_may_see_some_of_the_classes_and_others_later() -> None:
 
 
 def test_more_classes_than_there_are_is_refused() -> None:
-    with pytest.raises(RecipeError, match="classes_per_step: got 4, and the source has 3 classes"):
-        distribution(classes_per_step=4).check(TOY, 6)
-    distribution(classes_per_step=3).check(TOY, 6)
+    (problem,) = distribution(classes_per_step=4).problems(Context(shape=TOY))
+    assert "classes_per_step: got 4, and the source has 3 classes" in problem
+    assert not list(distribution(classes_per_step=3).problems(Context(shape=TOY)))
 
 
 class Chain(Architecture):
@@ -382,34 +381,34 @@ class Chain(Architecture):
 
 @pytest.mark.parametrize("statistic", ["mean", "attention", "characteristic"])
 def test_a_network_without_a_linear_classifier_is_refused_by_its_name(statistic: str) -> None:
-    with pytest.raises(RecipeError) as caught:
-        distribution(statistic=statistic).check_network(Chain(maps=3, linear=False), TOY)
-    assert str(caught.value) == (
+    objective = distribution(statistic=statistic)
+    problems = list(objective.problems(Context(shape=TOY, network=Chain(maps=3, linear=False))))
+    assert problems[0] == (
         "distill.networks: the network (name='chain' maps=3 flat=0 linear=False) has no Linear "
         "layer, expected one as its classifier, whose input the objective 'distribution' takes for "
         "the embedding; choose another network, for example {name: convnet}"
     )
-    distribution(statistic=statistic).check_network(Chain(maps=3), TOY)
+    assert not list(objective.problems(Context(shape=TOY, network=Chain(maps=3))))
 
 
 @pytest.mark.parametrize(("maps", "flat"), [(0, 0), (1, 0), (1, 3)])
 def test_attention_without_two_maps_is_refused(maps: int, flat: int) -> None:
-    network = Chain(maps=maps, flat=flat)
-    with pytest.raises(RecipeError) as caught:
-        distribution(statistic="attention").check_network(network, TOY)
-    assert str(caught.value) == (
+    context = Context(shape=TOY, network=Chain(maps=maps, flat=flat))
+    (problem,) = distribution(statistic="attention").problems(context)
+    assert problem == (
         f"distill.networks: the network (name='chain' maps={maps} flat={flat} linear=True) has "
         f"{maps} ReLU layers after which there are maps, expected at least two: "
         "distill.objective.statistic: 'attention' matches all of them but the last; choose a "
         "network with more, for example {name: convnet, depth: 2}, or another statistic: mean or "
         "characteristic"
     )
-    distribution(statistic="mean").check_network(network, TOY)
+    assert not list(distribution(statistic="mean").problems(context))
 
 
 @pytest.mark.parametrize("network", [ConvNet(depth=2), LeNet(), Chain(maps=2)])
 def test_attention_with_two_maps_is_accepted(network: Architecture) -> None:
-    distribution(statistic="attention").check_network(network, Shape(1, 28, 28, 3))
+    context = Context(shape=Shape(1, 28, 28, 3), network=network)
+    assert not list(distribution(statistic="attention").problems(context))
 
 
 def test_settings_of_another_statistic_are_refused() -> None:

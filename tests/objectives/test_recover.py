@@ -16,6 +16,7 @@ from distill_datasets.distilled import Distilled
 from distill_datasets.errors import RecipeError
 from distill_datasets.networks.network import TeacherNetwork, Teachers
 from distill_datasets.networks.teachers import Watched
+from distill_datasets.objectives.objective import Context
 from distill_datasets.objectives.recover import Recover, matching_terms
 from distill_datasets.optimizers import Adam
 from distill_datasets.recipe import recipe_from
@@ -200,8 +201,8 @@ def test_real_images_have_the_statistics_of_their_classes(classes: list[int]) ->
     assert of_all["bn_loss"] > 1
     assert both["bn_loss"] == pytest.approx(of_all["bn_loss"] / 2, rel=1e-3)
     assert by_class["loss"] == pytest.approx(by_class["cross_entropy"], abs=1e-5)
-    assert Recover(targets="class").needs_class_statistics
-    assert not Recover().needs_class_statistics
+    assert Recover(targets="class").needs.class_statistics
+    assert not Recover().needs.class_statistics
 
 
 def test_statistics_of_classes_that_are_not_there_are_asked_for() -> None:
@@ -319,19 +320,20 @@ def test_settings_that_contradict_each_other_are_refused() -> None:
         Recover(weights=[0.0, 1.0])
     with pytest.raises(ValidationError, match="teachers: in_turn, which asks one teacher at a"):
         Recover(teachers="in_turn", weights=[1.0, 2.0])
-    assert Recover(crop=RandomCrop(smallest=0.5)).refusal(1) is None
-    refused = Recover(weights=[1.0, 2.0]).refusal(3)
-    assert refused is not None and "expected one for each of the 3" in refused
-    refused = Recover(teachers="drawn", drawn=3).refusal(2)
-    assert refused is not None and "at most 2" in refused
+    assert not list(Recover(crop=RandomCrop(smallest=0.5)).problems(Context(teachers=1)))
+    (problem,) = Recover(weights=[1.0, 2.0]).problems(Context(teachers=3))
+    assert "expected one for each of the 3" in problem
+    (problem,) = Recover(teachers="drawn", drawn=3).problems(Context(teachers=2))
+    assert "at most 2" in problem
     with pytest.raises(RecipeError, match="expected one for each of the 1"):
         gradient(Recover(bn_weight=[0.1, 0.2]), block(CLASSES), teachers(residual()))
 
 
 def test_a_batch_that_does_not_fit_the_source_is_refused() -> None:
-    Recover(match_batch=4).check(Shape(3, 8, 8, 4), 8)
-    with pytest.raises(RecipeError, match="match_batch: got 3"):
-        Recover(match_batch=3).check(Shape(3, 8, 8, 4), 8)
+    context = Context(shape=Shape(3, 8, 8, 4), examples=8)
+    assert not list(Recover(match_batch=4).problems(context))
+    (problem,) = Recover(match_batch=3).problems(context)
+    assert problem.startswith("distill.objective.match_batch: got 3")
 
 
 def test_a_network_without_statistics_is_refused() -> None:

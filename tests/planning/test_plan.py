@@ -2,6 +2,7 @@
 
 import importlib.util
 from pathlib import Path
+from typing import ClassVar, Literal
 from unittest import mock
 
 import datasets
@@ -9,11 +10,17 @@ import pytest
 from support.image_sets import dataset
 from support.toy_runs import toy_recipe
 
+from distill_datasets.config import BUILT_IN
+from distill_datasets.data.real import RealData
+from distill_datasets.distilled import Distilled
 from distill_datasets.errors import DataError, DistillError, RecipeError
 from distill_datasets.models.convnets import ConvNet
+from distill_datasets.networks.network import NetworkSource
+from distill_datasets.objectives.objective import Block, Estimate, Objective
 from distill_datasets.pipeline.run import run
 from distill_datasets.planning.costs import cost
 from distill_datasets.planning.plan import plan
+from distill_datasets.runtime.draws import LaneDraw
 from distill_datasets.types import Shape
 
 
@@ -85,6 +92,47 @@ def test_references_are_planned_with_students_of_their_own() -> None:
     assert text.startswith("2 students of 10 steps for default, random_real, ")
     assert text.endswith("; 2 of 20 epochs for full")
     assert numbers("evaluate.references=[full]")["work in all"].endswith("and the full reference")
+
+
+class Plain(Objective):
+    """The smallest objective of another package: it has an estimate, and nothing else."""
+
+    paper: ClassVar[str] = "none"
+    name: Literal["plain"] = "plain"
+
+    def estimate(
+        self, distilled: Distilled, networks: NetworkSource, real: RealData, draw: LaneDraw
+    ) -> Estimate:
+        raise AssertionError("a plan estimates nothing")
+
+
+class PlainBlocks(Plain):
+    """The same, solved image by image."""
+
+    separable: ClassVar[bool] = True
+    name: Literal["plain_blocks"] = "plain_blocks"  # type: ignore[assignment]
+
+    def blocks(self, classes: int, per_class: int) -> list[Block]:
+        return [Block((place,)) for place in range(classes * per_class)]
+
+
+def test_an_objective_that_counts_no_work_is_planned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(BUILT_IN["objectives"], "plain", f"{__name__}:Plain")
+    found = plan(toy_recipe("distill.objective={name: plain}"))
+    assert dict(found.stages)["distill"] == "4 outer steps of 2 lanes, work unknown"
+    assert dict(found.numbers)["work of an outer step"] == "work unknown"
+    assert dict(found.numbers)["work in all"] == "work unknown"
+    parts = dict(found.parts)
+    assert parts["distill.objective: plain"] == f"Plain, {Path(__file__).name}"
+
+
+def test_blocks_of_unknown_work_have_costs_without_hours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(BUILT_IN["objectives"], "plain_blocks", f"{__name__}:PlainBlocks")
+    blocks = ["distill.objective={name: plain_blocks}", "distill.labels=area"]
+    recipe = toy_recipe(*blocks, "distill.canvas={name: pixels, ipc: 2, bounds: clip}")
+    told = dict(plan(recipe, flops_per_second=1e12).costs)
+    assert told["distill"] == "20 pieces, work unknown, 2.56 kB written"
+    assert told["all stages"] == "work unknown" and " on 8; " in told["evaluate"]
 
 
 def test_every_part_is_named_with_its_class_and_file() -> None:

@@ -36,12 +36,6 @@ class Scattered(Objective):
         loss = sum(float(grad.square().sum()) for grad in grads.values())
         return Estimate(loss, grads, {})
 
-    def work(self, flops_per_image: float, examples: int, classes: int) -> float:
-        return 0.0
-
-    def real_rows(self) -> int:
-        return 0
-
 
 class Counting:
     """A bar that remembers, and stops the run after so many steps."""
