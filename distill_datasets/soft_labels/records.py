@@ -1,9 +1,10 @@
-"""Labels of views in files: as WebDataset tars with an index, and read back epoch by epoch.
+"""Records of views in files: as WebDataset tars with an index, and read back epoch by epoch.
 
-In a tar lie a few large arrays per block; a block is a run of batches of one epoch. Its arrays are
-.npy members `<key>.<column>.npy`: never one member per label, which would double the bytes.
-`index.json` says which shard holds which batches and at which byte every array begins, so that any
-views are read without the rest. All arrays have one row per view.
+A record is one view with its coded label: a row of named arrays, the columns. Records have numbers,
+in the order of epochs and batches. A block is a run of batches of one epoch; its columns are the
+.npy members `<key>.<column>.npy` of a tar: never one member per record, which would double the
+bytes. A shard is a tar of some blocks. `index.json` says which shard holds which block and at which
+byte every column begins, so that any records are read without the rest.
 """
 
 import io
@@ -33,7 +34,7 @@ ReadColumns = Callable[[int, int], Columns]
 
 
 class TarBlock(NamedTuple):
-    """Views that lie together: batches of an epoch, and records; both a first and a past last."""
+    """Records that lie together in a tar: batches of an epoch; both a first and a past last."""
 
     epoch: int
     batches: tuple[int, int]
@@ -78,7 +79,7 @@ def write_shards(
     for path, group in zip(paths, groups, strict=True):
         members = ((block.key, read(*block.records)) for block in group)
         write_atomically(path, lambda temporary, members=members: _write(temporary, members))  # type: ignore[misc]
-        shards.append(_described(path, group))
+        shards.append(_index_entry(path, group))
     columns = {
         name: {"dtype": values.dtype.str, "shape": list(values.shape[1:])}
         for name, values in first.items()
@@ -108,16 +109,17 @@ def _npy(values: np.ndarray[Any, Any]) -> bytes:
     return content.getvalue()
 
 
-def _described(path: Path, blocks: Sequence[TarBlock]) -> dict[str, Any]:
-    """What the index says of a shard: its blocks, and at which byte their numbers begin."""
+def _index_entry(path: Path, blocks: Sequence[TarBlock]) -> dict[str, Any]:
+    """What the index has of a shard: its blocks, and at which byte their numbers begin."""
     offsets = dict[str, int]()
     with tarfile.open(path) as tar, path.open("rb") as file:
         for member in tar:
+            # a member is a .npy file: its header ends where its numbers begin
             file.seek(member.offset_data)
             npy.read_magic(file)
             npy.read_array_header_1_0(file)
             offsets[member.name] = file.tell()
-    described = [
+    entries = [
         {
             "key": block.key,
             "epoch": block.epoch,
@@ -135,35 +137,35 @@ def _described(path: Path, blocks: Sequence[TarBlock]) -> dict[str, Any]:
         "path": path.name,
         "bytes": path.stat().st_size,
         "sha256": sha256_of(path),
-        "blocks": described,
+        "blocks": entries,
     }
 
 
 @dataclass(frozen=True)
 class RecordRange:
-    """Records that are read together: the first, and the one past the last."""
+    """Records that are read from one place: the first, and the one past the last."""
 
-    first: int
-    last: int
+    start: int
+    stop: int
     read: ReadColumns
     """The columns of some of its records, counted from its own first one."""
 
 
 @dataclass(frozen=True)
 class Records:
-    """Views and coded labels in the order of epochs and batches.
+    """All records of a published set.
 
     `per_epoch` is the number of images: an epoch views each of them once. The last epoch has fewer
     views where only a share of the batches was labeled.
     """
 
-    pieces: Sequence[RecordRange]
+    ranges: Sequence[RecordRange]
     per_epoch: int
 
     @property
     def count(self) -> int:
-        """Number of views."""
-        return self.pieces[-1].last
+        """Number of records."""
+        return self.ranges[-1].stop
 
     @property
     def epochs(self) -> int:
@@ -173,12 +175,13 @@ class Records:
     def rows(self, start: int, stop: int) -> tuple[Views, dict[str, Tensor]]:
         """Some views, and all of their columns by name, among them the coded labels."""
         parts = list[Columns]()
-        at = bisect_right([piece.first for piece in self.pieces], start) - 1
-        for piece in self.pieces[at:]:
-            low, high = max(start, piece.first), min(stop, piece.last)
-            if low >= high:
+        # ranges lie one after the other: the first is the last one that starts at or before `start`
+        at = bisect_right([own.start for own in self.ranges], start) - 1
+        for own in self.ranges[at:]:
+            first, last = max(start, own.start), min(stop, own.stop)
+            if first >= last:
                 break
-            parts.append(piece.read(low - piece.first, high - piece.first))
+            parts.append(own.read(first - own.start, last - own.start))
         columns = {
             name: torch.from_numpy(np.concatenate([part[name] for part in parts]))
             for name in parts[0]
@@ -206,8 +209,8 @@ def open_table(table: pa.Table, per_epoch: int) -> Records:
         cut = table.slice(start, stop - start)
         return {name: _array(cut.column(name)) for name in cut.column_names}
 
-    pieces = [RecordRange(0, len(table), read)] if len(table) else []
-    return _records(pieces, per_epoch, "relabel")
+    ranges = [RecordRange(0, len(table), read)] if len(table) else []
+    return _records(ranges, per_epoch, "relabel")
 
 
 def open_shards(folder: Path, per_epoch: int) -> Records:
@@ -221,7 +224,7 @@ def open_shards(folder: Path, per_epoch: int) -> Records:
         ArtifactError: no index, or nothing in it.
     """
     index = read_json(folder / INDEX)
-    pieces = [
+    ranges = [
         RecordRange(
             block["records"][0],
             block["records"][1],
@@ -230,13 +233,13 @@ def open_shards(folder: Path, per_epoch: int) -> Records:
         for shard in index["shards"]
         for block in shard["blocks"]
     ]
-    return _records(pieces, per_epoch, str(folder / INDEX))
+    return _records(ranges, per_epoch, str(folder / INDEX))
 
 
-def _records(pieces: list[RecordRange], per_epoch: int, where: str) -> Records:
-    if not pieces:
+def _records(ranges: list[RecordRange], per_epoch: int, where: str) -> Records:
+    if not ranges:
         raise ArtifactError(f"{where}: got no labels of views, expected some; download it again")
-    return Records(pieces, per_epoch)
+    return Records(ranges, per_epoch)
 
 
 def _array(column: pa.ChunkedArray) -> np.ndarray[Any, Any]:
@@ -251,6 +254,7 @@ def _block_reader(path: Path, block: dict[str, Any], columns: dict[str, Any]) ->
     def read(start: int, stop: int) -> Columns:
         arrays = Columns()
         for name, column in columns.items():
+            # rows follow each other without gaps: row r begins r * per_row numbers after the first
             dtype = np.dtype(column["dtype"])
             per_row = int(np.prod(column["shape"], dtype=int))
             values = np.fromfile(

@@ -5,14 +5,16 @@ units are dealt to processes, appear when they are done, and are skipped when th
 may be killed at any time and taken up by any number of processes, and no process waits for another
 before the end.
 
-Shape suffixes: N images, B views, C channels, H W pixels, K classes.
+Shape suffixes: N images, n those of them that a batch needs, B views, C channels, H W pixels, K
+classes, X logits or features.
 """
 
 import threading
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +56,22 @@ SHARD_BYTES = 512 << 20
 
 @dataclass(frozen=True)
 class Layout:
-    """Which units and views lie where: known from the recipe alone.
+    """Which units and records lie in which file: known from the recipe alone.
 
-    A unit is a batch of an epoch; `images` is the number of views of an epoch; `record_bytes` is
-    what a view takes with its label.
+    A unit is a batch of an epoch, a record one view with its label. `images` is the number of views
+    of an epoch; `record_bytes` is what a record takes.
     """
+
+    # 40 images in batches of 16, two epochs, two units to a file:
+    #
+    #   epoch    0                   1
+    #   batch    0     1      2      0      1      2
+    #   unit     0     1      2      3      4      5      = epoch * batches per epoch + batch
+    #   records  0-15  16-31  32-39  40-55  56-71  72-79
+    #   file     0            1             2             file_starts: 0, 32, 56, 80
+    #
+    # The last batch of an epoch has another length than the others, so the first record of a unit
+    # is counted by epochs and not by units.
 
     settings: Relabel
     images: int
@@ -88,11 +101,11 @@ class Layout:
 
     @cached_property
     def file_starts(self) -> list[int]:
-        """The first view of every file, and after the last one how many there are."""
+        """The first record of every file, and after the last one how many there are."""
         return [*(self.first_record(unit) for unit, _ in self.files), self.records]
 
     def first_record(self, unit: int) -> int:
-        """How many views lie before a unit."""
+        """How many records lie before a unit."""
         epoch, batch = divmod(unit, len(self.batches))
         return epoch * self.images + self.batches[batch][0]
 
@@ -135,15 +148,14 @@ class RelabelFolder:
         return self.bytes <= self.layout.settings.parquet_below_bytes
 
     def read(self, start: int, stop: int) -> Columns:
-        """The columns of some views, in the order of epochs and batches."""
-        parts = list[Columns]()
-        starts = self.layout.file_starts
+        """The columns of some records, in the order of epochs and batches."""
+        parts, starts = list[Columns](), self.layout.file_starts
         for number in range(bisect_right(starts, start) - 1, len(self.layout.files)):
-            low, high = max(start, starts[number]), min(stop, starts[number + 1])
-            if low >= high:
+            first, last = max(start, starts[number]), min(stop, starts[number + 1])
+            if first >= last:
                 break
-            rows = _rows(_file(self.folder, number), low - starts[number], high - starts[number])
-            parts.append(rows)
+            path = _file(self.folder, number)
+            parts.append(_rows(path, first - starts[number], last - starts[number]))
         order = ["epoch", "batch", *COLUMNS, *self.code.columns]
         return {
             name: np.concatenate([part[name] for part in parts])
@@ -175,16 +187,15 @@ class RelabelFolder:
 
     def _blocks(self) -> list[TarBlock]:
         """Runs of whole batches of an epoch, each a few members of a tar."""
-        blocks, per_epoch = list[TarBlock](), len(self.layout.batches)
-        step = max(1, BLOCK_RECORDS // self.layout.settings.batch)
-        for epoch in range(-(-self.layout.units // per_epoch)):
-            until = min((epoch + 1) * per_epoch, self.layout.units)
-            for unit in range(epoch * per_epoch, until, step):
-                stop = min(unit + step, until)
-                records = (self.layout.first_record(unit), self.layout.first_record(stop))
-                blocks.append(
-                    TarBlock(epoch, (unit - epoch * per_epoch, stop - epoch * per_epoch), records)
-                )
+        layout, blocks = self.layout, list[TarBlock]()
+        step = max(1, BLOCK_RECORDS // layout.settings.batch)
+        for first in range(0, layout.units, len(layout.batches)):
+            last = min(first + len(layout.batches), layout.units)  # of the units of an epoch
+            for unit in range(first, last, step):
+                stop = min(unit + step, last)
+                records = (layout.first_record(unit), layout.first_record(stop))
+                epoch = first // len(layout.batches)
+                blocks.append(TarBlock(epoch, (unit - first, stop - first), records))
         return blocks
 
 
@@ -204,46 +215,20 @@ def run_relabel(
         DistillError: a teacher's logits do not fit into float16.
     """
     squeezed.check_teachers()
-    shape = squeezed.shape
     modules = [squeezed.module(member) for member in range(squeezed.members)]
-    for problem in settings.problems(shape, len(modules)):
+    for problem in settings.problems(squeezed.shape, len(modules)):
         raise RecipeError(problem)
-    features = settings.store == "features"
-    ensemble = TeacherEnsemble(modules, settings, shape, run.runtime.device, features=features)
-    code = code_of(settings.top_k, shape.k, ensemble.classifier)
-    count, _, height, width = pictures.images_NCHW.shape
-    draw = draws(run.seed, "relabel")
-    record = draw_views(settings, 0, count, (height, width), draw).columns()
-    record_bytes = 2 * torch.int32.itemsize + sum(
-        values[0].numel() * values.itemsize for values in record.values()
-    )
-    layout = Layout(settings, count, record_bytes + code.label_bytes)
-    deciding = settings.model_dump(mode="json", exclude={"parquet_below_bytes"})
-    space = pictures.space
-    pixels = sha256_tensors([pictures.images_NCHW, pictures.labels_N, space.mean_C, space.std_C])
-    identity = fingerprint([VERSION, deciding, pixels, squeezed.fingerprint, run.seed])
-    folder = run.folder / f"relabel-{identity}"
+    device, features = run.runtime.device, settings.store == "features"
+    ensemble = TeacherEnsemble(modules, settings, squeezed.shape, device, features=features)
+    code = code_of(settings.top_k, squeezed.shape.k, ensemble.classifier)
+    labeling = _Labeling(settings, pictures, ensemble, code, draws(run.seed, "relabel"), device)
+    layout = Layout(settings, pictures.count, labeling.view_bytes + code.label_bytes)
+    folder = run.folder / f"relabel-{_identity(settings, pictures, squeezed, run.seed)}"
     if not is_done(folder):
-        labeling = _Labeling(settings, pictures, ensemble, code, draw)
-        _label(labeling, layout, folder, run)
+        _label_files(labeling, layout, folder, run)
         run.runtime.wait()
         if run.runtime.is_main:
-            agreed = sum(
-                read_tensors(_file(folder, number))[1] for number in range(len(layout.files))
-            )
-            facts = {
-                **deciding,
-                "networks": [part.model_dump(mode="json") for part in squeezed.architectures],
-                "classes": shape.k,
-                "images": count,
-                "units": layout.units,
-                "labels": layout.records,
-                "bytes_per_label": code.label_bytes,
-                "bytes_per_view": record_bytes,
-                "teacher_agrees": agreed / layout.records,
-                "torch": torch.__version__,
-            }
-            mark_done(folder, facts)
+            mark_done(folder, _facts(labeling, layout, squeezed, folder))
         run.runtime.wait()
     return RelabelFolder(folder, layout, code, read_json(folder / DONE))
 
@@ -257,64 +242,104 @@ class _Labeling:
     ensemble: TeacherEnsemble
     code: Code
     draw: Draw
+    device: torch.device
 
-    def unit(self, epoch: int, batch: int, views: Views, device: torch.device) -> dict[str, Tensor]:
-        """Views and labels of one batch, as columns."""
-        here = _here(self.pictures.images_NCHW, views, device)
-        rendered_BCHW = replay(*here, self.pictures.space)
-        labels = self.code.encode(self.ensemble(rendered_BCHW, views.group_B))
-        where = {
-            name: torch.full_like(views.image_B, value)
-            for name, value in (("epoch", epoch), ("batch", batch))
-        }
-        return {**where, **views.columns(), **labels}
+    def units(self, numbers: range) -> Iterator[dict[str, Tensor]]:
+        """Views and labels of some units as columns, unit by unit."""
+        batches = self.settings.batches(self.pictures.count)
+        for epoch, inside in groupby(numbers, lambda number: number // len(batches)):
+            views = self._views(epoch, self.pictures.count)
+            for batch in (number % len(batches) for number in inside):
+                yield self._unit(epoch, batch, views.at(slice(*batches[batch])))
 
     def agreement(self, columns: Mapping[str, Tensor]) -> int:
         """Views whose largest logit is the class of their own image."""
         own_B = self.pictures.labels_N[columns["image"].long()]
         return int((self.code.decode(columns).argmax(dim=1) == own_B).sum())
 
+    @property
+    def view_bytes(self) -> int:
+        """What a view takes without its label, its epoch and batch included."""
+        columns = self._views(0, 1).columns().values()
+        return 2 * torch.int32.itemsize + sum(column.nbytes for column in columns)
 
-def _label(labeling: _Labeling, layout: Layout, folder: Path, run: Run) -> None:
+    def _views(self, epoch: int, count: int) -> Views:
+        height, width = self.pictures.images_NCHW.shape[2:]
+        groups = self.settings.norm_groups
+        return draw_views(self.settings, epoch, count, (height, width), self.draw, groups)
+
+    def _unit(self, epoch: int, batch: int, views: Views) -> dict[str, Tensor]:
+        needed_nCHW, moved = _needed(self.pictures.images_NCHW, views, self.device)
+        rendered_BCHW = replay(needed_nCHW, moved, self.pictures.space)
+        labels = self.code.encode(self.ensemble(rendered_BCHW, views.group_B))
+        epoch_B, batch_B = (torch.full_like(views.image_B, number) for number in (epoch, batch))
+        return {"epoch": epoch_B, "batch": batch_B, **views.columns(), **labels}
+
+
+def _identity(settings: Relabel, pictures: Pictures, squeezed: SqueezedFolder, seed: int) -> str:
+    """What names the folder: all that the bits of labels depend on."""
+    space = pictures.space
+    pixels = sha256_tensors([pictures.images_NCHW, pictures.labels_N, space.mean_C, space.std_C])
+    return fingerprint([VERSION, _deciding(settings), pixels, squeezed.fingerprint, seed])
+
+
+def _deciding(settings: Relabel) -> dict[str, Any]:
+    """The settings that labels depend on, as JSON."""
+    return settings.model_dump(mode="json", exclude={"parquet_below_bytes"})
+
+
+def _label_files(labeling: _Labeling, layout: Layout, folder: Path, run: Run) -> None:
     """Label this process's files, without a word to any other process."""
-    settings, files, batches = layout.settings, layout.files, layout.batches
-    count, _, height, width = labeling.pictures.images_NCHW.shape
-    mine = run.runtime.mine(len(files))
+    # File f belongs to process f modulo the number of processes: no two write the same one, and
+    # nobody waits. A file appears by a rename when it is whole, so one that is there is finished,
+    # whoever made it.
+    mine = run.runtime.mine(len(layout.files))
     left = [number for number in mine if not _file(folder, number).exists()]
     lock = threading.Lock()
 
     def label(number: int) -> None:
-        columns, agreed, drawn = list[dict[str, Tensor]](), 0, -1
-        for unit in range(*files[number]):
-            epoch, batch = divmod(unit, len(batches))
-            if epoch != drawn:
-                groups = settings.norm_groups
-                views = draw_views(settings, epoch, count, (height, width), labeling.draw, groups)
-                drawn = epoch
-            here = views.at(slice(*batches[batch]))
-            columns.append(labeling.unit(epoch, batch, here, run.runtime.device))
-            agreed += labeling.agreement(columns[-1])
-            with lock:
-                bar.advance(len(here.image_B))
-        tensors = {name: torch.cat([part[name] for part in columns]) for name in columns[0]}
+        parts, agreed = list[dict[str, Tensor]](), 0
+        for columns in labeling.units(range(*layout.files[number])):
+            parts.append(columns)
+            agreed += labeling.agreement(columns)
+            with lock:  # the threads of the pool share one bar
+                bar.advance(len(columns["image"]))
+        tensors = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         write_tensors(_file(folder, number), tensors, agreed)
 
     starts = layout.file_starts
     total = sum(starts[number + 1] - starts[number] for number in left)
-    with (
-        run.bar("relabel", total) as bar,
-        run.runtime.pool(len(files)) as run_units,
-    ):
-        run_units(label, left)
+    with run.bar("relabel", total) as bar, run.runtime.pool(len(layout.files)) as run_files:
+        run_files(label, left)
 
 
-def _here(images_NCHW: Tensor, views: Views, device: torch.device) -> tuple[Tensor, Views]:
+def _facts(
+    labeling: _Labeling, layout: Layout, squeezed: SqueezedFolder, folder: Path
+) -> dict[str, Any]:
+    """How all labels were made, once every file is there, as JSON."""
+    # every file says beside its tensors in how many of its views the teachers agree
+    agreed = sum(read_tensors(_file(folder, number))[1] for number in range(len(layout.files)))
+    return {
+        **_deciding(labeling.settings),
+        "networks": [part.model_dump(mode="json") for part in squeezed.architectures],
+        "classes": squeezed.shape.k,
+        "images": layout.images,
+        "units": layout.units,
+        "labels": layout.records,
+        "bytes_per_label": labeling.code.label_bytes,
+        "bytes_per_view": labeling.view_bytes,
+        "teacher_agrees": agreed / layout.records,
+        "torch": torch.__version__,
+    }
+
+
+def _needed(images_NCHW: Tensor, views: Views, device: torch.device) -> tuple[Tensor, Views]:
     """The images that some views are of, on the device, and the views with the places there."""
     places = torch.cat([views.image_B, views.partner_B])
-    needed_n, at_2B = torch.unique(places, return_inverse=True)
-    image_B, partner_B = at_2B.int().chunk(2)
-    picked_NCHW = images_NCHW[needed_n.long()].to(device)
-    return picked_NCHW, views._replace(image_B=image_B, partner_B=partner_B)
+    needed_n, place_2B = torch.unique(places, return_inverse=True)
+    image_B, partner_B = place_2B.int().chunk(2)
+    needed_nCHW = images_NCHW[needed_n.long()].to(device)
+    return needed_nCHW, views._replace(image_B=image_B, partner_B=partner_B)
 
 
 def _rows(path: Path, start: int, stop: int) -> Columns:
