@@ -28,8 +28,7 @@ from distill_datasets.config import BUILT_IN, load
 from distill_datasets.errors import ArtifactError, DistillError, RecipeError
 from distill_datasets.evaluation import evaluate
 from distill_datasets.evaluation.evaluate import read_followed, run_evaluate
-from distill_datasets.export.card import PLACEHOLDER, card
-from distill_datasets.export.card_code import training
+from distill_datasets.export.card import PLACEHOLDER, card, training
 from distill_datasets.export.content import STARTS, Content, budget, check
 from distill_datasets.export.folder import read_manifest, write_dataset
 from distill_datasets.export.reading import load_rows
