@@ -220,7 +220,7 @@ def test_a_finished_run_that_is_run_again_does_nothing_and_changes_nothing(
     assert command(*again).code == 0
     before = times(tmp_path)
     for place in (
-        "stages.source.read",
+        "data.source.SourceDataset.read",
         "stages.distill.optimize",
         "evaluation.evaluate.train_student",
     ):

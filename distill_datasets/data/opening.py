@@ -10,6 +10,8 @@ import re
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -81,25 +83,6 @@ def local_hint(dataset: str) -> Iterator[None]:
         raise DataError(f"{error}; if a folder was meant: {_nearby(path)}") from error
 
 
-def _private_cache(path: Path) -> str:
-    """A cache folder that no other local folder shares.
-
-    `datasets` gives two folders of the same base name one cache entry: the second would return the
-    first one's rows. A changed file (by size or time) gives a new entry.
-    """
-    import datasets
-
-    digest = hashlib.sha256(str(path.resolve()).encode())
-    for file in local_files(path):
-        status = file.stat()
-        digest.update(
-            f"{file.relative_to(path)}\0{status.st_size}\0{status.st_mtime_ns}\n".encode()
-        )
-    return str(
-        Path(datasets.config.HF_DATASETS_CACHE) / "distill_datasets" / digest.hexdigest()[:24]
-    )
-
-
 def _wrong_config(where: str, config: str | None, revision: str | None) -> str | None:
     """Why `config` cannot be right, or None when it is not to blame."""
     import datasets
@@ -157,16 +140,6 @@ def _explained(
         ) from error
 
 
-@contextmanager
-def explained(dataset: str, config: str | None, revision: str | None) -> Iterator[None]:
-    """Turn whatever opening or streaming a named dataset raises into a `DataError`."""
-    path = locate(dataset)
-    where = dataset if path is None else str(path)
-    online = hub.explained(dataset, revision) if path is None else nullcontext()
-    with online, _explained(dataset, where, config, revision, local=path is not None):
-        yield
-
-
 def as_splits(dataset: Any) -> Splits:  # noqa: ANN401
     """An object from Python as splits; one without splits is called train.
 
@@ -191,72 +164,124 @@ def _saved_to_disk(path: Path) -> bool:
     )
 
 
-def _only_tars(path: Path) -> bool:
-    """True for a tar and for a folder whose data files all are."""
-    kinds = {file.suffix for file in local_files(path)} - {".md", ".txt", ".json", ""}
-    return kinds == {".tar"}
+@dataclass(frozen=True)
+class Place:
+    """Where a named dataset lies: in the folder or file `path`, or on the Hub where that is None.
 
+    The files of a local one are listed once.
+    """
 
-def labels_folder(dataset: str) -> Path | None:
-    """Where the labels of local tars are kept once they were read; None for all other sources."""
-    path = locate(dataset)
-    if path is None or not _only_tars(path):
-        return None
-    return Path(_private_cache(path)) / "labels"
+    dataset: str
+    path: Path | None
+    config: str | None = None
+    revision: str | None = None
 
+    @cached_property
+    def _files(self) -> list[Path]:
+        return [] if self.path is None else local_files(self.path)
 
-def _open_local(path: Path, config: str | None, streaming: bool) -> Any:  # noqa: ANN401
-    import datasets
-    import pyarrow.parquet as pq
+    @property
+    def _only_tars(self) -> bool:
+        """True for a tar and for a folder whose data files all are."""
+        return {file.suffix for file in self._files} - {".md", ".txt", ".json", ""} == {".tar"}
 
-    if path in EMBEDDED.values():
-        return datasets.Dataset(datasets.table.InMemoryTable(pq.read_table(path)))
-    if _saved_to_disk(path):
-        if config is not None:
-            raise DataError("source.config: what save_to_disk wrote has no configs; leave it out")
-        return datasets.load_from_disk(str(path))
-    cache = _private_cache(path)
-    # shards of a WebDataset are read where they lie: nothing is copied, and processes share them
-    streaming = streaming or _only_tars(path)
-    if path.is_file():
-        if path.suffix not in FILE_KINDS:
-            raise DataError(
-                f"source.dataset: {path.name!r} is a file of an unknown kind; expected one of "
-                f"{', '.join(FILE_KINDS)}, or a folder"
+    @cached_property
+    def _private_cache(self) -> Path:
+        """A cache folder that no other local folder shares.
+
+        `datasets` gives two folders of the same base name one cache entry: the second would return
+        the first one's rows. A changed file (by size or time) gives a new entry.
+        """
+        import datasets
+
+        assert self.path is not None, "the Hub's datasets have names of their own"
+        digest = hashlib.sha256(str(self.path.resolve()).encode())
+        for file in self._files:
+            status = file.stat()
+            digest.update(
+                f"{file.relative_to(self.path)}\0{status.st_size}\0{status.st_mtime_ns}\n".encode()
             )
-        return datasets.load_dataset(
-            FILE_KINDS[path.suffix],
-            data_files={"train": str(path)},
-            cache_dir=cache,
-            streaming=streaming,
-        )
-    return datasets.load_dataset(str(path), config, cache_dir=cache, streaming=streaming)
+        caches = Path(datasets.config.HF_DATASETS_CACHE) / "distill_datasets"
+        return caches / digest.hexdigest()[:24]
+
+    @property
+    def labels_folder(self) -> Path | None:
+        """Where the labels of local tars are kept once they were read; None for all others."""
+        return self._private_cache / "labels" if self._only_tars else None
+
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        """Turn whatever opening or streaming raises into a `DataError`."""
+        local = self.path is not None
+        where = str(self.path) if local else self.dataset
+        online = nullcontext() if local else hub.explained(self.dataset, self.revision)
+        with online, _explained(self.dataset, where, self.config, self.revision, local=local):
+            yield
+
+    def splits(self, *, streaming: bool = False) -> Splits:
+        """Open the splits.
+
+        Args:
+            streaming: read the first rows without preparing or downloading the rest.
+
+        Raises:
+            DataError: they cannot be read; the message says what to do.
+        """
+        import datasets
+
+        if self.path is not None and self.revision is not None:
+            raise DataError(
+                f"source.revision: {self.dataset!r} lies on this machine and has no revisions; "
+                "leave it out"
+            )
+        with self.explained():
+            if self.path is not None:
+                return as_splits(self._local(self.path, streaming))
+            return as_splits(
+                datasets.load_dataset(
+                    self.dataset, self.config, revision=self.revision, streaming=streaming
+                )
+            )
+
+    def _local(self, path: Path, streaming: bool) -> Any:  # noqa: ANN401
+        import datasets
+        import pyarrow.parquet as pq
+
+        if path in EMBEDDED.values():
+            return datasets.Dataset(datasets.table.InMemoryTable(pq.read_table(path)))
+        if _saved_to_disk(path):
+            if self.config is not None:
+                raise DataError(
+                    "source.config: what save_to_disk wrote has no configs; leave it out"
+                )
+            return datasets.load_from_disk(str(path))
+        cache = str(self._private_cache)
+        # shards of a WebDataset are read where they lie: nothing is copied, and processes share
+        streaming = streaming or self._only_tars
+        if path.is_file():
+            if path.suffix not in FILE_KINDS:
+                raise DataError(
+                    f"source.dataset: {path.name!r} is a file of an unknown kind; expected one of "
+                    f"{', '.join(FILE_KINDS)}, or a folder"
+                )
+            return datasets.load_dataset(
+                FILE_KINDS[path.suffix],
+                data_files={"train": str(path)},
+                cache_dir=cache,
+                streaming=streaming,
+            )
+        return datasets.load_dataset(str(path), self.config, cache_dir=cache, streaming=streaming)
 
 
-def open_splits(
-    dataset: str, config: str | None, revision: str | None, *, streaming: bool = False
-) -> Splits:
+def open_splits(dataset: str, config: str | None, revision: str | None) -> Splits:
     """The splits of a named dataset.
 
     Args:
         dataset: a Hub id, a local path or an `embedded:` name.
         config: which config of it; None when there is only one.
         revision: branch, tag or commit on the Hub.
-        streaming: read the first rows without preparing or downloading the rest.
 
     Raises:
         DataError: it does not exist or cannot be read; the message says what to do.
     """
-    import datasets
-
-    path = locate(dataset)
-    if path is not None and revision is not None:
-        raise DataError(
-            f"source.revision: {dataset!r} lies on this machine and has no revisions; leave it out"
-        )
-    with explained(dataset, config, revision):
-        if path is None:
-            opened = datasets.load_dataset(dataset, config, revision=revision, streaming=streaming)
-        else:
-            opened = _open_local(path, config, streaming)
-    return as_splits(opened)
+    return Place(dataset, locate(dataset), config, revision).splits()

@@ -19,6 +19,8 @@ from distill_datasets.hub import pinned as hub
 
 logger = logging.getLogger("distill_datasets")
 
+MEMORY_NAME = "in memory"
+
 
 class SourceFile(NamedTuple):
     """One file: its path inside the dataset, its hash in hexadecimal, its size in bytes.
@@ -195,4 +197,4 @@ def of_memory(splits: Mapping[str, Any]) -> Provenance:
             files.append(SourceFile(split, _fingerprint(rows), rows.num_rows))
         else:
             files.append(_hash_rows(split, rows))
-    return Provenance("in memory", files=tuple(files))
+    return Provenance(MEMORY_NAME, files=tuple(files))

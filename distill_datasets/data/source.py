@@ -1,8 +1,8 @@
 """The recipe's `source` section, and how any image classification dataset becomes two splits.
 
-`resolve` says what will be read, `peek` how large one example is, `read` reads into a `Store`. Test
-rows are never among the training rows: they are another split, or cut off before anything else is
-drawn.
+`open_source` finds a source once; what it is (its commit, its files), what one example looks like
+and its rows all come from the `SourceDataset` that it returns. Test rows are never among the
+training rows: they are another split, or cut off before anything else is drawn.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -31,9 +31,15 @@ from distill_datasets.data.decoding import (
     first_image,
     place_of,
 )
-from distill_datasets.data.normalization import Kind, Normalization
-from distill_datasets.data.provenance import Provenance, of_hub, of_memory, of_path
-from distill_datasets.data.real import Decoded, RealData, Sampling
+from distill_datasets.data.normalization import Kind
+from distill_datasets.data.provenance import (
+    MEMORY_NAME,
+    Provenance,
+    of_hub,
+    of_memory,
+    of_path,
+)
+from distill_datasets.data.real import Decoded, Sampling
 from distill_datasets.data.stores import InMemory, Store
 from distill_datasets.errors import DataError
 from distill_datasets.media.image import UnusableImage
@@ -123,7 +129,7 @@ class Source(Section):
         return self
 
     def expected_shape(self) -> Shape:
-        """The shape that `expected` describes, as `peek` would tell it."""
+        """The shape that `expected` describes, as `peek` would return it."""
         assert self.expected is not None
         side = self.resolution or self.expected.side
         assert side is not None, "the recipe was checked"
@@ -169,20 +175,6 @@ class Source(Section):
         return classes
 
 
-__all__ = [
-    "BadRow",
-    "Decoded",
-    "Normalization",
-    "Provenance",
-    "RealData",
-    "Source",
-    "Split",
-    "peek",
-    "read",
-    "resolve",
-]
-
-
 logger = logging.getLogger("distill_datasets")
 
 
@@ -193,31 +185,6 @@ LISTED_ROWS = 20
 
 
 EMBEDDED_CARDS = {"embedded:uci-digits": "https://doi.org/10.24432/C50P49"}
-
-
-Guard = Callable[[], AbstractContextManager[None]]
-
-
-def resolve(source: Source, dataset: Any = None) -> Provenance:  # noqa: ANN401
-    """What the source is, exactly; no image is decoded and, for the Hub, none is downloaded.
-
-    Args:
-        source: the section of the recipe.
-        dataset: a `Dataset`, `DatasetDict` or iterable one to read instead of `source.dataset`.
-
-    Raises:
-        DataError: there is no such dataset or revision, or it may not be read.
-    """
-    if dataset is not None:
-        return of_memory(opening.as_splits(dataset))
-    path = opening.locate(source.dataset)
-    if path is None:
-        with opening.local_hint(source.dataset):
-            return of_hub(source.dataset, source.config, source.revision)
-    if source.dataset in opening.EMBEDDED:
-        known = of_path(path, source.config, source.dataset)
-        return replace(known, license="cc-by-4.0", card_url=EMBEDDED_CARDS[source.dataset])
-    return of_path(path, source.config)
 
 
 @dataclass(frozen=True)
@@ -241,7 +208,7 @@ class _Layout:
 def _layout(
     source: Source,
     splits: opening.Splits,
-    guard: Guard = nullcontext,
+    guard: Callable[[], AbstractContextManager[None]] = nullcontext,
     kept: Path | None = None,
 ) -> _Layout:
     train_name, test_name = columns.choose_splits(splits, source.train_split, source.test_split)
@@ -260,59 +227,6 @@ def _layout(
                 f"{columns.describe(test.features)}; name columns and splits that agree"
             )
     return _Layout(train, test, image, label)
-
-
-def _opened(
-    source: Source,
-    dataset: Any,  # noqa: ANN401
-    revision: str | None,
-    streaming: bool,
-) -> _Layout:
-    if dataset is not None:
-        return _layout(source, opening.as_splits(dataset))
-    splits = opening.open_splits(source.dataset, source.config, revision, streaming=streaming)
-    guard = partial(opening.explained, source.dataset, source.config, revision)
-    return _layout(source, splits, guard, opening.labels_folder(source.dataset))
-
-
-def peek(source: Source, dataset: Any = None) -> tuple[Shape, list[str]]:  # noqa: ANN401
-    """The shape of one example and the class names, from a few rows.
-
-    Args:
-        source: the section of the recipe.
-        dataset: see `resolve`.
-
-    Raises:
-        DataError: see `read`; only what shows in the first rows is noticed.
-    """
-    revision = source.revision
-    if dataset is None and opening.locate(source.dataset) is None:
-        revision = resolve(source).revision
-    layout = _opened(source, dataset, revision, streaming=True)
-    values = None
-    if not columns.names_classes(layout.label_feature):
-        layout = _opened(source, dataset, revision, streaming=False)
-        values = [
-            value
-            for piece in range(layout.train.pieces)
-            for value in layout.train.labels(layout.label, piece)
-        ]
-    names = columns.class_table(layout.label_feature, values, source.classes).names
-    cells = list(itertools.islice(layout.train.encoded(layout.image, None), PEEK_ROWS))
-    agreement, reasons = layout.agreement(source), []
-    shape: Shape | None = None
-    for number, cell in cells:
-        where = place_of(layout.train.split, number, cell)
-        try:
-            c, h, w = agreement.pixels(where, cell).shape
-        except UnusableImage as error:
-            reasons.append(f"{where}: {error}")
-        else:
-            shape = Shape(c, h, w, len(names))
-    if shape is None:
-        listed = "; ".join(reasons) or "there are none"
-        raise DataError(f"none of the first rows holds a usable image: {listed}")
-    return shape, names
 
 
 def _report(bad: list[BadRow], skip: bool) -> None:
@@ -390,45 +304,147 @@ def _chosen(
     )
 
 
-def read(
-    source: Source,
-    draw: Draw,
-    provenance: Provenance,
-    dataset: Any = None,  # noqa: ANN401
-    advance: Callable[[int, int], None] | None = None,
-    store: Store | None = None,
-) -> Decoded:
-    """Read and decode both splits.
+class SourceDataset:
+    """A source that was found: a Hub dataset at one commit, a local one, or an object of Python.
 
     Args:
-        source: the section of the recipe.
-        draw: randomness, for the rows cut off for test and for `source.limit` and `imbalance`.
-        provenance: what `resolve` returned; its commit is the one that is read.
-        dataset: see `resolve`.
-        advance: called with the number of rows handled so far and their total.
-        store: where pixels are put and who decodes which rows; by default memory, and this process.
+        section: the section of the recipe.
+        dataset: a `Dataset`, `DatasetDict` or iterable one to read instead of `section.dataset`.
+    """
+
+    def __init__(self, section: Source, dataset: Any = None) -> None:  # noqa: ANN401
+        self.section = section
+        self._layouts: dict[bool, _Layout] = {}
+        self._memory = None if dataset is None else opening.as_splits(dataset)
+        self._pinned: Provenance | None = None
+        if self._memory is not None:
+            self.name, self.revision = MEMORY_NAME, None
+            return
+        path = opening.locate(section.dataset)
+        self.revision = section.revision
+        if path is None:
+            self.name = section.dataset
+            with opening.local_hint(section.dataset):
+                self._pinned = of_hub(section.dataset, section.config, section.revision)
+            self.revision = self._pinned.revision
+        else:
+            embedded = section.dataset in opening.EMBEDDED
+            self.name = section.dataset if embedded else path.name
+        self._place = opening.Place(section.dataset, path, section.config, self.revision)
+
+    @cached_property
+    def provenance(self) -> Provenance:
+        """What the source is, exactly: no image is decoded for it and, on the Hub, none downloaded.
+
+        The files of a local source are hashed when this is asked for first.
+
+        Raises:
+            DataError: a file or folder cannot be read.
+        """
+        if self._memory is not None:
+            return of_memory(self._memory)
+        if self._pinned is not None:
+            return self._pinned
+        assert self._place.path is not None, "what lies on the Hub is pinned"
+        local = of_path(self._place.path, self.section.config, self.name)
+        if self.name in EMBEDDED_CARDS:
+            return replace(local, license="cc-by-4.0", card_url=EMBEDDED_CARDS[self.name])
+        return local
+
+    def _layout(self, *, streaming: bool) -> _Layout:
+        """Splits and columns; each way of opening is gone once."""
+        if streaming not in self._layouts:
+            if self._memory is not None:
+                layout = _layout(self.section, self._memory)
+            else:
+                place = self._place
+                splits = place.splits(streaming=streaming)
+                layout = _layout(self.section, splits, place.explained, place.labels_folder)
+            self._layouts[streaming] = layout
+        return self._layouts[streaming]
+
+    def peek(self) -> tuple[Shape, list[str]]:
+        """The shape of one example and the class names, from a few rows.
+
+        Raises:
+            DataError: see `read`; only what shows in the first rows is noticed.
+        """
+        layout = self._layout(streaming=True)
+        values = None
+        if not columns.names_classes(layout.label_feature):
+            layout = self._layout(streaming=False)
+            values = [
+                value
+                for piece in range(layout.train.pieces)
+                for value in layout.train.labels(layout.label, piece)
+            ]
+        names = columns.class_table(layout.label_feature, values, self.section.classes).names
+        cells = list(itertools.islice(layout.train.encoded(layout.image, None), PEEK_ROWS))
+        agreement, reasons = layout.agreement(self.section), []
+        shape: Shape | None = None
+        for number, cell in cells:
+            where = place_of(layout.train.split, number, cell)
+            try:
+                c, h, w = agreement.pixels(where, cell).shape
+            except UnusableImage as error:
+                reasons.append(f"{where}: {error}")
+            else:
+                shape = Shape(c, h, w, len(names))
+        if shape is None:
+            listed = "; ".join(reasons) or "there are none"
+            raise DataError(f"none of the first rows holds a usable image: {listed}")
+        return shape, names
+
+    def read(
+        self,
+        draw: Draw,
+        advance: Callable[[int, int], None] | None = None,
+        store: Store | None = None,
+    ) -> Decoded:
+        """Read and decode both splits.
+
+        Args:
+            draw: randomness, for the rows cut off for test and for `source.limit` and `imbalance`.
+            advance: called with the number of rows handled so far and their total.
+            store: where pixels are put and who decodes which rows; by default memory, and this
+                process.
+
+        Raises:
+            DataError: the dataset, a split, a column or a class does not exist; images disagree in
+                size or channels; rows are unusable and may not be skipped; a class has no training
+                image.
+        """
+        store = store or InMemory()
+        layout = self._layout(streaming=False)
+        train_part, test_part, names, counts = _chosen(self.section, layout, draw, store)
+        agreement = layout.agreement(self.section)
+        total = len(train_part.chosen) + len(test_part.chosen)
+        parts = [train_part, test_part]
+        first = first_image([(part.table, part.usable) for part in parts], layout.image, agreement)
+        shape = (0, 0, 0) if first is None else tuple(first.shape)
+
+        def report(before: int, done: int) -> None:
+            if advance is not None:
+                advance(before + done, total)
+
+        train, bad = train_part.stored(layout.image, agreement, shape, store, partial(report, 0))
+        test, bad_test = test_part.stored(
+            layout.image, agreement, shape, store, partial(report, len(train_part.chosen))
+        )
+        bad = sorted({*bad, *bad_test}, key=lambda row: (row.split != layout.train.split, row))
+        _report(bad, self.section.skip_bad_rows)
+        _check_classes(train, test, names)
+        return Decoded(train, test, names, bad, replace(self.provenance, splits=counts))
+
+
+def open_source(section: Source, dataset: Any = None) -> SourceDataset:  # noqa: ANN401
+    """Find a source, once; no image is decoded and no file is read.
+
+    Args:
+        section: the section of the recipe.
+        dataset: a `Dataset`, `DatasetDict` or iterable one to read instead of `section.dataset`.
 
     Raises:
-        DataError: the dataset, a split, a column or a class does not exist; images disagree in size
-            or channels; rows are unusable and may not be skipped; a class has no training image.
+        DataError: there is no such dataset or revision, or it may not be read.
     """
-    store = store or InMemory()
-    layout = _opened(source, dataset, provenance.revision, streaming=False)
-    train_part, test_part, names, counts = _chosen(source, layout, draw, store)
-    agreement, total = layout.agreement(source), len(train_part.chosen) + len(test_part.chosen)
-    parts = [train_part, test_part]
-    first = first_image([(part.table, part.usable) for part in parts], layout.image, agreement)
-    shape = (0, 0, 0) if first is None else tuple(first.shape)
-
-    def report(before: int, done: int) -> None:
-        if advance is not None:
-            advance(before + done, total)
-
-    train, bad = train_part.stored(layout.image, agreement, shape, store, partial(report, 0))
-    test, bad_test = test_part.stored(
-        layout.image, agreement, shape, store, partial(report, len(train_part.chosen))
-    )
-    bad = sorted({*bad, *bad_test}, key=lambda row: (row.split != layout.train.split, row))
-    _report(bad, source.skip_bad_rows)
-    _check_classes(train, test, names)
-    return Decoded(train, test, names, bad, replace(provenance, splits=counts))
+    return SourceDataset(section, dataset)

@@ -11,7 +11,7 @@ import torch
 
 from distill_datasets.data.opening import locate
 from distill_datasets.data.provenance import Provenance
-from distill_datasets.data.source import peek
+from distill_datasets.data.source import SourceDataset, open_source
 from distill_datasets.errors import ArtifactError, RecipeError, refuse
 from distill_datasets.export.content import sibling_of
 from distill_datasets.export.folder import MANIFEST, check_shards, check_writable, read_manifest
@@ -41,12 +41,12 @@ def check_output(output: Path, recipe: Recipe) -> None:
         check_shards(sibling_of(output.absolute()), recipe.sha256())
 
 
-def check_source_of(output: Path, provenance: Provenance) -> None:
+def check_source_of(output: Path, source: SourceDataset) -> None:
     """Refuse an output folder whose dataset was made from other images."""
     if not (output / MANIFEST).exists():
         return
     made_from = Provenance.from_json(read_manifest(output)["source"])
-    if made_from.identity() != provenance.identity():
+    if made_from.identity() != source.provenance.identity():
         raise ArtifactError(
             f"{output}: holds what this recipe made of {made_from.dataset!r} when its images were "
             "others, and nothing of it will be overwritten; choose a new folder with --output"
@@ -150,7 +150,18 @@ def _raised(check: Callable[[], object]) -> Iterator[str]:
         yield str(error)
 
 
-def check_teaching(recipe: Recipe, expected: Shape, names: list[str]) -> None:
+def open_teaching(recipe: Recipe) -> SourceDataset | None:
+    """Find `squeeze.source`; None where networks are trained on what is distilled, or not at all.
+
+    Raises:
+        DataError: there is no such dataset or revision, or it may not be read.
+    """
+    if recipe.squeeze is None or recipe.squeeze.source is None:
+        return None
+    return open_source(recipe.squeeze.source)
+
+
+def check_teaching(teaching: SourceDataset | None, expected: Shape, names: list[str]) -> None:
     """Look at a few rows of `squeeze.source`, where networks are trained on another source.
 
     Raises:
@@ -158,9 +169,9 @@ def check_teaching(recipe: Recipe, expected: Shape, names: list[str]) -> None:
             are the same ones in another order.
         DataError: it cannot be read.
     """
-    if recipe.squeeze is None or recipe.squeeze.source is None:
+    if teaching is None:
         return
-    got, theirs = peek(recipe.squeeze.source)
+    got, theirs = teaching.peek()
     if got != expected:
         raise RecipeError(
             f"squeeze.source: images of {got.c} x {got.h} x {got.w} in {got.k} classes, expected "

@@ -9,7 +9,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
-from distill_datasets.data.source import peek, resolve
+from distill_datasets.data.source import open_source
 from distill_datasets.distilled import Distilled, Recovered
 from distill_datasets.evaluation.evaluate import run_evaluate
 from distill_datasets.export.folder import MANIFEST, read_manifest, write_dataset
@@ -24,6 +24,7 @@ from distill_datasets.pipeline.checks import (
     check_runs,
     check_source_of,
     check_teaching,
+    open_teaching,
 )
 from distill_datasets.pipeline.content import digest, publishable
 from distill_datasets.recipe import Recipe
@@ -92,12 +93,13 @@ def run(
         written = {"--runs": own} | ({} if output is None else {"--output": output})
         check_outside(recipe.source.dataset, written)
     with library_bars(shown=not quiet):
-        provenance = resolve(recipe.source, dataset)
+        opened = open_source(recipe.source, dataset)
         if output is not None:
-            check_source_of(output, provenance)
-        shape, names = peek(recipe.source, dataset)
+            check_source_of(output, opened)
+        shape, names = opened.peek()
         check_parts(recipe, shape)
-        check_teaching(recipe, shape, names)
+        teaching = open_teaching(recipe)
+        check_teaching(teaching, shape, names)
         files = [] if recipe.squeeze is None else find_weights(recipe.squeeze, shape)
     check_runs(own)
     runtime = Runtime(trackers, str(own / "logs"))
@@ -105,15 +107,12 @@ def run(
     runtime.accelerator.init_trackers(recipe.name)
     with runtime.reproducible(), library_bars(shown=not quiet):
         beside = replace(this, folder=runs)
-        source = load_source(recipe.source, provenance, beside, dataset=dataset)
+        source = load_source(opened, beside)
         check_rows(recipe, source)
         squeezed = None
         if recipe.squeeze is not None:
-            teaching = source
-            if recipe.squeeze.source is not None:
-                other = recipe.squeeze.source
-                teaching = load_source(other, resolve(other), beside)
-            squeezed = run_squeeze(recipe.squeeze, teaching, this, files=files)
+            taught = source if teaching is None else load_source(teaching, beside)
+            squeezed = run_squeeze(recipe.squeeze, taught, this, files=files)
             if recipe.distill.objective.needs.class_statistics:
                 squeezed = run_statistics(squeezed, source, this)
         starts_SP = starts(recipe, source, squeezed, runtime.device)

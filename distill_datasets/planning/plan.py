@@ -11,12 +11,12 @@ from pydantic import BaseModel
 from distill_datasets.canvases.canvas import CanvasSize
 from distill_datasets.config import Part
 from distill_datasets.data.opening import HUB_ID
-from distill_datasets.data.source import peek, resolve
+from distill_datasets.data.source import open_source
 from distill_datasets.errors import DataError
 from distill_datasets.models.architecture import Architecture
 from distill_datasets.models.flops import WEIGHT_GRADIENT
 from distill_datasets.objectives.unrolled import Unrolled
-from distill_datasets.pipeline.checks import check_parts, check_teaching
+from distill_datasets.pipeline.checks import check_parts, check_teaching, open_teaching
 from distill_datasets.planning.costs import (
     asked_per_step,
     contestants,
@@ -123,7 +123,7 @@ def expected_source(recipe: Recipe, dataset: Any) -> Expected:  # noqa: ANN401
         check_parts(recipe, shape)
         return Expected(settings.dataset, settings.revision, shape, settings.expected.rows)
     try:
-        provenance = resolve(settings, dataset)
+        source = open_source(settings, dataset)
     except DataError as error:
         if HUB_ID.fullmatch(settings.dataset) is None:
             raise
@@ -131,10 +131,10 @@ def expected_source(recipe: Recipe, dataset: Any) -> Expected:  # noqa: ANN401
             f"{error}; or tell plan what it looks like, for example "
             '"source.expected={classes: 1000, side: 224, rows: 1281167}"'
         ) from error
-    shape, names = peek(settings, dataset)
+    shape, names = source.peek()
     check_parts(recipe, shape)
-    check_teaching(recipe, shape, names)
-    return Expected(provenance.dataset, provenance.revision, shape, None)
+    check_teaching(open_teaching(recipe), shape, names)
+    return Expected(source.name, source.revision, shape, None)
 
 
 def drawn_network(recipe: Recipe) -> Architecture:

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
@@ -18,7 +17,7 @@ from filelock import FileLock, Timeout
 from distill_datasets.data.normalization import Normalization, count_values
 from distill_datasets.data.provenance import Provenance
 from distill_datasets.data.real import Decoded, RealData
-from distill_datasets.data.source import Source, read
+from distill_datasets.data.source import Source, SourceDataset
 from distill_datasets.data.stores import RowFiles
 from distill_datasets.errors import DataError
 from distill_datasets.files.artifacts import (
@@ -50,31 +49,24 @@ class LoadedSource:
     fingerprint: str
 
 
-def load_source(
-    source: Source,
-    provenance: Provenance,
-    run: Run,
-    *,
-    dataset: Any = None,  # noqa: ANN401
-) -> LoadedSource:
+def load_source(source: SourceDataset, run: Run) -> LoadedSource:
     """Read and normalize the source, or take both from an earlier run.
 
     Args:
-        source: the section of the recipe.
-        provenance: what `resolve` returned.
+        source: what `open_source` returned.
         run: seed, folder, processes and device; its processes share the decoding.
-        dataset: the object to read instead of what `source.dataset` names.
 
     Raises:
         DataError: the source cannot be used; nothing has been trained yet.
     """
+    section, provenance = source.section, source.provenance
     training = {"sampling", "calibrate"}
     normal = {"normalization", "zca_regularization", "mean", "std"}
     named = {"dataset", "revision", "expected"} | normal
-    reading = source.model_dump(mode="json", exclude=named | training)
+    reading = section.model_dump(mode="json", exclude=named | training)
     identity = [VERSION, "source", reading, provenance.identity(), run.seed]
     folder = run.folder / f"source-{fingerprint(identity)}"
-    normalizing = source.model_dump(mode="json", include=normal)
+    normalizing = section.model_dump(mode="json", include=normal)
     normalized = folder / f"normalization-{fingerprint(normalizing)}.safetensors"
     data, store = folder / "data.safetensors", RowFiles(folder, run.runtime)
     parts = [data, store.path("train"), store.path("test")]
@@ -96,7 +88,7 @@ def load_source(
                     bar.advance(done - seen)
                     seen = done
 
-                decoded = read(source, draws(run.seed), provenance, dataset, advance, store)
+                decoded = source.read(draws(run.seed), advance, store)
             if run.runtime.is_main:
                 write_tensors(data, *decoded.to_tensors())
                 shape = list(decoded.train.images_NCHW.shape)
@@ -107,7 +99,7 @@ def load_source(
         images = [open_rows(store.path(name)) for name in ("train", "test")]
         decoded = Decoded.from_tensors(*read_tensors(data), *images)
         if fitting:
-            fitted = fit(decoded, source, run.runtime)
+            fitted = fit(decoded, section, run.runtime)
             if run.runtime.is_main:
                 write_tensors(normalized, fitted.to_tensors())
         run.runtime.wait()
@@ -127,10 +119,10 @@ def load_source(
         )  # fmt: skip
     return LoadedSource(
         RealData.build(
-            decoded, normalization, run.runtime.device, source.sampling, source.calibrate
+            decoded, normalization, run.runtime.device, section.sampling, section.calibrate
         ),
         decoded.provenance,
-        fingerprint([identity, normalizing, source.model_dump(include=training)]),
+        fingerprint([identity, normalizing, section.model_dump(include=training)]),
     )
 
 
@@ -179,22 +171,22 @@ def _acquire(lock: FileLock) -> None:
         )
 
 
-def fit(decoded: Decoded, source: Source, runtime: Runtime) -> Normalization:
+def fit(decoded: Decoded, section: Source, runtime: Runtime) -> Normalization:
     """The normalization of the training images; processes share the reading where they can.
 
     Raises:
         DataError: `source.mean` is of another number of channels than the images have.
     """
     images_NCHW = decoded.train.images_NCHW
-    if source.mean is not None and source.std is not None:
-        if len(source.mean) != decoded.shape.c:
+    if section.mean is not None and section.std is not None:
+        if len(section.mean) != decoded.shape.c:
             raise DataError(
-                f"source.mean: got {len(source.mean)} numbers for images of {decoded.shape.c} "
+                f"source.mean: got {len(section.mean)} numbers for images of {decoded.shape.c} "
                 "channels; give one for every channel, or set source.channels"
             )
-        return Normalization(torch.tensor(source.mean), torch.tensor(source.std))
-    if source.normalization != "mean_std":
-        return Normalization.fit(decoded.train, source.normalization, source.zca_regularization)
+        return Normalization(torch.tensor(section.mean), torch.tensor(section.std))
+    if section.normalization != "mean_std":
+        return Normalization.fit(decoded.train, section.normalization, section.zca_regularization)
     processes = runtime.accelerator.num_processes
     share = -(-len(images_NCHW) // processes)
     first = runtime.accelerator.process_index * share

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from distill_datasets.data.source import resolve
+from distill_datasets.data.source import open_source
 from distill_datasets.files.artifacts import write_json
 from distill_datasets.pipeline.run import distill, run
 from distill_datasets.recipe import Recipe, load_recipe
@@ -47,8 +47,8 @@ def distilled_in(recipe: Recipe, runs: Path, runtime: Runtime) -> float:
     own.mkdir(parents=True)  # a resumed run would look faster than it is
     with runtime.reproducible():
         source = load_source(
-            recipe.source, resolve(recipe.source), run=Run(recipe.seed, runs, runtime, shown=False)
-        )  # fmt: skip
+            open_source(recipe.source), Run(recipe.seed, runs, runtime, shown=False)
+        )
         return timed(
             lambda: distill(recipe, source, None, Run(recipe.seed, own, runtime, shown=False)),
             runtime.device,

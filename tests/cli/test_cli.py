@@ -274,7 +274,7 @@ def test_the_same_command_again_does_nothing_and_says_the_same(
     folder, first = finished
     before = times(folder)
     with (
-        mock.patch("distill_datasets.stages.source.read", side_effect=AssertionError),
+        mock.patch("distill_datasets.data.source.SourceDataset.read", side_effect=AssertionError),
         mock.patch("distill_datasets.stages.distill.optimize", side_effect=AssertionError),
         mock.patch(
             "distill_datasets.evaluation.evaluate.train_student", side_effect=AssertionError

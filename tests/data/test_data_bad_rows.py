@@ -11,14 +11,14 @@ from support.image_sets import both, dataset, draw, features, gray, png, values
 from distill_datasets.data import stores as storing
 from distill_datasets.data.decoding import BadRow
 from distill_datasets.data.real import Decoded
-from distill_datasets.data.source import Source, peek, read, resolve
+from distill_datasets.data.source import Source, open_source
 from distill_datasets.errors import DataError
 
 
 def read_object(rows: Any, **fields: Any) -> Decoded:  # noqa: ANN401
     """Read an object from Python."""
     source = Source(dataset="ignored", **fields)
-    return read(source, draw, resolve(source, rows), rows)
+    return open_source(source, rows).read(draw)
 
 
 def encoded(cells: list[Any], labels: list[Any], label: Any = None) -> datasets.DatasetDict:  # noqa: ANN401
@@ -72,10 +72,10 @@ def test_an_image_in_a_file_is_named_by_the_file(tmp_path: Path) -> None:
     (tmp_path / "cat" / "1.png").write_bytes(b"no image")
     source = Source(dataset=str(tmp_path), test_share=0.3)
     with pytest.raises(DataError, match=r"\(emu/0\.png\)"):
-        read(source, draw, resolve(source))
+        open_source(source).read(draw)
     (tmp_path / "emu" / "0.png").unlink()
     with pytest.raises(DataError, match=r"no image PIL can identify \(cat/1.png\)"):
-        read(source, draw, resolve(source))
+        open_source(source).read(draw)
 
 
 def test_broken_rows_are_left_out_and_logged_on_request(
@@ -170,14 +170,14 @@ def test_different_sizes_are_refused_until_a_resolution_is_set() -> None:
 def test_an_unusable_first_image_decides_nothing() -> None:
     rows = encoded([None, *GOOD[:2]], [0, 0, 1])
     assert read_object(rows, skip_bad_rows=True).shape.h == 2
-    assert peek(Source(dataset="ignored"), rows)[0].h == 2
+    assert open_source(Source(dataset="ignored"), rows).peek()[0].h == 2
 
 
 def test_peek_says_why_no_image_could_be_used() -> None:
     with pytest.raises(
         DataError, match=r"none of the first rows holds a usable image: train row 0: "
     ):
-        peek(Source(dataset="ignored"), encoded([None, b"x"], [0, 1]))
+        open_source(Source(dataset="ignored"), encoded([None, b"x"], [0, 1])).peek()
 
 
 def test_pixels_that_do_not_fit_in_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

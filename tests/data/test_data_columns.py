@@ -10,14 +10,14 @@ from pydantic import ValidationError
 from support.image_sets import both, dataset, draw, gray, values
 
 from distill_datasets.data.real import Decoded
-from distill_datasets.data.source import Source, peek, read, resolve
+from distill_datasets.data.source import Source, open_source
 from distill_datasets.errors import DataError
 
 
 def read_object(rows: Any, **fields: Any) -> Decoded:  # noqa: ANN401
     """Read an object from Python."""
     source = Source(dataset="ignored", **fields)
-    return read(source, draw, resolve(source, rows), rows)
+    return open_source(source, rows).read(draw)
 
 
 def named(columns: dict[str, Any], kinds: dict[str, Any]) -> datasets.Dataset:
@@ -56,7 +56,7 @@ def test_the_label_column_is_found_by_type_or_name(
 ) -> None:
     rows = pets(label, kind)
     assert read_object(rows).class_names == names
-    assert peek(Source(dataset="ignored"), rows)[1] == names
+    assert open_source(Source(dataset="ignored"), rows).peek()[1] == names
 
 
 def test_strings_are_numbered_in_sorted_order() -> None:
@@ -206,7 +206,10 @@ def test_classes_are_renumbered_in_the_order_given() -> None:
     assert decoded.train.labels_N.tolist() == [1, 0, 1]
     assert values(decoded.test.images_NCHW) == [100, 102]
     assert decoded.test.labels_N.tolist() == [0, 1]
-    assert peek(Source(dataset="ignored", classes=["eel", 0]), rows)[1] == ["eel", "cat"]
+    assert open_source(Source(dataset="ignored", classes=["eel", 0]), rows).peek()[1] == [
+        "eel",
+        "cat",
+    ]
 
 
 def test_an_unknown_class_is_answered_with_the_classes() -> None:
@@ -258,7 +261,7 @@ def test_another_seed_draws_other_rows() -> None:
     def other(*what: str | int) -> torch.Generator:
         return draw("another seed", *what)
 
-    drawn = [read(source, lane, resolve(source, rows), rows) for lane in (draw, other)]
+    drawn = [open_source(source, rows).read(lane) for lane in (draw, other)]
     assert not torch.equal(drawn[0].train.images_NCHW, drawn[1].train.images_NCHW)
 
 

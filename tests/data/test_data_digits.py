@@ -10,7 +10,7 @@ from sklearn.datasets import load_digits
 from support import make_digits
 from support.image_sets import draw
 
-from distill_datasets.data.source import Source, peek, read, resolve
+from distill_datasets.data.source import Source, open_source
 from distill_datasets.types import Shape
 
 DIGITS = Source(dataset="embedded:uci-digits")
@@ -39,14 +39,14 @@ def test_the_metadata_reads_in_every_version_of_datasets() -> None:
 
 
 def test_peek_and_read_agree_on_the_shape() -> None:
-    shape, names = peek(DIGITS)
-    decoded = read(DIGITS, draw, resolve(DIGITS))
+    shape, names = open_source(DIGITS).peek()
+    decoded = open_source(DIGITS).read(draw)
     assert shape == decoded.shape == Shape(1, 8, 8, 10)
     assert names == decoded.class_names == [str(digit) for digit in range(10)]
 
 
 def test_a_fifth_of_each_class_is_cut_off_for_test() -> None:
-    decoded = read(DIGITS, draw, resolve(DIGITS))
+    decoded = open_source(DIGITS).read(draw)
     train_K, test_K = (
         torch.bincount(split.labels_N, minlength=10) for split in (decoded.train, decoded.test)
     )
@@ -55,7 +55,7 @@ def test_a_fifth_of_each_class_is_cut_off_for_test() -> None:
 
 
 def test_the_provenance_names_license_and_origin() -> None:
-    provenance = resolve(DIGITS)
+    provenance = open_source(DIGITS).provenance
     assert provenance.dataset == "embedded:uci-digits"
     assert provenance.license == "cc-by-4.0"
     assert provenance.card_url == "https://doi.org/10.24432/C50P49"

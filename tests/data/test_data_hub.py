@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,12 +12,15 @@ import pytest
 from support import TESTS
 from support.hub_server import HubServer
 from support.hub_state import User
+from support.toy_runs import toy_file
+
+from distill_datasets.data import opening
 
 # Publishes four training and two test rows as lab/pets, then reads them by name.
 SCRIPT = """
 import dataclasses, io, json, sys
 from huggingface_hub import CommitOperationAdd, HfApi
-from distill_datasets.data.source import Source, peek, read, resolve
+from distill_datasets.data.source import Source, open_source
 from distill_datasets.errors import DataError
 from support.image_sets import both, draw, values
 
@@ -36,9 +40,9 @@ def publish():
 def answer(**fields):
     source = Source(**fields)
     try:
-        provenance = resolve(source)
-        shape, names = peek(source)
-        decoded = read(source, draw, provenance)
+        found = open_source(source)
+        shape, names = found.peek()
+        decoded = found.read(draw)
     except DataError as error:
         return {"error": str(error)}
     return {
@@ -56,10 +60,10 @@ sys.__stdout__.write(json.dumps(answers))
 """
 
 
-def ask(url: str, home: Path, verb: str, *sources: dict[str, Any], **environment: str) -> Any:  # noqa: ANN401
-    """What a process with its own home finds out about each source."""
+def environment_of(url: str, home: Path) -> dict[str, str]:
+    """What a process with its own home sees of this server."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-    mine = {
+    return kept | {
         "HF_ENDPOINT": url,
         "HF_HOME": str(home),
         "HF_HUB_DISABLE_XET": "1",
@@ -69,9 +73,13 @@ def ask(url: str, home: Path, verb: str, *sources: dict[str, Any], **environment
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path]),
     }
+
+
+def ask(url: str, home: Path, verb: str, *sources: dict[str, Any], **environment: str) -> Any:  # noqa: ANN401
+    """What a process with its own home finds out about each source."""
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, verb, json.dumps(sources)],
-        env={**kept, **mine, **environment},
+        env=environment_of(url, home) | environment,
         capture_output=True,
         text=True,
         timeout=50,
@@ -115,3 +123,41 @@ def test_a_private_dataset_is_read_pinned_and_found_again_offline(
     assert "'lab/pets', or it is private" in stranger["error"]
     assert "'lab/pets', or it is private" in lost["error"]
     assert server.violations == []
+
+
+def asked_without_commit(server: HubServer, home: Path, *words: str) -> list[str]:
+    """The requests of a command that do not say which commit they mean."""
+    server.requests.clear()
+    done = subprocess.run(
+        [sys.executable, "-m", "distill_datasets", *words],
+        env=environment_of(server.url, home),
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stderr
+    return [line for line in server.requests if not re.search(r"/[0-9a-f]{40}\b", line)]
+
+
+@pytest.mark.timeout(180)  # two processes import torch and datasets
+def test_a_name_becomes_a_commit_once_in_a_plan_and_once_in_a_run(
+    server: HubServer, tmp_path: Path
+) -> None:
+    digits = {"data/train-0.parquet": opening.EMBEDDED["embedded:uci-digits"].read_bytes()}
+    first = server.commit("lab/digits", digits)
+    server.commit("lab/more", digits)
+    recipe, home = toy_file(tmp_path), tmp_path / "home"
+    network = "network: {name: convnet, depth: 2, width: 4}"
+    squeeze = f"squeeze={{epochs: 1, members: 1, {network}, source: {{dataset: lab/more}}}}"
+    named = ["source.dataset=lab/digits", squeeze, "distill.networks=pretrained"]
+    assert asked_without_commit(server, home, "plan", recipe, *named) == [
+        "GET /api/datasets/lab/digits 200",
+        "GET /api/datasets/lab/more 200",
+    ]
+    # the branch moves as soon as the run has asked where it points
+    server.before("GET", "/lab/digits/tree/", lambda: server.commit("lab/digits", {"new": b"x"}))
+    runs = ["--runs", str(tmp_path / "runs"), "--output", str(tmp_path / "out")]
+    asked = asked_without_commit(server, home, "run", recipe, named[0], *runs)
+    assert asked == ["GET /api/datasets/lab/digits 200"]
+    manifest = json.loads((tmp_path / "out" / "distill.json").read_text())
+    assert manifest["source"]["revision"] == first.oid

@@ -1,19 +1,25 @@
 """What is said when a dataset is not where its name points: on this machine or on the Hub."""
 
+import hashlib
 import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import datasets
 import pytest
 from huggingface_hub import HfApi, constants, errors
 from huggingface_hub.hf_api import RepoFile
-from support.image_sets import dataset, gray
+from support.image_sets import dataset, draw, gray
+from support.toy_runs import toy_recipe
 
+from distill_datasets.data import opening
 from distill_datasets.data.provenance import of_memory, of_path
-from distill_datasets.data.source import Source, peek, resolve
+from distill_datasets.data.source import Source, open_source
 from distill_datasets.errors import DataError
+from distill_datasets.pipeline.run import run
+from distill_datasets.planning.plan import plan
 from distill_datasets.runtime import memory
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -45,27 +51,27 @@ def answer(kind: type[errors.HfHubHTTPError], status: int) -> errors.HfHubHTTPEr
 def test_a_misspelled_folder_is_answered_with_its_siblings(tmp_path: Path) -> None:
     (tmp_path / "sets" / "cifar10").mkdir(parents=True)
     with pytest.raises(DataError, match=r"did you mean '.*sets/cifar10'\? '.*sets' holds: cifar10"):
-        resolve(Source(dataset=str(tmp_path / "sets" / "cifar11")))
+        open_source(Source(dataset=str(tmp_path / "sets" / "cifar11")))
     with pytest.raises(DataError, match=r"no file or folder './set/cifar10', and a Hub id is "):
-        resolve(Source(dataset="./set/cifar10"))
+        open_source(Source(dataset="./set/cifar10"))
 
 
 def test_a_name_without_an_owner_is_neither_folder_nor_hub_id() -> None:
     with pytest.raises(DataError, match=r"'cifar10', and a Hub id is written 'owner/name'"):
-        resolve(Source(dataset="cifar10"))
+        open_source(Source(dataset="cifar10"))
 
 
 def test_a_misspelled_embedded_name_is_answered_with_the_valid_one() -> None:
     with pytest.raises(
         DataError, match=r"ships with this package; did you mean 'embedded:uci-digits"
     ):
-        resolve(Source(dataset="embedded:uci-digit"))
+        open_source(Source(dataset="embedded:uci-digit"))
 
 
 def test_a_folder_without_data_says_what_was_expected(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"holds no file that can be read; expected Parquet files"):
-        peek(Source(dataset=str(tmp_path / "empty")))
+        open_source(Source(dataset=str(tmp_path / "empty"))).peek()
 
 
 def test_a_file_of_an_unknown_kind_is_refused(tmp_path: Path) -> None:
@@ -73,22 +79,22 @@ def test_a_file_of_an_unknown_kind_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=r"'pets.npz' is a file of an unknown kind; expected one of"
     ):
-        peek(Source(dataset=str(tmp_path / "pets.npz")))
+        open_source(Source(dataset=str(tmp_path / "pets.npz"))).peek()
 
 
 def test_a_damaged_parquet_file_is_refused_without_a_traceback(tmp_path: Path) -> None:
     (tmp_path / "pets").mkdir()
     (tmp_path / "pets" / "train.parquet").write_bytes(b"PAR1 not really PAR1")
     with pytest.raises(DataError, match=r"pets' cannot be read: "):
-        peek(Source(dataset=str(tmp_path / "pets")))
+        open_source(Source(dataset=str(tmp_path / "pets"))).peek()
 
 
 def test_a_folder_has_no_revision(tmp_path: Path) -> None:
     dataset([0, 1]).save_to_disk(tmp_path / "pets")
     with pytest.raises(DataError, match=r"source.revision: .* has no revisions; leave it out"):
-        peek(Source(dataset=str(tmp_path / "pets"), revision="v1"))
+        open_source(Source(dataset=str(tmp_path / "pets"), revision="v1")).peek()
     with pytest.raises(DataError, match=r"source.config: what save_to_disk wrote has no configs"):
-        peek(Source(dataset=str(tmp_path / "pets"), config="small"))
+        open_source(Source(dataset=str(tmp_path / "pets"), config="small")).peek()
 
 
 def test_a_loading_script_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -96,7 +102,7 @@ def test_a_loading_script_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     (tmp_path / "pets" / "pets.py").write_text("")
 
     with pytest.raises(DataError, match=r"is a loading script, which `datasets` no longer runs"):
-        peek(Source(dataset=str(tmp_path / "pets")))
+        open_source(Source(dataset=str(tmp_path / "pets"))).peek()
 
 
 @pytest.mark.parametrize(
@@ -121,7 +127,7 @@ def test_each_refusal_of_the_hub_is_explained(
 ) -> None:
     failing(monkeypatch, answer(kind, status))
     with pytest.raises(DataError, match=message):
-        resolve(Source(dataset="o/n", revision="v1"))
+        open_source(Source(dataset="o/n", revision="v1"))
 
 
 @pytest.mark.parametrize("error", [errors.OfflineModeIsEnabled("x"), ConnectionError("no route")])
@@ -130,7 +136,7 @@ def test_no_connection_is_explained(monkeypatch: pytest.MonkeyPatch, error: Exce
     with pytest.raises(
         DataError, match=r"'o/n' cannot be fetched and is not in the cache .*HF_HUB_O"
     ):
-        resolve(Source(dataset="o/n"))
+        open_source(Source(dataset="o/n"))
 
 
 def test_a_hub_id_that_fails_inside_a_local_folder_mentions_the_folder(
@@ -139,7 +145,7 @@ def test_a_hub_id_that_fails_inside_a_local_folder_mentions_the_folder(
     (tmp_path / "data" / "mnist").mkdir(parents=True)
     failing(monkeypatch, ConnectionError("no route"))
     with pytest.raises(DataError, match=r"if a folder was meant: did you mean '.*data/mnist'"):
-        resolve(Source(dataset="data/mnst"))
+        open_source(Source(dataset="data/mnst"))
 
 
 def test_a_misspelled_hub_id_is_answered_with_the_owner_s_datasets(
@@ -151,7 +157,7 @@ def test_a_misspelled_hub_id_is_answered_with_the_owner_s_datasets(
     with pytest.raises(
         DataError, match=r"did you mean 'lab/cifar10'\? valid names: lab/cifar10, la"
     ):
-        resolve(Source(dataset="lab/cifar1O"))
+        open_source(Source(dataset="lab/cifar1O"))
 
 
 def test_a_hub_dataset_is_pinned_to_its_commit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,7 +179,9 @@ def test_a_hub_dataset_is_pinned_to_its_commit(monkeypatch: pytest.MonkeyPatch) 
     ]
     monkeypatch.setattr(HfApi, "dataset_info", dataset_info)
     monkeypatch.setattr(HfApi, "list_repo_tree", lambda *_, **__: iter(tree))
-    provenance = resolve(Source(dataset="lab/cifar10", revision="v2", config="plain"))
+    provenance = open_source(
+        Source(dataset="lab/cifar10", revision="v2", config="plain")
+    ).provenance
     assert asked == [("lab/cifar10", "v2")]
     assert provenance.revision == COMMIT
     assert provenance.license == "mit, other"
@@ -199,7 +207,7 @@ def test_without_a_connection_the_cached_commit_is_used(
     (folder / "snapshots" / COMMIT / "README.md").write_text("---\nlicense: mit\n---\n")
     failing(monkeypatch, ConnectionError("no route"))
     for revision in (None, COMMIT):
-        provenance = resolve(Source(dataset="lab/cifar10", revision=revision))
+        provenance = open_source(Source(dataset="lab/cifar10", revision=revision)).provenance
         assert provenance.revision == COMMIT
         assert provenance.license == "mit"
     assert "using the cached commit 0123456789ab" in caplog.text
@@ -211,12 +219,12 @@ def test_without_a_connection_a_lone_cached_commit_is_used_and_two_are_not(
     snapshots = tmp_path / "hub" / "datasets--lab--cifar10" / "snapshots"
     (snapshots / COMMIT).mkdir(parents=True)
     failing(monkeypatch, ConnectionError("no route"))
-    assert resolve(Source(dataset="lab/cifar10")).revision == COMMIT
+    assert open_source(Source(dataset="lab/cifar10")).provenance.revision == COMMIT
     with pytest.raises(DataError, match=r"set source.revision to a commit that was downloaded"):
-        resolve(Source(dataset="lab/cifar10", revision="v2"))
+        open_source(Source(dataset="lab/cifar10", revision="v2"))
     (snapshots / COMMIT[::-1]).mkdir()
     with pytest.raises(DataError, match=r"set source.revision to a commit that was downloaded"):
-        resolve(Source(dataset="lab/cifar10"))
+        open_source(Source(dataset="lab/cifar10"))
 
 
 @pytest.mark.parametrize(
@@ -235,7 +243,7 @@ def test_the_license_of_a_folder_is_taken_from_its_card(
 ) -> None:
     dataset([0, 1]).save_to_disk(tmp_path / "pets")
     (tmp_path / "pets" / "README.md").write_text(card)
-    assert resolve(Source(dataset=str(tmp_path / "pets"))).license == expected
+    assert open_source(Source(dataset=str(tmp_path / "pets"))).provenance.license == expected
 
 
 def test_free_memory_is_some_of_the_machine_s() -> None:
@@ -299,3 +307,32 @@ def test_a_transform_is_not_applied_and_that_is_said(caplog: pytest.LogCaptureFi
         "the transform of the split 'test' (set_transform, with_transform) is not applied: rows "
         "are read as they are kept; .map() makes a transform part of them"
     ]
+
+
+def test_files_are_hashed_for_a_run_and_not_for_a_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset([0, 1, 0, 1]).to_parquet(tmp_path / "pets" / "train-0.parquet")
+    monkeypatch.setattr(hashlib, "file_digest", None)
+    network = "{name: convnet, depth: 1, width: 2}"
+    recipe = toy_recipe(
+        f"source.dataset={tmp_path / 'pets'}",
+        "distill.canvas={name: pixels, ipc: 1}",
+        f"distill.networks.network={network}",
+        f"evaluate.network={network}",
+    )
+    assert dict(plan(recipe).stages)["source"] == "read pets; 2 classes"
+    with pytest.raises(TypeError):
+        run(recipe, runs=tmp_path / "runs", quiet=True)
+
+
+def test_the_files_of_a_folder_are_listed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset([0, 1, 0, 1]).to_parquet(tmp_path / "pets" / "train-0.parquet")
+    listed = mock.Mock(side_effect=opening.local_files)
+    monkeypatch.setattr(opening, "local_files", listed)
+    opened = open_source(Source(dataset=str(tmp_path / "pets")))
+    opened.peek()
+    opened.read(draw)
+    assert listed.call_count == 1

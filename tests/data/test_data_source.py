@@ -16,7 +16,7 @@ from support.image_sets import both, dataset, draw, features, gray, png, values
 
 from distill_datasets.data.normalization import Normalization
 from distill_datasets.data.real import Decoded, RealData
-from distill_datasets.data.source import Source, peek, read, resolve
+from distill_datasets.data.source import Source, open_source
 from distill_datasets.errors import DataError
 from distill_datasets.types import Shape
 
@@ -29,8 +29,9 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def read_path(path: Path, **fields: Any) -> Decoded:  # noqa: ANN401
     """Read a local folder; `peek` must agree."""
     source = Source(dataset=str(path), **fields)
-    decoded = read(source, draw, resolve(source))
-    assert peek(source) == (decoded.shape, decoded.class_names)
+    opened = open_source(source)
+    decoded = opened.read(draw)
+    assert opened.peek() == (decoded.shape, decoded.class_names)
     return decoded
 
 
@@ -169,10 +170,10 @@ def test_a_folder_whose_files_change_is_read_anew(tmp_path: Path) -> None:
 )
 def test_objects_from_python_are_read_whatever_their_format(wrap: Callable[[Any], Any]) -> None:
     source, splits = Source(dataset="ignored"), wrap(both())
-    decoded = read(source, draw, resolve(source, splits), splits)
+    decoded = open_source(source, splits).read(draw)
     assert values(decoded.train.images_NCHW) == [0, 1, 2, 3]
     assert values(decoded.test.images_NCHW) == [100, 101]
-    assert peek(source, splits) == (Shape(1, 2, 2, 2), ["cat", "dog"])
+    assert open_source(source, splits).peek() == (Shape(1, 2, 2, 2), ["cat", "dog"])
 
 
 def test_a_generator_function_is_read_twice_and_limited() -> None:
@@ -184,7 +185,7 @@ def test_a_generator_function_is_read_twice_and_limited() -> None:
         rows, features=features(datasets.ClassLabel(names=["cat", "dog"]))
     )
     source = Source(dataset="ignored", limit=6)
-    decoded = read(source, draw, resolve(source, stream), stream)
+    decoded = open_source(source, stream).read(draw)
     assert len(decoded.train.labels_N) == 6
     assert [value % 2 for value in values(decoded.train.images_NCHW)] == (
         decoded.train.labels_N.tolist()
@@ -194,21 +195,23 @@ def test_a_generator_function_is_read_twice_and_limited() -> None:
 def test_an_iterable_without_declared_columns_is_refused() -> None:
     stream = datasets.IterableDataset.from_generator(lambda: iter([{"label": 1}]))
     with pytest.raises(DataError, match=r"pass features=datasets.Features"):
-        peek(Source(dataset="ignored"), stream)
+        open_source(Source(dataset="ignored"), stream).peek()
 
 
 def test_another_object_is_refused() -> None:
     with pytest.raises(DataError, match="a list is not a dataset; expected a Dataset"):
-        resolve(Source(dataset="ignored"), [1, 2])
+        open_source(Source(dataset="ignored"), [1, 2])
 
 
 def test_the_identity_of_objects_follows_their_content() -> None:
     source = Source(dataset="ignored")
-    same = [resolve(source, rows).identity() for rows in (both(), both())]
-    other = resolve(source, dataset([0, 1], first_value=7)).identity()
+    same = [open_source(source, rows).provenance.identity() for rows in (both(), both())]
+    other = open_source(source, dataset([0, 1], first_value=7)).provenance.identity()
     assert same[0] == same[1] != other
     streams = [
-        resolve(source, dataset([0, 1], first_value=first).to_iterable_dataset()).identity()
+        open_source(
+            source, dataset([0, 1], first_value=first).to_iterable_dataset()
+        ).provenance.identity()
         for first in (0, 0, 7)
     ]
     assert streams[0] == streams[1] != streams[2]
@@ -216,24 +219,23 @@ def test_the_identity_of_objects_follows_their_content() -> None:
 
 def test_no_path_of_this_machine_is_in_the_provenance(tmp_path: Path) -> None:
     write_parquet(tmp_path / "pets")
-    provenance = resolve(Source(dataset=str(tmp_path / "pets")))
+    provenance = open_source(Source(dataset=str(tmp_path / "pets"))).provenance
     assert str(tmp_path.parent) not in json.dumps(provenance.as_json())
     moved = (tmp_path / "pets").rename(tmp_path / "moved")
-    again = resolve(Source(dataset=str(moved)))
+    again = open_source(Source(dataset=str(moved))).provenance
     assert [tuple(file) for file in again.files] == [tuple(file) for file in provenance.files]
 
 
 def test_progress_counts_every_row_up_to_the_total() -> None:
     source, steps, splits = Source(dataset="ignored"), [], both()
-    provenance = resolve(source, splits)
-    read(source, draw, provenance, splits, advance=lambda *step: steps.append(step))
+    open_source(source, splits).read(draw, advance=lambda *step: steps.append(step))
     assert steps == [(4, 6), (6, 6)]
 
 
 def test_what_was_read_survives_a_round_trip_through_tensors() -> None:
     source, splits = Source(dataset="ignored", skip_bad_rows=True), both()
     splits["train"] = datasets.concatenate_datasets([splits["train"], dataset([-1])])
-    decoded = read(source, draw, resolve(source, splits), splits)
+    decoded = open_source(source, splits).read(draw)
     tensors, note = decoded.to_tensors()
     images = [decoded.train.images_NCHW, decoded.test.images_NCHW]
     again = Decoded.from_tensors(tensors, json.loads(json.dumps(note)), *images)
@@ -247,7 +249,7 @@ def test_what_was_read_survives_a_round_trip_through_tensors() -> None:
 def real() -> RealData:
     """The six rows of `both`, with mean and std."""
     source, splits = Source(dataset="ignored"), both()
-    decoded = read(source, draw, resolve(source, splits), splits)
+    decoded = open_source(source, splits).read(draw)
     normalization = Normalization.fit(decoded.train, "mean_std", 0.1)
     return RealData.build(decoded, normalization, torch.device("cpu"))
 

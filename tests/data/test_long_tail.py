@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from distill_datasets.data.decoding import Split
 from distill_datasets.data.real import RealData
 from distill_datasets.data.rows import Row, imbalanced, long_tail
-from distill_datasets.data.source import Source, read, resolve
+from distill_datasets.data.source import Source, open_source
 from distill_datasets.evaluation.evaluate import _by_class
 from distill_datasets.evaluation.references import chosen_real
 from distill_datasets.files.artifacts import read_json
@@ -68,13 +68,13 @@ def test_the_tail_is_cut_from_training_rows_alone_and_starts_at_the_smallest_cla
         train=dataset([0, 1] * 20 + [0] * 7), test=dataset([0, 1] * 6, first_value=100)
     )
     source = Source(dataset="ignored", imbalance=0.25)
-    decoded = read(source, draw, resolve(source, splits), splits)
+    decoded = open_source(source, splits).read(draw)
     assert decoded.counts_K == [20, 5]
     assert decoded.test.labels_N.bincount().tolist() == [6, 6]
     values = decoded.train.images_NCHW[:, 0, 0, 0].tolist()
     assert values == sorted(set(values)) and values != list(range(25))
     whole = Source(dataset="ignored")
-    assert read(whole, draw, resolve(whole, splits), splits).counts_K == [27, 20]
+    assert open_source(whole, splits).read(draw).counts_K == [27, 20]
 
 
 def test_rows_are_drawn_by_the_seed_and_unusable_ones_stay() -> None:
@@ -346,7 +346,7 @@ def test_a_loaded_source_draws_and_judges_as_the_recipe_says(tmp_path: Path) -> 
         source = Source(
             dataset="embedded:uci-digits", limit=60, sampling=sampling, calibrate=calibrate
         )
-        loaded = load_source(source, resolve(source), run=Run(0, tmp_path, Runtime(), shown=False))
+        loaded = load_source(open_source(source), Run(0, tmp_path, Runtime(), shown=False))
         assert (loaded.real.sampling, loaded.real.calibrate) == (sampling, calibrate)
 
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from support.toy_runs import hashes, times, toy_recipe
 
-from distill_datasets.data.source import peek
+from distill_datasets.data.source import open_source
 from distill_datasets.errors import ArtifactError, DistillError, RecipeError
 from distill_datasets.export.folder import read_manifest, verify
 from distill_datasets.files.artifacts import sha256_of
@@ -47,7 +47,7 @@ def test_a_second_run_does_nothing_and_returns_the_same(tmp_path: Path) -> None:
     first = quick(tmp_path)
     before = times(tmp_path)
     with (
-        mock.patch("distill_datasets.stages.source.read", side_effect=AssertionError),
+        mock.patch("distill_datasets.data.source.SourceDataset.read", side_effect=AssertionError),
         mock.patch("distill_datasets.stages.distill.optimize", side_effect=AssertionError),
         mock.patch(
             "distill_datasets.evaluation.evaluate.train_student", side_effect=AssertionError
@@ -95,7 +95,7 @@ def test_what_a_value_decides_is_made_again_in_another_folder_and_nothing_else(
 
 def test_recipes_of_different_names_share_the_source(tmp_path: Path) -> None:
     quick(tmp_path)
-    with mock.patch("distill_datasets.stages.source.read", side_effect=AssertionError):
+    with mock.patch("distill_datasets.data.source.SourceDataset.read", side_effect=AssertionError):
         quick(tmp_path, "name=other")
     assert len(folders(tmp_path, "source")) == 1
 
@@ -253,4 +253,4 @@ def test_the_folder_one_stands_in_can_be_the_source(
 ) -> None:
     pictures(0).to_parquet(tmp_path / "source" / "train-00000-of-00001.parquet")
     monkeypatch.chdir(tmp_path / "source")
-    assert peek(toy_recipe("source.dataset=.").source, None)[0] == Shape(1, 8, 8, 3)
+    assert open_source(toy_recipe("source.dataset=.").source).peek()[0] == Shape(1, 8, 8, 3)

@@ -115,7 +115,9 @@ def test_a_plan_does_not_look_at_a_dataset_whose_shape_is_told() -> None:
 
 def test_a_dataset_that_is_not_there_need_not_be() -> None:
     with (
-        mock.patch("distill_datasets.planning.plan.resolve", side_effect=DataError("no network")),
+        mock.patch(
+            "distill_datasets.planning.plan.open_source", side_effect=DataError("no network")
+        ),
         pytest.raises(DataError, match=r"no network; or tell plan what it looks like, for example"),
     ):
         plan(imagenet("source.expected=null"))

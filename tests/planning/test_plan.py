@@ -166,7 +166,7 @@ TEACHING = f"{{epochs: 1, members: 1, {SMALL}, source: {{%s}}}}"
 def refusal_of_plan_and_run(folder: Path, *overrides: str) -> str:
     """The message of both, which come before any image but the first few is read."""
     recipe, messages = toy_recipe(*overrides), []
-    with mock.patch("distill_datasets.stages.source.read", side_effect=AssertionError):
+    with mock.patch("distill_datasets.data.source.SourceDataset.read", side_effect=AssertionError):
         for refused in (lambda: plan(recipe), lambda: run(recipe, runs=folder, quiet=True)):
             with pytest.raises(DistillError) as caught:
                 refused()
@@ -202,7 +202,7 @@ def test_a_start_that_cannot_be_made_is_refused_before_the_source_is_read(
 def test_the_shape_that_the_plan_of_an_absent_dataset_asks_for_is_one_that_it_takes() -> None:
     absent = DataError("source.dataset: cannot be reached")
     overrides = ["source.dataset=org/absent", "source.limit=null"]
-    with mock.patch("distill_datasets.planning.plan.resolve", side_effect=absent):
+    with mock.patch("distill_datasets.planning.plan.open_source", side_effect=absent):
         with pytest.raises(DataError) as caught:
             plan(toy_recipe(*overrides))
         example = str(caught.value).split('"')[1]

@@ -27,7 +27,7 @@ from distill_datasets.data import decoding as reading
 from distill_datasets.data import real as decoded_module
 from distill_datasets.data import stores as row_files
 from distill_datasets.data.real import Decoded, resident
-from distill_datasets.data.source import Source, peek, read, resolve
+from distill_datasets.data.source import Source, SourceDataset, open_source
 from distill_datasets.data.stores import RowFiles
 from distill_datasets.errors import DataError
 from distill_datasets.files.artifacts import fill_rows, open_rows
@@ -62,7 +62,6 @@ def read_by(processes: int, source: Source, folder: Path) -> tuple[list[Decoded]
     barrier = threading.Barrier(processes)
     found: list[Decoded | None] = [None] * processes
     seen: Counter[str] = Counter()
-    provenance = resolve(source)
     pixels, lock = reading.Agreement.pixels, threading.Lock()
 
     def counted(agreement: reading.Agreement, where: str, cell: Any) -> torch.Tensor:  # noqa: ANN401
@@ -78,7 +77,7 @@ def read_by(processes: int, source: Source, folder: Path) -> tuple[list[Decoded]
         )
         store = RowFiles(folder, cast(Runtime, runtime))
         try:
-            found[rank] = read(source, draw, provenance, store=store)
+            found[rank] = open_source(source).read(draw, store=store)
         except BaseException:
             barrier.abort()
             raise
@@ -96,7 +95,7 @@ def read_by(processes: int, source: Source, folder: Path) -> tuple[list[Decoded]
 @pytest.mark.parametrize("processes", [1, 2, 4])
 def test_shards_are_read_once_whoever_reads_them(tmp_path: Path, processes: int) -> None:
     source = write_shards(tmp_path / "pets", 5, 6)
-    ours = read(source, draw, resolve(source))
+    ours = open_source(source).read(draw)
     everywhere, seen = read_by(processes, source, tmp_path / "store")
     assert len(everywhere) == processes
     for theirs in everywhere:
@@ -121,8 +120,8 @@ def test_shards_give_the_rows_of_a_table_in_the_same_order(tmp_path: Path) -> No
     )
     for fields in ({}, {"limit": 7}, {"classes": ["2", "0"]}, {"imbalance": 0.5}):
         asked = source.model_copy(update=fields)
-        streamed = read(asked, draw, resolve(asked))
-        table = read(asked, draw, resolve(asked, rows), rows)
+        streamed = open_source(asked).read(draw)
+        table = open_source(asked, rows).read(draw)
         assert values(streamed.train.images_NCHW) == values(table.train.images_NCHW)
         assert values(streamed.test.images_NCHW) == values(table.test.images_NCHW)
         assert torch.equal(streamed.train.labels_N, table.train.labels_N)
@@ -130,16 +129,16 @@ def test_shards_give_the_rows_of_a_table_in_the_same_order(tmp_path: Path) -> No
 
 def test_tars_are_not_copied_into_a_cache(tmp_path: Path) -> None:
     source = write_shards(tmp_path / "pets", 2, 6)
-    read(source, draw, resolve(source))
+    open_source(source).read(draw)
     assert not list((tmp_path / "cache").rglob("*.arrow"))
 
 
 def test_labels_of_tars_are_gone_through_once(tmp_path: Path) -> None:
     source = write_shards(tmp_path / "pets", 3, 6)
-    shape, names = peek(source)
+    shape, names = open_source(source).peek()
     with mock.patch.object(reading.Table, "_read_labels", side_effect=AssertionError):
-        assert peek(source) == (shape, names)
-        assert read(source, draw, resolve(source)).class_names == names == ["0", "1", "2"]
+        assert open_source(source).peek() == (shape, names)
+        assert open_source(source).read(draw).class_names == names == ["0", "1", "2"]
     # other tars at the same place have other labels
     (tmp_path / "pets").rename(tmp_path / "before")
     write_shards(tmp_path / "pets", 2, 2)
@@ -147,13 +146,13 @@ def test_labels_of_tars_are_gone_through_once(tmp_path: Path) -> None:
         pytest.raises(AssertionError),
         mock.patch.object(reading.Table, "_read_labels", side_effect=AssertionError),
     ):
-        peek(source)
+        open_source(source).peek()
 
 
 @pytest.mark.parametrize("processes", [1, 3])
 def test_broken_rows_leave_no_gap(tmp_path: Path, processes: int) -> None:
     source = write_shards(tmp_path / "pets", 4, 6, broken=(0, 7, 13, 23))
-    ours = read(source, draw, resolve(source))
+    ours = open_source(source).read(draw)
     theirs = read_by(processes, source, tmp_path / "store")[0][-1]
     everything = [*values(theirs.train.images_NCHW), *values(theirs.test.images_NCHW)]
     assert sorted(everything) == [n for n in range(24) if n not in (0, 7, 13, 23)]
@@ -219,7 +218,7 @@ def test_a_run_killed_between_the_splits_decodes_no_training_row_again(
 
 def done_for_test(source: Source) -> set[str]:
     """The rows cut off for test, which are decoded after those for training."""
-    cut = read(source, draw, resolve(source)).test
+    cut = open_source(source).read(draw).test
     return {f"train row {value}" for value in values(cut.images_NCHW)}
 
 
@@ -237,7 +236,7 @@ def test_a_damaged_tar_is_named(tmp_path: Path) -> None:
     path = tmp_path / "pets" / "train-001.tar"
     path.write_bytes(path.read_bytes()[:520])
     with pytest.raises(DataError, match="pets' cannot be read"):
-        read(source, draw, resolve(source))
+        open_source(source).read(draw)
 
 
 def test_the_stage_reads_once_and_keeps_nothing_but_the_result(tmp_path: Path) -> None:
@@ -245,10 +244,10 @@ def test_the_stage_reads_once_and_keeps_nothing_but_the_result(tmp_path: Path) -
     runtime = Runtime()
 
     def load() -> source.LoadedSource:
-        return load_source(settings, resolve(settings), run=Run(0, tmp_path, runtime, shown=False))
+        return load_source(open_source(settings), Run(0, tmp_path, runtime, shown=False))
 
     first = load()
-    with mock.patch.object(source, "read", side_effect=AssertionError):
+    with mock.patch.object(SourceDataset, "read", side_effect=AssertionError):
         again = load()
     assert torch.equal(first.real.train.images_NCHW, again.real.train.images_NCHW)
     (folder,) = tmp_path.glob("source-*")
@@ -280,7 +279,7 @@ TOGETHER = """
 import json, logging, sys, time
 from pathlib import Path
 from distill_datasets.data import decoding as reading
-from distill_datasets.data.source import Source, resolve
+from distill_datasets.data.source import Source, SourceDataset, open_source
 from distill_datasets.runtime.processes import Run, Runtime
 from distill_datasets.stages.source import load_source
 
@@ -295,13 +294,11 @@ def counted(agreement, where, cell):
 reading.Agreement.pixels = counted
 root, runtime = Path(sys.argv[1]), Runtime()
 source = Source(dataset=str(root / "pets"), channels="gray")
-provenance = resolve(source)
+opened = open_source(source)
 (root / f"ready-{sys.argv[2]}").touch()
 while not (root / "go").exists():
     time.sleep(0.01)
-real = load_source(
-    source, provenance, run=Run(0, root / "runs", runtime, shown=False)
-).real
+real = load_source(opened, Run(0, root / "runs", runtime, shown=False)).real
 print(json.dumps({"seen": seen, "sum": int(real.train.images_NCHW.sum())}))
 """
 
@@ -326,7 +323,7 @@ def wait_for(*paths: Path) -> None:
 @pytest.mark.timeout(120)
 def test_of_two_runs_that_read_one_source_one_reads_and_the_other_waits(tmp_path: Path) -> None:
     source = write_shards(tmp_path / "pets", 5, 6)
-    alone = read(source, draws(0), resolve(source))
+    alone = open_source(source).read(draws(0))
     runs = [started(tmp_path, name) for name in ("first", "second")]
     wait_for(tmp_path / "ready-first", tmp_path / "ready-second")
     (tmp_path / "go").touch()
@@ -364,7 +361,7 @@ import io, json, sys, tarfile, threading, time
 from pathlib import Path
 import torch
 from PIL import Image
-from distill_datasets.data.source import Source, resolve
+from distill_datasets.data.source import Source, SourceDataset, open_source
 from distill_datasets.runtime.processes import Run, Runtime
 from distill_datasets.stages.source import load_source
 
@@ -386,7 +383,7 @@ def load(name, count, shards):
                     tar.addfile(member, io.BytesIO(data))
     source = Source(dataset=str(folder))
     return load_source(
-        source, resolve(source), run=Run(0, root, runtime, shown=False)
+            open_source(source), Run(0, root, runtime, shown=False)
     ).real
 
 root, runtime = Path(sys.argv[1]), Runtime()
@@ -425,9 +422,7 @@ def test_given_statistics_stand_for_those_of_the_images(tmp_path: Path) -> None:
 
     def load(**changes: Any) -> source.LoadedSource:  # noqa: ANN401
         changed = Source.model_validate(asked.model_dump() | changes)
-        return load_source(
-            changed, resolve(changed), run=Run(0, tmp_path / "runs", runtime, shown=False)
-        )
+        return load_source(open_source(changed), Run(0, tmp_path / "runs", runtime, shown=False))
 
     fitted, given = load(), load(mean=[0.25], std=[0.5])
     pixels = given.real.train.images_NCHW[:3].float() / 255
