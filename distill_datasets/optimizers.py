@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 State = tuple["Tensor", ...]
 
 
-def cosine(step: int, steps: float) -> float:
+def cosine(step: float, steps: float) -> float:
     """The factor on a step size that falls from 1 to 0 along half a cosine.
 
     Source: SGDR (arXiv:1608.03983), equation 5, without restarts.

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from pydantic import Field
 
 from distill_datasets.config import Section
+from distill_datasets.views.crops import Aspect, SmallestArea, crop_sides
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,15 +52,8 @@ class Augment(Section):
     scale_factor: float = Field(
         default=1.2, gt=1, description="each side is stretched by a factor between 1 / it and it"
     )
-    crop_area: float = Field(
-        default=0.08,
-        gt=0,
-        le=1,
-        description="least share of the image that resized_crop enlarges to the whole",
-    )
-    crop_aspect: float = Field(
-        default=4 / 3, ge=1, description="sides of resized_crop stand between 1 : it and it : 1"
-    )
+    crop_area: SmallestArea = 0.08
+    crop_aspect: Aspect = 4 / 3
     brightness: float = Field(default=1.0, gt=0, description="width of the range added by color")
     saturation: float = Field(
         default=2.0, gt=0, description="largest factor on a pixel's distance from its gray"
@@ -207,10 +201,9 @@ class Augment(Section):
         )
 
     def _crop_sides(self, images_BCHW: Tensor, uniform: Uniform) -> Tensor:
-        """Width and height (B, 2) of a crop, as shares; a side that is too long is cut off.
-
-        Source: RandomResizedCrop, Inception (arXiv:1409.4842), section 6.
-        """
+        """Width and height (B, 2) of a crop, as shares; a side that is too long is cut off."""
         area_B, turn = uniform(self.crop_area, 1), math.log(self.crop_aspect)
+        # as a share of the image's sides, an aspect in pixels is that times height / width
         aspect_B = uniform(-turn, turn).exp() * (images_BCHW.shape[-2] / images_BCHW.shape[-1])
-        return torch.stack([(area_B * aspect_B).sqrt(), (area_B / aspect_B).sqrt()], 1).clamp(max=1)
+        high_B, wide_B = crop_sides(area_B, aspect_B)
+        return torch.stack([wide_B, high_B], dim=1).clamp(max=1)

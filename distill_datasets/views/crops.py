@@ -9,33 +9,62 @@ Shape suffixes: N images, R tries, C channels, H W pixels, S places along a side
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, Self
 
 import torch
 from pydantic import Field, model_validator
 
 from distill_datasets.config import Section
+from distill_datasets.optimizers import cosine
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
+SmallestArea = Annotated[
+    float, Field(gt=0, le=1, description="least share of the image's area that a resized crop has")
+]
+LargestArea = Annotated[
+    float,
+    Field(gt=0, le=1, description="largest share of the image's area that a resized crop has"),
+]
+Aspect = Annotated[
+    float,
+    Field(
+        ge=1, description="sides of a resized crop stand between 1 : it and it : 1; 1 for squares"
+    ),
+]
+
+
+def check_areas(smallest: float, largest: float) -> None:
+    """Refuse a smallest area above the largest, in a validator.
+
+    Raises:
+        ValueError: it is.
+    """
+    if smallest > largest:
+        raise ValueError(f"smallest: got {smallest}, expected at most largest, which is {largest}")
+
+
 class RandomCrop(Section):
     """A rectangle of random area and aspect, enlarged to the whole image: RandomResizedCrop."""
 
-    smallest: float = Field(default=0.08, gt=0, le=1, description="least share of the area")
-    largest: float = Field(default=1.0, gt=0, le=1, description="largest share of the area")
-    aspect: float = Field(
-        default=4 / 3, ge=1, description="sides stand between 1 : it and it : 1; 1 for squares"
-    )
+    smallest: SmallestArea = 0.08
+    largest: LargestArea = 1.0
+    aspect: Aspect = 4 / 3
 
     @model_validator(mode="after")
-    def _smallest_first(self) -> Self:
-        if self.smallest > self.largest:
-            raise ValueError(
-                f"smallest: got {self.smallest}, expected at most largest, which is {self.largest}"
-            )
+    def _areas_are_in_order(self) -> Self:
+        check_areas(self.smallest, self.largest)
         return self
+
+
+def crop_sides(area: Tensor, aspect: Tensor) -> tuple[Tensor, Tensor]:
+    """Height and width of rectangles by their area and aspect, the width by the height.
+
+    Source: RandomResizedCrop, Inception (arXiv:1409.4842), section 6.
+    """
+    return torch.sqrt(area / aspect), torch.sqrt(area * aspect)
 
 
 TRIES = 10
@@ -51,13 +80,14 @@ def random_crops(
     share_NR, aspect_NR, top_NR, left_NR = drawn_NR
     area_NR = settings.smallest + (settings.largest - settings.smallest) * share_NR
     area_NR = area_NR * height * width
+    # uniform in the logarithm: as often a : 1 as 1 : a
     aspect_NR = torch.exp(math.log(settings.aspect) * (2 * aspect_NR - 1))
-    high_NR = torch.sqrt(area_NR / aspect_NR).round()
-    wide_NR = torch.sqrt(area_NR * aspect_NR).round()
+    high_NR, wide_NR = (side_NR.round() for side_NR in crop_sides(area_NR, aspect_NR))
     fits_NR = (high_NR > 0) & (high_NR <= height) & (wide_NR > 0) & (wide_NR <= width)
     # the product of a draw just below 1 may be rounded up to the bound
     top_NR = (top_NR * (height - high_NR + 1)).floor().minimum(height - high_NR)
     left_NR = (left_NR * (width - wide_NR + 1)).floor().minimum(width - wide_NR)
+    # argmax of ones and zeros is the first one: the first try that fits is taken
     first_N1 = fits_NR.int().argmax(dim=1, keepdim=True)
     tried_N4R = torch.stack([top_NR, left_NR, high_NR, wide_NR], dim=1)
     chosen_N4 = tried_N4R.gather(2, first_N1[:, None].expand(-1, 4, -1))[:, :, 0]
@@ -87,6 +117,7 @@ class SharedView(NamedTuple):
     def __call__(self, images: Tensor) -> Tensor:
         """The view of images (..., H, W), each moved alike; bilinear, differentiable."""
         height, width = images.shape[-2:]
+        # x -> R x C^T: R moves the rows and C the columns
         rows_HH = _moved(height, self.top, self.height, False, self.down)
         columns_WW = _moved(width, self.left, self.width, self.flip, self.right)
         rows_HH, columns_WW = rows_HH.to(images), columns_WW.to(images)
@@ -94,21 +125,38 @@ class SharedView(NamedTuple):
 
 
 def _moved(side: int, start: int, length: int, flip: bool, roll: int) -> Tensor:
-    """Weights (S, S) of every old place in every new one, along one side.
-
-    Halves of pixels count as in torch's `interpolate` of the cut out crop.
-    """
+    """Weights (S, S) of every old place in every new one, along one side."""
+    # read backwards: the roll is taken back, then the mirror, then the place is looked up
     to_S = (torch.arange(side) - roll) % side
     to_S = side - 1 - to_S if flip else to_S
-    from_S = ((to_S + 0.5) * (length / side) - 0.5).clamp(min=0)
-    near_S = from_S.floor().long()
-    far_S = (near_S + 1).clamp(max=length - 1)
-    part_S = from_S - near_S
+    near_S, far_S, part_S = enlarged(to_S, torch.tensor(float(length)), side)
     weights_SS = torch.zeros(side, side)
     row_S = torch.arange(side)
-    weights_SS[row_S, start + near_S] += 1 - part_S
-    weights_SS[row_S, start + far_S] += part_S
+    weights_SS[row_S, start + near_S.long()] += 1 - part_S
+    weights_SS[row_S, start + far_S.long()] += part_S
     return weights_SS
+
+
+def enlarged(to_S: Tensor, length: Tensor, side: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Where places of an enlarged crop come from, along one side: bilinear resampling.
+
+    Halves of pixels count as in torch's `interpolate` of the cut out crop: nothing outside of the
+    crop is read, and a crop of the whole side is the side itself.
+
+    Args:
+        to_S: places along the side, any shape (..., S).
+        length: of the crop in whole pixels, float32; of a shape that fits `to_S`.
+        side: length of the image.
+
+    Returns:
+        The two places of the crop that each lies between, and the weight of the second.
+    """
+    # the middle of pixel s lies at s + 1/2, so s comes from x = (s + 1/2) length / side - 1/2 and
+    # is (1 - part) of pixel floor(x) and part = x - floor(x) of the next
+    from_S = ((to_S + 0.5) * (length / side) - 0.5).clamp(min=0)
+    near_S = from_S.floor().minimum(length - 1)
+    far_S = (near_S + 1).minimum(length - 1)
+    return near_S, far_S, from_S - near_S
 
 
 def smallest_area(crop: RandomCrop, curriculum: Curriculum, milestone: float, done: float) -> float:
@@ -121,7 +169,7 @@ def smallest_area(crop: RandomCrop, curriculum: Curriculum, milestone: float, do
     if curriculum == "none" or done >= milestone:
         return crop.smallest
     way = done / milestone
-    falling = {"cosine": (1 + math.cos(math.pi * way)) / 2, "linear": 1 - way, "step": 1.0}
+    falling = {"cosine": cosine(way, 1.0), "linear": 1 - way, "step": 1.0}
     return crop.smallest + (crop.largest - crop.smallest) * falling[curriculum]
 
 

@@ -21,7 +21,7 @@ import torch
 
 from distill_datasets.data.normalization import InputSpace
 from distill_datasets.runtime.draws import Draw
-from distill_datasets.views.crops import random_crops
+from distill_datasets.views.crops import enlarged, random_crops
 from distill_datasets.views.relabel import ViewSettings
 
 if TYPE_CHECKING:
@@ -213,6 +213,8 @@ def _beta(alpha: float, rng: torch.Generator) -> float:
 
 def _box(own: float, size: tuple[int, int], rng: torch.Generator) -> Tensor:
     """A box of the area `1 - own` about a random center, cut off at the edges (CutMix)."""
+    # both sides times sqrt(1 - own): arXiv:1905.04899, equation 2. What is cut off makes the own
+    # share of the view larger than `own`; labels go by the box, not by `own`.
     edges = list[int]()
     for side in size:
         length = int(side * math.sqrt(1 - own))
@@ -233,7 +235,8 @@ def _rendered(
     channels, height, width = images_NCHW.shape[1:]
     rows_BT, columns_BT = (None, None) if tiles_BT is None else tiles_BT.chunk(2, dim=1)
     top_B, left_B, high_B, wide_B = crop_B4.unbind(1)
-    # whole rows of the image lie one after the other in memory: those that are needed come first
+    # Bilinear: first between rows, then between columns. A row lies in one piece in memory, so the
+    # rows that are needed are read first: line (n C + c) H + y is row y of channel c of image n.
     lines = images_NCHW.view(-1, width)
     plane_C = torch.arange(channels, device=image_B.device)
     first_BC1 = ((image_B.long() * channels)[:, None] + plane_C)[:, :, None] * height
@@ -259,22 +262,20 @@ def _places(
 ) -> list[tuple[Tensor, Tensor]]:
     """For every place along a side the two pixels it lies between, each with its weight.
 
-    Halves of pixels count as in torch's `interpolate` of the cut out crop: nothing outside of the
-    crop is read, and a crop of the whole side is the side itself.
+    It is followed backwards: out of the mirror, into the crop, into the tiles.
     """
     # crops are whole pixels; their shares, times the side, are found again exactly by rounding
     start_B1, length_B1 = ((share * side).round()[:, None] for share in (start_B, length_B))
     to_S = torch.arange(side, device=start_B.device, dtype=torch.float32)
-    from_BS = ((to_S + 0.5) * (length_B1 / side) - 0.5).clamp(min=0)
-    near_BS = from_BS.floor().minimum(length_B1 - 1)
-    far_BS = (near_BS + 1).minimum(length_B1 - 1)
-    part_BS = from_BS - near_BS
+    near_BS, far_BS, part_BS = enlarged(to_S, length_B1, side)
     pairs = list[tuple[torch.Tensor, torch.Tensor]]()
     for place_BS, weight_BS in ((near_BS, 1 - part_BS), (far_BS, part_BS)):
         place_BS = (start_B1 + place_BS).long()
+        # beyond the image it is black: a weight of zero on any pixel
         weight_BS = weight_BS * ((place_BS >= 0) & (place_BS < side))
         place_BS = place_BS.clamp(0, side - 1)
         if strips_BT is not None:
+            # strip t of the shuffled image is strip strips[t] of the image
             strip = side // strips_BT.shape[1]
             moved_BS = strips_BT.long().gather(1, place_BS // strip)
             place_BS = moved_BS * strip + place_BS % strip
@@ -286,6 +287,8 @@ def _places(
 
 def _blended(own_MCHW: Tensor, partner_MCHW: Tensor, views: Views) -> Tensor:
     """Both views in one: the partner inside of the box, and by its share everywhere."""
+    # s (own outside of the box, partner inside) + (1 - s) partner; CutMix has s = 1, and MixUp an
+    # empty box
     height, width = own_MCHW.shape[2:]
     row_H1 = torch.arange(height, device=own_MCHW.device)[:, None]
     column_W = torch.arange(width, device=own_MCHW.device)
@@ -294,6 +297,6 @@ def _blended(own_MCHW: Tensor, partner_MCHW: Tensor, views: Views) -> Tensor:
     inside_MHW = inside_MHW & (column_W >= left_M11) & (column_W < right_M11)
     mixed_MCHW = torch.where(inside_MHW[:, None], partner_MCHW, own_MCHW)
     share_M111 = views.share_B[:, None, None, None]
-    if bool((share_M111 == 1).all()):  # which would change no bit
+    if bool((share_M111 == 1).all()):  # 1 x + 0 y is x, bit for bit
         return mixed_MCHW
     return mixed_MCHW.mul_(share_M111).add_(partner_MCHW.mul_(1 - share_M111))
