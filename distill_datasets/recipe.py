@@ -105,7 +105,7 @@ class Recipe(Section):
                 "section out, or choose networks, labels or an init that do"
             )
         left = self.squeeze
-        yield from _listed_refusal(section.networks.refusal(left.members, left.epochs, left.keep))
+        yield from section.networks.problems(left)
         yield from section.objective.problems(Context(teachers=left.members))
 
     def _views_of_images(self) -> Iterator[str]:

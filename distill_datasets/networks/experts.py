@@ -5,20 +5,22 @@ Shape suffixes: P all weights of a network in one vector.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
 
 from distill_datasets.config import Section
-from distill_datasets.errors import RecipeError
+from distill_datasets.errors import RecipeError, refuse
 from distill_datasets.models.architecture import Architecture
 from distill_datasets.networks.network import (
     FlatNetwork,
+    MemberSettings,
     Networks,
     NetworkSource,
     Sampled,
-    Squeezed,
+    TrainedMembers,
     skeleton_of,
 )
 from distill_datasets.runtime.draws import Draw, LaneDraw
@@ -28,8 +30,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def present(squeezed: Squeezed | None, networks: Networks) -> Squeezed:
-    """The squeezed networks, when they are there and will do.
+def present(squeezed: TrainedMembers | None, networks: Networks) -> TrainedMembers:
+    """The members of the squeeze stage, when they are there and will do.
 
     Raises:
         RecipeError: there are none, or they do not fit.
@@ -39,9 +41,7 @@ def present(squeezed: Squeezed | None, networks: Networks) -> Squeezed:
             f"distill.networks: {networks.name!r} needs networks that are trained on the real data "
             "first; add a section squeeze, for example squeeze: {epochs: 5}"
         )
-    refusal = networks.refusal(squeezed.members, squeezed.epochs, squeezed.keep)
-    if refusal is not None:
-        raise RecipeError(refusal)
+    refuse(networks.problems(squeezed))
     return squeezed
 
 
@@ -70,16 +70,16 @@ class TrajectorySource(NetworkSource):
     """An expert at a random epoch, and where it was some epochs later."""
 
     def __init__(
-        self, networks: Trajectories, squeezed: Squeezed, shape: Shape, device: torch.device
+        self, networks: Trajectories, squeezed: TrainedMembers, shape: Shape, device: torch.device
     ) -> None:
         self._networks = networks
         self._squeezed = squeezed
-        self._skeleton = skeleton_of(squeezed.architecture, shape)
+        self._skeleton = skeleton_of(squeezed.architectures[0], shape)
         self._device = device
 
     def sample(self, draw: LaneDraw) -> Sampled:
         rng = draw("network")
-        member = int(torch.randint(self._squeezed.members, (), generator=rng))
+        member = int(torch.randint(len(self._squeezed.architectures), (), generator=rng))
         upper = self._networks.upper(draw.step)
         start = int(torch.randint(self._networks.first, upper, (), generator=rng))
         weights_P, target_P = (
@@ -127,22 +127,20 @@ class Trajectories(Networks):
         rise = self.last - self.grow.start_last
         return self.grow.start_last + rise * min(step, self.grow.steps) // self.grow.steps
 
-    def refusal(self, members: int, epochs: int, keep: Literal["every", "last"]) -> str | None:
-        problems = []
-        if keep != "every":
-            problems.append(f"squeeze.keep: got {keep!r}, expected 'every'")
+    def problems(self, squeezed: MemberSettings) -> Iterator[str]:
+        cannot = f"distill.networks: {self.name!r} cannot use these experts;"
+        if squeezed.keep != "every":
+            yield f"{cannot} squeeze.keep: got {squeezed.keep!r}, expected 'every'"
         needed = self.last - 1 + self.gap
-        if epochs < needed:
-            problems.append(
-                f"squeeze.epochs: got {epochs}, expected at least {needed}: an expert that starts "
-                f"after epoch {self.last - 1} is asked for again {self.gap} epochs later"
+        if squeezed.epochs < needed:
+            yield (
+                f"{cannot} squeeze.epochs: got {squeezed.epochs}, expected at least {needed}: an "
+                f"expert that starts after epoch {self.last - 1} is asked for again {self.gap} "
+                "epochs later"
             )
-        if not problems:
-            return None
-        return f"distill.networks: {self.name!r} cannot use these experts; " + "; ".join(problems)
 
     def build(
-        self, shape: Shape, device: torch.device, squeezed: Squeezed | None = None
+        self, shape: Shape, device: torch.device, squeezed: TrainedMembers | None = None
     ) -> NetworkSource:
         return TrajectorySource(self, present(squeezed, self), shape, device)
 
@@ -154,12 +152,12 @@ class PretrainedSource(NetworkSource):
     """Members after their last epoch, some of them kept for students."""
 
     def __init__(
-        self, squeezed: Squeezed, held_out: int, shape: Shape, device: torch.device
+        self, squeezed: TrainedMembers, held_out: int, shape: Shape, device: torch.device
     ) -> None:
         self._squeezed = squeezed
-        self._seen = squeezed.members - held_out
+        self._seen = len(squeezed.architectures) - held_out
         self._held_out = held_out
-        self._skeleton = skeleton_of(squeezed.architecture, shape)
+        self._skeleton = skeleton_of(squeezed.architectures[0], shape)
         self._device = device
 
     def sample(self, draw: LaneDraw) -> Sampled:
@@ -189,16 +187,17 @@ class Pretrained(Networks):
         "start from the members that are distilled with",
     )
 
-    def refusal(self, members: int, epochs: int, keep: Literal["every", "last"]) -> str | None:
-        if self.held_out < members:
-            return None
-        return (
-            f"distill.networks.held_out: got {self.held_out} of squeeze.members: {members}, "
-            "expected at least one member to distill with; lower held_out or raise squeeze.members"
-        )
+    def problems(self, squeezed: MemberSettings) -> Iterator[str]:
+        members = len(squeezed.architectures)
+        if self.held_out >= members:
+            yield (
+                f"distill.networks.held_out: got {self.held_out} of squeeze.members: {members}, "
+                "expected at least one member to distill with; lower held_out or raise "
+                "squeeze.members"
+            )
 
     def build(
-        self, shape: Shape, device: torch.device, squeezed: Squeezed | None = None
+        self, shape: Shape, device: torch.device, squeezed: TrainedMembers | None = None
     ) -> NetworkSource:
         return PretrainedSource(present(squeezed, self), self.held_out, shape, device)
 

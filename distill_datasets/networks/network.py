@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import threading
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
@@ -57,7 +57,7 @@ class Sampled(Protocol):
 
 
 class NetworkSource(ABC):
-    """Where an objective gets its networks from."""
+    """Where an objective draws its networks from."""
 
     @abstractmethod
     def sample(self, draw: LaneDraw) -> Sampled:
@@ -76,7 +76,7 @@ class CarryingSource(NetworkSource):
     """
 
     carried_values: int
-    """Length of the vector that a lane carries; 0 where these settings carry nothing."""
+    """Length of the vector that a lane carries."""
 
     @abstractmethod
     def advance(self, distilled: Distilled, real: RealData, draw: LaneDraw) -> Tensor:
@@ -87,34 +87,36 @@ class CarryingSource(NetworkSource):
         """Take what `advance` returned for a lane, on this process or another."""
 
 
-@dataclass(frozen=True)
-class Squeezed(ABC):
-    """Networks trained on real data, with weights after every epoch or the first and the last."""
-
-    architecture: Architecture
-    members: int
-    epochs: int
-    keep: Literal["every", "last"]
-
-    @abstractmethod
-    def weights(self, member: int, epoch: int) -> Tensor:
-        """Weights (P,) of a member after `epoch` epochs; 0 is its initialization."""
+class MemberSettings(Protocol):
+    """What is known of the members of a squeeze stage before it has run."""
 
     @property
     def architectures(self) -> tuple[Architecture, ...]:
         """The network of every member."""
-        return (self.architecture,) * self.members
 
-    @abstractmethod
+    @property
+    def epochs(self) -> int:
+        """Passes over the real data."""
+
+    @property
+    def keep(self) -> Literal["every", "last"]:
+        """Whether weights are kept after every epoch, or after none and the last."""
+
+
+class TrainedMembers(MemberSettings, Protocol):
+    """Networks that a squeeze stage has trained on real data."""
+
+    def weights(self, member: int, epoch: int) -> Tensor:
+        """Weights (P,) of a member after `epoch` epochs, on the CPU; 0 is its initialization."""
+
     def module(self, member: int) -> nn.Module:
         """A member after its last epoch, with its buffers: on the CPU, in eval mode, frozen."""
 
     def class_statistics(self, member: int) -> tuple[list[Tensor], list[Tensor]] | None:
         """Those of `TeacherNetwork`, on the CPU; None where nobody computed them."""
-        return None
 
-    def check_teachers(self) -> None:  # noqa: B027
-        """Raise a `DistillError` where a member knows too little of the test images to teach."""
+    def teacher_problems(self) -> Iterator[str]:
+        """Which members know too little of the test images to teach, for the user."""
 
 
 class TeacherNetwork(NamedTuple):
@@ -129,11 +131,12 @@ class TeacherNetwork(NamedTuple):
     class_var: list[Tensor] | None = None
 
 
-class Teachers(NetworkSource):
+class Teachers:
     """Trained networks that are asked as they are, not drawn as vectors of weights.
 
-    `kept` is a place for what an objective makes of them once and asks again and again, one for
-    each thread; `compiling` is held by the one thread that compiles.
+    Blocks are solved by threads that share these modules. `kept` is a place for what an objective
+    makes of them once and asks again and again, one for each thread; `compiling` is held by the one
+    thread that compiles.
     """
 
     def __init__(self, members: list[TeacherNetwork]) -> None:
@@ -141,12 +144,9 @@ class Teachers(NetworkSource):
         self.kept = threading.local()
         self.compiling = threading.Lock()
 
-    def sample(self, draw: LaneDraw) -> Sampled:
-        raise AssertionError("teachers keep buffers and are not drawn; take them from `members`")
-
 
 class Networks(Part, ABC):
-    """The axis that says which networks an objective sees."""
+    """The axis that says which networks an objective sees: to draw from, or trained teachers."""
 
     offers: ClassVar[frozenset[str]] = frozenset()
     needs_squeezed: ClassVar[bool] = False
@@ -154,13 +154,13 @@ class Networks(Part, ABC):
 
     @abstractmethod
     def build(
-        self, shape: Shape, device: torch.device, squeezed: Squeezed | None = None
-    ) -> NetworkSource:
-        """The source of networks on a device; `squeezed` is there when `needs_squeezed`."""
+        self, shape: Shape, device: torch.device, squeezed: TrainedMembers | None = None
+    ) -> NetworkSource | Teachers:
+        """The networks on a device; `squeezed` is there when `needs_squeezed`."""
 
-    def refusal(self, members: int, epochs: int, keep: Literal["every", "last"]) -> str | None:
-        """Why what a squeeze stage leaves would not do, for the user; None when it will."""
-        return None
+    def problems(self, squeezed: MemberSettings) -> Iterator[str]:
+        """Why what a squeeze stage leaves would not do, for the user."""
+        yield from ()
 
     @abstractmethod
     def architecture(self, squeezed: Architecture | None) -> Architecture:
@@ -217,6 +217,7 @@ class FlatNetwork:
         return Layers(kept, embedded[0], logits_BK)
 
     def _named(self, weights_P: Tensor) -> dict[str, Tensor]:
+        # layer after layer, as `nn.utils.parameters_to_vector` puts them: weight, bias, weight, ...
         pieces = torch.split(weights_P, self._sizes)
         return {
             name: piece.view(shape)
@@ -228,7 +229,8 @@ def skeleton_of(architecture: Architecture, shape: Shape) -> nn.Module:
     """The module without memory for its weights, for `FlatNetwork`.
 
     Raises:
-        RecipeError: the network keeps more than weights, which no vector of weights tells.
+        RecipeError: the network keeps more than weights, which no vector of weights tells, or it
+            does not fit the shape.
     """
     with torch.device("meta"):
         module = architecture.build(shape)
@@ -270,7 +272,7 @@ class Fresh(Networks):
     network: ArchitectureField = ConvNet()
 
     def build(
-        self, shape: Shape, device: torch.device, squeezed: Squeezed | None = None
+        self, shape: Shape, device: torch.device, squeezed: TrainedMembers | None = None
     ) -> NetworkSource:
         return FreshSource(self.network, shape, device)
 
@@ -308,7 +310,7 @@ class Fixed(Networks):
     count: int = Field(default=1, gt=0, description="initializations; a lane draws one of them")
 
     def build(
-        self, shape: Shape, device: torch.device, squeezed: Squeezed | None = None
+        self, shape: Shape, device: torch.device, squeezed: TrainedMembers | None = None
     ) -> NetworkSource:
         return FixedSource(self.network, self.count, shape, device)
 

@@ -25,10 +25,11 @@ from distill_datasets.models.flops import WEIGHT_GRADIENT
 from distill_datasets.networks.network import (
     CarryingSource,
     FlatNetwork,
+    FreshSource,
     Networks,
     NetworkSource,
     Sampled,
-    Squeezed,
+    TrainedMembers,
     fresh_weights,
     skeleton_of,
 )
@@ -64,6 +65,10 @@ class Trained(Networks):
         """Outer steps from one fresh network to the next."""
 
     @abstractmethod
+    def loss(self, logits_BK: Tensor, targets_BK: Tensor, real: RealData) -> Tensor:
+        """The mean loss of a training step."""
+
+    @abstractmethod
     def examples(self, distilled: Distilled, real: RealData, draw: LaneDraw) -> Iterator[Batch]:
         """The batches that the network is trained on after one outer step."""
 
@@ -79,13 +84,11 @@ class Trained(Networks):
         trained = self.images(examples) * (self.cycle - 1) / self.cycle
         return WEIGHT_GRADIENT * flops_per_image * trained
 
-    def loss(self, logits_BK: Tensor, targets_BK: Tensor, real: RealData) -> Tensor:
-        """The mean loss of a training step."""
-        return F.cross_entropy(logits_BK, targets_BK)
-
     def build(
-        self, shape: Shape, device: torch.device, squeezed: Squeezed | None = None
+        self, shape: Shape, device: torch.device, squeezed: TrainedMembers | None = None
     ) -> NetworkSource:
+        if self.cycle == 1:  # fresh at every step, so that none is ever trained
+            return FreshSource(self.network, shape, device)
         return TrainedSource(self, shape, device)
 
     def architecture(self, squeezed: Architecture | None) -> Architecture:
@@ -95,7 +98,8 @@ class Trained(Networks):
 class TrainedSource(CarryingSource):
     """Per lane the network of the current cycle: fresh at its start, then what was carried.
 
-    A carried vector holds the weights and after them the tensors of the optimizer's state.
+    A carried vector is [weights (P) | first tensor of the optimizer's state (P) | second (P) | ...]
+    with as many tensors as the rule keeps: one for SGD, two for Adam.
     """
 
     def __init__(self, settings: Trained, shape: Shape, device: torch.device) -> None:
@@ -104,9 +108,8 @@ class TrainedSource(CarryingSource):
         self._device = device
         self._carried: dict[int, Tensor] = {}
         self._weights = sum(parameter.numel() for parameter in self._skeleton.parameters())
-        self._slots = len(settings.optimizer.start(torch.empty(0)))
-        # a cycle of one step never trains
-        self.carried_values = (1 + self._slots) * self._weights if settings.cycle > 1 else 0
+        slots = len(settings.optimizer.start(torch.empty(0)))
+        self.carried_values = (1 + slots) * self._weights
 
     def sample(self, draw: LaneDraw) -> Sampled:
         return FlatNetwork(self._skeleton, self._now(draw)[: self._weights])
@@ -128,6 +131,7 @@ class TrainedSource(CarryingSource):
             return now
         weights_P, *slots = torch.split(now, self._weights)
         state = tuple(slots)
+        # the optimizer counts its steps from the start of the cycle: Adam's bias correction asks
         network = FlatNetwork(self._skeleton, weights_P)
         done = draw.step % cycle * self._settings.steps(distilled, real)
         for images_BCHW, targets_BK in self._settings.examples(distilled, real, draw):
@@ -161,6 +165,9 @@ class TrainedOnDistilled(Trained):
     @property
     def cycle(self) -> int:
         return self.outer
+
+    def loss(self, logits_BK: Tensor, targets_BK: Tensor, real: RealData) -> Tensor:
+        return F.cross_entropy(logits_BK, targets_BK)
 
     def steps(self, distilled: Distilled, real: RealData) -> int:
         return self.epochs * math.ceil(distilled.count / self.batch)
@@ -240,6 +247,7 @@ def cut_and_mix(batch: Batch, rng: torch.Generator) -> Batch:
 
     Source: CutMix (arXiv:1905.04899), algorithm A1, with alpha 1.
     """
+    # a box with a share r of the area has sides sqrt(r) H and sqrt(r) W; y, x is its center
     images_BCHW, targets_BK = batch
     height, width = images_BCHW.shape[-2:]
     share, y, x = torch.rand(3, generator=rng).tolist()
@@ -252,6 +260,7 @@ def cut_and_mix(batch: Batch, rng: torch.Generator) -> Batch:
         view[middle + half :] = False
     pasted = float(inside_HW.float().mean())
     inside_HW = inside_HW.to(images_BCHW.device)
+    # targets: (1 - a) t + a t' with a the share of pixels that the box has after it is cut off
     return Batch(
         torch.where(inside_HW, images_BCHW[other_B], images_BCHW),
         (1 - pasted) * targets_BK + pasted * targets_BK[other_B],

@@ -8,22 +8,21 @@ Shape suffixes: B images, K classes, C channels of a layer.
 from __future__ import annotations
 
 import copy
-import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import nn
 
-from distill_datasets.errors import RecipeError
+from distill_datasets.errors import RecipeError, refuse
 from distill_datasets.models.architecture import Architecture
 from distill_datasets.networks.experts import present, squeezed_architecture
 from distill_datasets.networks.network import (
     Networks,
-    NetworkSource,
-    Squeezed,
     TeacherNetwork,
     Teachers,
+    TrainedMembers,
     skeleton_of,
 )
 from distill_datasets.types import Shape
@@ -43,8 +42,8 @@ class Moments(NamedTuple):
     var_C: Tensor
 
 
-class Seen(NamedTuple):
-    """What a network says of a batch, and the moments of it before every BatchNorm layer.
+class ForwardPass(NamedTuple):
+    """The logits of a batch, and the moments of it before every BatchNorm layer.
 
     `moments` has None for a layer that the batch did not pass.
     """
@@ -62,21 +61,31 @@ def batch_norms(module: nn.Module) -> list[_BatchNorm]:
     ]
 
 
-class Watched:
-    """A teacher of which one thread asks the moments of a batch.
+def with_hooks(
+    module: nn.Module, note: Callable[[int, nn.Module, tuple[Tensor, ...]], None]
+) -> nn.Module:
+    """A copy in eval mode that calls `note(place, layer, inputs)` before every BatchNorm layer.
 
-    The module is copied and its tensors are shared: what a layer sees is noted in the module, so
-    threads that ask at the same time need modules of their own.
+    Weights and buffers are shared, the modules are not: a hook belongs to the one thread that asks
+    the copy, so threads that ask at the same time need copies of their own.
     """
+    shared: dict[int, object] = {
+        id(weight): nn.Parameter(weight.detach(), requires_grad=False)
+        for weight in module.parameters()
+    }
+    shared |= {id(buffer): buffer for buffer in module.buffers()}
+    own: nn.Module = copy.deepcopy(module, shared).eval()
+    for place, layer in enumerate(batch_norms(own)):
+        layer.register_forward_pre_hook(partial(note, place))
+    return own
+
+
+class BatchNormProbe:
+    """A teacher of which one thread asks the moments of a batch before its BatchNorm layers."""
 
     def __init__(self, teacher: TeacherNetwork, *, channels_last: bool = False) -> None:
-        own: dict[int, object] = {
-            id(weight): nn.Parameter(weight.detach(), requires_grad=False)
-            for weight in teacher.module.parameters()
-        }
-        own |= {id(buffer): buffer for buffer in teacher.module.buffers()}
         self.teacher = teacher
-        self.module: nn.Module = copy.deepcopy(teacher.module, own).eval()
+        self.module = with_hooks(teacher.module, self._note)
         self._channels_last = channels_last
         if channels_last:
             self.module = self.module.to(memory_format=torch.channels_last)
@@ -87,19 +96,17 @@ class Watched:
                 "statistics cannot be matched; choose a network with batch norm, for example "
                 "squeeze.network: {name: convnet, norm: batch}"
             )
-        self.targets = [_kept(layer) for layer in layers]
+        self.targets = [_running_moments(layer) for layer in layers]
         self._moments: list[Moments | None] = [None] * len(layers)
-        for place, layer in enumerate(layers):
-            layer.register_forward_pre_hook(functools.partial(self._note, place))
 
     def _note(self, place: int, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         # one pass, in float32: the difference of two means of squares is lost in bfloat16
-        seen = inputs[0].float()
-        dims = [dim for dim in range(seen.ndim) if dim != 1]
-        var_C, mean_C = torch.var_mean(seen, dims, correction=0)
+        features = inputs[0].float()
+        dims = [dim for dim in range(features.ndim) if dim != 1]
+        var_C, mean_C = torch.var_mean(features, dims, correction=0)
         self._moments[place] = Moments(mean_C, var_C)
 
-    def __call__(self, images_BCHW: Tensor, precision: Precision = "float32") -> Seen:
+    def __call__(self, images_BCHW: Tensor, precision: Precision = "float32") -> ForwardPass:
         """Ask about images in the student's input space; differentiable in them.
 
         The variance is the biased one.
@@ -111,10 +118,10 @@ class Watched:
             logits_BK: Tensor = self.module(images_BCHW)
         moments = list(self._moments)
         self._moments[:] = [None] * len(moments)
-        return Seen(logits_BK.float(), moments)
+        return ForwardPass(logits_BK.float(), moments)
 
 
-def _kept(layer: _BatchNorm) -> Moments:
+def _running_moments(layer: _BatchNorm) -> Moments:
     assert layer.running_mean is not None and layer.running_var is not None
     return Moments(layer.running_mean.detach(), layer.running_var.detach())
 
@@ -128,24 +135,23 @@ class TeacherNetworks(Networks):
     name: Literal["teachers"] = "teachers"
 
     def build(
-        self, shape: Shape, device: torch.device, squeezed: Squeezed | None = None
-    ) -> NetworkSource:
+        self, shape: Shape, device: torch.device, squeezed: TrainedMembers | None = None
+    ) -> Teachers:
         """The members on the device.
 
         Raises:
-            RecipeError: there are none, or one has no BatchNorm.
-            DistillError: one knows too little of the test images to teach.
+            RecipeError: there are none, one has no BatchNorm, or one knows too little of the test
+                images to teach.
         """
-        found = present(squeezed, self)
-        found.check_teachers()
+        trained = present(squeezed, self)
+        refuse(trained.teacher_problems())
+        refuse(network_problems(self, trained.architectures, shape))
         members = []
-        for member, architecture in enumerate(found.architectures):
-            check_teacher(architecture, shape)
-            statistics = found.class_statistics(member)
-            mean, var = (None, None) if statistics is None else statistics
+        for member in range(len(trained.architectures)):
+            mean, var = trained.class_statistics(member) or (None, None)
             members.append(
                 TeacherNetwork(
-                    found.module(member).to(device),
+                    trained.module(member).to(device),
                     None if mean is None else [mean_KC.to(device) for mean_KC in mean],
                     None if var is None else [var_KC.to(device) for var_KC in var],
                 )
@@ -156,45 +162,46 @@ class TeacherNetworks(Networks):
         return squeezed_architecture(squeezed, self)
 
 
-def check_teacher(architecture: Architecture, shape: Shape) -> None:
-    """Refuse a network that keeps no statistics which images could be matched with.
-
-    Raises:
-        RecipeError: it has no BatchNorm, or does not fit the shape.
-    """
-    with torch.device("meta"):
-        module = architecture.build(shape)
-    if not batch_norms(module):
-        raise RecipeError(
-            f"squeeze.network: {architecture.name!r} keeps no BatchNorm statistics, which "
-            "distill.networks: 'teachers' are for; choose a network with BatchNorm, for example "
-            "{name: convnet, norm: batch} or {name: resnet}"
-        )
-
-
-def check_networks(networks: Networks, squeezed: Sequence[Architecture], shape: Shape) -> None:
-    """Build the networks of a recipe without their weights, before anything is trained.
+def network_problems(
+    networks: Networks, squeezed: Sequence[Architecture], shape: Shape
+) -> Iterator[str]:
+    """What does not fit together when the networks of a recipe are built without their weights.
 
     Args:
         networks: the part `distill.networks`.
         squeezed: the network of every member of the squeeze stage; [] where there is none.
         shape: of the source.
-
-    Raises:
-        RecipeError: a network does not fit the shape, or not what `networks` makes of it.
     """
+    teach = "batch_norm" in networks.offers
+    fitting = []
     for architecture in {repr(one): one for one in squeezed}.values():
-        with torch.device("meta"):
-            architecture.build(shape)
-        if "batch_norm" in networks.offers:
-            check_teacher(architecture, shape)
-    if "batch_norm" in networks.offers:
+        try:
+            with torch.device("meta"):
+                module = architecture.build(shape)
+        except RecipeError as error:
+            yield str(error)
+            continue
+        fitting.append(architecture)
+        if teach and not batch_norms(module):
+            yield (
+                f"squeeze.network: {architecture.name!r} keeps no BatchNorm statistics, which "
+                "distill.networks: 'teachers' are for; choose a network with BatchNorm, for "
+                "example {name: convnet, norm: batch} or {name: resnet}"
+            )
+    if teach:
         return
     if networks.needs_squeezed and any(one != squeezed[0] for one in squeezed):
-        raise RecipeError(
+        yield (
             f"squeeze.networks: {', '.join(sorted({one.name for one in squeezed}))} with other "
             f"settings each, and distill.networks: {networks.name!r} draws the weights of one "
             "architecture; give squeeze.network and squeeze.members instead, or take "
             "distill.networks: teachers"
         )
-    skeleton_of(networks.architecture(squeezed[0] if squeezed else None), shape)
+        return
+    drawn = networks.architecture(squeezed[0] if squeezed else None)
+    if drawn in squeezed and drawn not in fitting:
+        return  # this problem is listed
+    try:
+        skeleton_of(drawn, shape)
+    except RecipeError as error:
+        yield str(error)

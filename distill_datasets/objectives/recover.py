@@ -21,7 +21,7 @@ from pydantic import Field, model_validator
 from distill_datasets.errors import RecipeError, refuse
 from distill_datasets.models.flops import IMAGE_GRADIENT
 from distill_datasets.networks.network import TeacherNetwork, Teachers
-from distill_datasets.networks.teachers import Moments, Precision, Watched
+from distill_datasets.networks.teachers import BatchNormProbe, Moments, Precision
 from distill_datasets.objectives.objective import (
     Block,
     Composition,
@@ -54,7 +54,7 @@ class Terms(NamedTuple):
 
 
 def matching_terms(
-    watched: Watched,
+    probe: BatchNormProbe,
     images_BCHW: Tensor,
     targets_BK: Tensor,
     wanted: list[list[Moments]],
@@ -67,7 +67,7 @@ def matching_terms(
     |v - s| + |m - mu|, Euclidean norms, times `first_weight` for the layer registered first.
 
     Args:
-        watched: a teacher.
+        probe: a teacher.
         images_BCHW: in the student's input space; the result is differentiable in them.
         targets_BK: their labels.
         wanted: m and v of every layer, by one or more standards that count alike.
@@ -76,7 +76,7 @@ def matching_terms(
 
     Source: SRe2L (arXiv:2306.13092), equations 5 and 6 with the weights of its program.
     """
-    seen = watched(images_BCHW, precision)
+    seen = probe(images_BCHW, precision)
     apart = images_BCHW.new_zeros(())
     for standard in wanted:
         for layer, (ours, theirs) in enumerate(zip(seen.moments, standard, strict=True)):
@@ -92,9 +92,9 @@ class Matched:
     """A teacher that one thread matches batches to, and what they are to look like."""
 
     def __init__(self, teacher: TeacherNetwork, standard: Standard, channels_last: bool) -> None:
-        self.watched = Watched(teacher, channels_last=channels_last)
+        self.probe = BatchNormProbe(teacher, channels_last=channels_last)
         self._standard = standard
-        self._sizes = [len(target.mean_C) for target in self.watched.targets]
+        self._sizes = [len(target.mean_C) for target in self.probe.targets]
         self._class_KT: Moments | None = None
         if standard != "global":
             if teacher.class_mean is None or teacher.class_var is None:
@@ -115,7 +115,7 @@ class Matched:
         """What a batch with these labels is to look like, by every standard of the settings."""
         standards = []
         if self._standard != "class":
-            standards.append(self.watched.targets)
+            standards.append(self.probe.targets)
         if self._class_KT is not None:
             standards.append(self._of_classes(self._class_KT, targets_BK.argmax(dim=1)))
         return standards
@@ -333,7 +333,7 @@ class Recover(Objective):
             one = matched[place]
             terms = one.compiled if self.compile and compiled else matching_terms
             cross_entropy, bn_loss = terms(
-                one.watched,
+                one.probe,
                 images_BCHW,
                 targets_BK,
                 one.wanted(targets_BK),

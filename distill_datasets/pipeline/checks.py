@@ -4,7 +4,6 @@ import json
 import logging
 import tempfile
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,7 +14,7 @@ from distill_datasets.data.source import SourceDataset, open_source
 from distill_datasets.errors import ArtifactError, RecipeError, refuse
 from distill_datasets.export.content import sibling_of
 from distill_datasets.export.folder import MANIFEST, check_shards, check_writable, read_manifest
-from distill_datasets.networks.teachers import check_networks
+from distill_datasets.networks.teachers import network_problems
 from distill_datasets.objectives.objective import Context
 from distill_datasets.recipe import Recipe
 from distill_datasets.selection.selection import Selection
@@ -108,8 +107,7 @@ def check_parts(recipe: Recipe, shape: Shape) -> None:
     Raises:
         RecipeError: every problem at once: a budget too small, a network too deep or without a
             layer that the objective looks at, an order of other classes, a class without an
-            example.
-        DataError: the dataset that the initial images are taken from cannot be read.
+            example, an init that cannot be read.
     """
     refuse(part_problems(recipe, shape))
 
@@ -122,21 +120,21 @@ def part_problems(recipe: Recipe, shape: Shape) -> Iterator[str]:
     yield from canvas_problems
     for field in type(section.canvas).model_fields:
         if isinstance(part := getattr(section.canvas, field), Selection):
-            yield from _raised(partial(part.check, shape))
+            yield from part.problems(shape)
     if not canvas_problems:
         yield from _raised(lambda: section.labels.check(section.canvas, shape))
-    network_problems = list(_raised(lambda: check_networks(section.networks, squeezed, shape)))
-    yield from network_problems
+    unfit = list(network_problems(section.networks, squeezed, shape))
+    yield from unfit
     drawn = section.networks.architecture(squeezed[0] if squeezed else None)
     yield from section.objective.problems(
         Context(
             teachers=len(squeezed) if squeezed else None,
             shape=shape,
             examples=None if canvas_problems else section.canvas.size(shape).examples,
-            network=None if network_problems else drawn,
+            network=None if unfit else drawn,
         )
     )
-    if recipe.relabel is not None and not network_problems:
+    if recipe.relabel is not None and not unfit:
         yield from ensemble_problems(recipe.relabel, squeezed, shape)
     with torch.device("meta"):
         yield from _raised(lambda: recipe.evaluate.network.build(shape))

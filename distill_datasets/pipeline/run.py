@@ -15,6 +15,7 @@ from distill_datasets.evaluation.evaluate import run_evaluate
 from distill_datasets.export.folder import MANIFEST, read_manifest, write_dataset
 from distill_datasets.files.artifacts import fingerprint
 from distill_datasets.hub.pinned import library_bars
+from distill_datasets.networks.network import NetworkSource
 from distill_datasets.pipeline.checks import (
     check_output,
     check_outside,
@@ -194,6 +195,7 @@ def starts(
     if recipe.evaluate.start == "fresh":
         return None
     networks = recipe.distill.networks.build(source.real.shape, device, squeezed)
+    assert isinstance(networks, NetworkSource), "networks with `has_start` are drawn"
     rows = list[Tensor]()
     for student in range(recipe.evaluate.students):
         start_P = networks.start(student, draws(recipe.seed, "distill"))

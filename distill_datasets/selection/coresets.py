@@ -19,7 +19,6 @@ from pydantic import Field
 from distill_datasets.errors import DataError
 from distill_datasets.selection.selection import (
     AT_ONCE,
-    ByClass,
     Selection,
     Teacher,
     present,
@@ -83,7 +82,7 @@ def _first(true_N: Tensor) -> int:
     return int(true_N.nonzero()[0])
 
 
-class Greedy(ByClass):
+class Greedy(Selection):
     """Training images of a class, chosen one after another by their normalized pixels."""
 
     @abstractmethod
@@ -135,17 +134,15 @@ class Correct(Selection):
         default=1.0, gt=0, le=1, description="smallest share of the networks that have to be right"
     )
 
-    def images(
-        self, real: RealData, per_class: int, rng: torch.Generator, teacher: Teacher | None = None
+    def together(
+        self, real: RealData, per_class: int, rng: torch.Generator, teacher: Teacher | None
     ) -> Tensor:
-        """Displayable images (K * per_class, C, H, W); a class with fewer correct ones repeats.
+        """Class after class, with one warning that names all classes that repeat images.
 
         Raises:
             DataError: of some class, no training image is classified correctly.
         """
-        asked = present(teacher, self)
-        labels = range(real.shape.k)
-        return self._repeated(real, labels, per_class, rng, asked)
+        return self._repeated(real, range(real.shape.k), per_class, rng, present(teacher, self))
 
     def of_class(
         self,
@@ -205,7 +202,7 @@ ROUNDS = 10
 """Most updates of the cluster means."""
 
 
-class ClassMean(ByClass):
+class ClassMean(Selection):
     """The mean training image of every class, or the means of as many clusters as are asked for.
 
     Clusters are found by k-means among normalized pixels, then averaged as displayable ones.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -42,16 +43,25 @@ class Published(Selection):
     dataset: Name = Field(description="folder that a run wrote, or Hub id")
     revision: Name | None = Field(default=None, description="Hub branch, tag or commit")
 
-    def check(self, shape: Shape) -> None:
-        """Look at the `recipe` config, which is small and which every run writes.
+    def problems(self, shape: Shape) -> Iterator[str]:
+        """Looks at the `recipe` config, which is small and which every run writes."""
+        try:
+            self._columns("recipe", "normalization_json")
+        except DataError as error:
+            yield str(error)
 
-        Raises:
-            DataError: there is no such dataset, or it was not written by a run.
-        """
-        self._columns("recipe", "normalization_json")
+    def of_class(
+        self,
+        real: RealData,
+        label: int,
+        per_class: int,
+        rng: torch.Generator,
+        teacher: Teacher | None = None,
+    ) -> Tensor:
+        return self.together(real, per_class, rng, teacher)[label * per_class :][:per_class]
 
-    def images(
-        self, real: RealData, per_class: int, rng: torch.Generator, teacher: Teacher | None = None
+    def together(
+        self, real: RealData, per_class: int, rng: torch.Generator, teacher: Teacher | None
     ) -> Tensor:
         """Displayable images (K * per_class, C, H, W), resized where the published size differs.
 

@@ -30,8 +30,8 @@ class Noise(Selection):
         """Pixels of this size; a few may lie outside [0, 1]."""
         return 0.5 + self.std * torch.randn(size, generator=rng)
 
-    def images(
-        self, real: RealData, per_class: int, rng: torch.Generator, teacher: Teacher | None = None
+    def together(
+        self, real: RealData, per_class: int, rng: torch.Generator, teacher: Teacher | None
     ) -> Tensor:
         shape = real.shape
         return self.draw((shape.k * per_class, shape.c, shape.h, shape.w), rng)
@@ -54,8 +54,8 @@ class Real(Selection):
     effort: ClassVar[Literal["image", "class", "file"]] = "class"
     name: Literal["real"] = "real"
 
-    def images(
-        self, real: RealData, per_class: int, rng: torch.Generator, teacher: Teacher | None = None
+    def together(
+        self, real: RealData, per_class: int, rng: torch.Generator, teacher: Teacher | None
     ) -> Tensor:
         return real.examples(rng, per_class)
 

@@ -7,14 +7,15 @@ H W pixels of an image, h w pixels of a tile.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
 
-from distill_datasets.errors import RecipeError
-from distill_datasets.selection.selection import AT_ONCE, ByClass, Teacher, present, repeated
+from distill_datasets.errors import refuse
+from distill_datasets.selection.selection import AT_ONCE, Selection, Teacher, present, repeated
 from distill_datasets.types import Shape
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from distill_datasets.data.real import RealData
 
 
-class Rded(ByClass):
+class Rded(Selection):
     """Mosaics of the most realistic crops: of some random ones per image, the best recognized.
 
     A crop is made as small as a tile, surrounded by the mean color, and scored by the cross-entropy
@@ -58,15 +59,10 @@ class Rded(ByClass):
             raise ValueError(f"smallest: {self.smallest} is above largest: {self.largest}")
         return self
 
-    def check(self, shape: Shape) -> None:
-        """Refuse tiles without a pixel.
-
-        Raises:
-            RecipeError: an image has fewer pixels along a side than `factor` tiles.
-        """
+    def problems(self, shape: Shape) -> Iterator[str]:
         side = min(shape.h, shape.w)
         if side < self.factor:
-            raise RecipeError(
+            yield (
                 f"distill.canvas.init.factor: {self.factor} tiles along a side of {side} px; "
                 f"set it to at most {side}, usually 1 or 2"
             )
@@ -82,9 +78,9 @@ class Rded(ByClass):
         """Displayable mosaics (per_class, C, H, W); a class with few images repeats crops.
 
         Raises:
-            RecipeError: see `check`.
+            RecipeError: a tile has no pixel.
         """
-        self.check(real.shape)
+        refuse(self.problems(real.shape))
         asked, shape = present(teacher, self), real.shape
         tiles = self.factor**2 * per_class
         real.warn_of_few(tiles)
@@ -113,28 +109,24 @@ class Rded(ByClass):
         """Random crops in the proportions of the image, as small as a tile: (T, C, h, w)."""
         height, width = image_CHW.shape[1:]
         tile = (height // self.factor, width // self.factor)
-        found = []
+        crops = []
         for _ in range(self.crops):
+            # a share a of the area has sides sqrt(a) H and sqrt(a) W
             area, down, right = torch.rand(3, generator=rng, dtype=torch.float64).tolist()
             side = math.sqrt(self.smallest + area * (self.largest - self.smallest))
             high, wide = max(1, round(side * height)), max(1, round(side * width))
             top, left = int(down * (height - high + 1)), int(right * (width - wide + 1))
             cut_CHW = image_CHW[:, top : top + high, left : left + wide]
-            found.append(F.interpolate(cut_CHW[None], tile, mode="bilinear", antialias=True))
-        return torch.cat(found).clamp(0, 1)
+            crops.append(F.interpolate(cut_CHW[None], tile, mode="bilinear", antialias=True))
+        return torch.cat(crops).clamp(0, 1)
 
     def _scores(self, real: RealData, crops_BTChw: Tensor, label: int, teacher: Teacher) -> Tensor:
         """Mean cross-entropy of the networks on every crop in the middle of mean color, (B, T)."""
-        tiles_BChw = crops_BTChw.flatten(0, 1)
-        mean_C = real.normalization.display_mean_C.cpu()
-        std_C = real.normalization.display_std_C.cpu()
-        seen_BChw = (tiles_BChw - mean_C[:, None, None]) / std_C[:, None, None]
-        spare_h, spare_w = (
-            real.shape.h - seen_BChw.shape[2],
-            real.shape.w - seen_BChw.shape[3],
-        )
+        tiles_BChw = real.normalization.input_space.to_student(crops_BTChw.flatten(0, 1))
+        spare_h, spare_w = real.shape.h - tiles_BChw.shape[2], real.shape.w - tiles_BChw.shape[3]
+        # zeros around the tile: the mean color, after normalization
         around = (spare_w // 2, spare_w - spare_w // 2, spare_h // 2, spare_h - spare_h // 2)
-        logits_MBK = teacher(F.pad(seen_BChw, around).to(real.train.labels_N.device)).cpu()
+        logits_MBK = teacher(F.pad(tiles_BChw, around).to(real.train.labels_N.device)).cpu()
         losses_MB = -F.log_softmax(logits_MBK, dim=2)[:, :, label]
         return losses_MB.mean(dim=0).view(crops_BTChw.shape[:2])
 
@@ -142,6 +134,7 @@ class Rded(ByClass):
         """The ranked crops of a class as its mosaics, (per_class, C, H, W)."""
         channels, high, wide = ranked_NChw.shape[1:]
         side = self.factor
+        # the crop of rank n + t * per_class is tile t of image n
         tiles = ranked_NChw.view(side, side, per_class, channels, high, wide)
         mosaics = tiles.permute(2, 3, 0, 4, 1, 5).reshape(
             per_class, channels, side * high, side * wide

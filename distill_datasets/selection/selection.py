@@ -5,9 +5,8 @@ Shape suffixes: B images, C channels, H W pixels, K classes, M networks.
 
 from __future__ import annotations
 
-import logging
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 import torch
@@ -40,15 +39,6 @@ class Selection(Part, ABC):
     """True when they depend on more than the recipe, the source and the squeezed networks."""
 
     @abstractmethod
-    def images(
-        self, real: RealData, per_class: int, rng: torch.Generator, teacher: Teacher | None = None
-    ) -> Tensor:
-        """Displayable images (K * per_class, C, H, W) in [0, 1] on the CPU, classes in order.
-
-        A class with fewer than `per_class` images repeats them; `rng` decides all that is drawn.
-        `teacher` are the networks of the squeeze stage; there when `needs_squeezed`.
-        """
-
     def of_class(
         self,
         real: RealData,
@@ -57,18 +47,35 @@ class Selection(Part, ABC):
         rng: torch.Generator,
         teacher: Teacher | None = None,
     ) -> Tensor:
-        """The same for one class alone: (per_class, C, H, W); `rng` is for this class only."""
-        start = label * per_class
-        return self.images(real, per_class, rng, teacher)[start : start + per_class]
+        """Displayable images of one class, (per_class, C, H, W) in [0, 1] on the CPU.
 
-    def check(self, shape: Shape) -> None:
-        """Raise a `DistillError` where no `images` could be made, before the source is read."""
+        A class with fewer than `per_class` images repeats them; `rng` decides all that is drawn.
+        `teacher` are the networks of the squeeze stage; there when `needs_squeezed`.
+        """
 
+    def together(
+        self, real: RealData, per_class: int, rng: torch.Generator, teacher: Teacher | None
+    ) -> Tensor | None:
+        """All classes in order, where that is not one class after another; None where it is."""
+        return None
 
-logger = logging.getLogger("distill_datasets")
+    def problems(self, shape: Shape) -> Iterator[str]:
+        """Why no images could be made, for the user, before the source is read."""
+        yield from ()
+
+    def images(
+        self, real: RealData, per_class: int, rng: torch.Generator, teacher: Teacher | None = None
+    ) -> Tensor:
+        """Displayable images (K * per_class, C, H, W) of all classes in order, from one stream."""
+        images = self.together(real, per_class, rng, teacher)
+        if images is not None:
+            return images
+        labels = range(real.shape.k)
+        return torch.cat([self.of_class(real, label, per_class, rng, teacher) for label in labels])
 
 
 AT_ONCE = 256
+"""Images that networks are asked about at once."""
 
 
 def repeated(places: Sequence[int], count: int) -> list[int]:
@@ -88,24 +95,3 @@ def present(teacher: Teacher | None, selection: Selection) -> Teacher:
             "a section squeeze, for example squeeze: {epochs: 5}"
         )
     return teacher
-
-
-class ByClass(Selection):
-    """Images that are made class by class, all classes from one stream of draws."""
-
-    def images(
-        self, real: RealData, per_class: int, rng: torch.Generator, teacher: Teacher | None = None
-    ) -> Tensor:
-        labels = range(real.shape.k)
-        return torch.cat([self.of_class(real, label, per_class, rng, teacher) for label in labels])
-
-    @abstractmethod
-    def of_class(
-        self,
-        real: RealData,
-        label: int,
-        per_class: int,
-        rng: torch.Generator,
-        teacher: Teacher | None = None,
-    ) -> Tensor:
-        """See `Selection.of_class`."""

@@ -10,8 +10,6 @@ class at a time; these are the moments of all images of a class, what differs be
 Shape suffixes: N training rows, B a batch, K classes (k those of a unit), C channels of a layer.
 """
 
-import copy
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +19,7 @@ from torch import Tensor, nn
 
 from distill_datasets.data.real import RealData
 from distill_datasets.files.artifacts import fingerprint, read_tensors, write_tensors
-from distill_datasets.networks.teachers import batch_norms
+from distill_datasets.networks.teachers import batch_norms, with_hooks
 from distill_datasets.runtime.memory import images_at_once
 from distill_datasets.runtime.processes import Run
 from distill_datasets.stages.source import LoadedSource
@@ -41,25 +39,25 @@ class Range(NamedTuple):
 
 
 class Sums:
-    """What a layer has seen: of every class the values, their sum and the sum of their squares."""
+    """Of every class the values before a layer: their number, sum and sum of squares."""
 
     def __init__(self, classes: int) -> None:
         self.count_k = torch.zeros(classes, dtype=torch.float64)
         self.sum_kC = torch.zeros(())
         self.square_kC = torch.zeros(())
 
-    def add(self, seen: Tensor, share_kB: Tensor) -> None:
+    def add(self, features: Tensor, share_kB: Tensor) -> None:
         """Take in a layer's input (B, C, ...); `share_kB` is 1 where an image is of a class."""
-        seen_BCP = seen.reshape(*seen.shape[:2], -1)
+        features_BCP = features.reshape(*features.shape[:2], -1)
         sums, squares = list[Tensor](), list[Tensor]()
         # a few images at a time: in double precision all of them would leave the cache (16 times)
-        for some_BCP in torch.split(seen_BCP, max(1, CACHED_VALUES // seen_BCP[0].numel())):
+        for some_BCP in torch.split(features_BCP, max(1, CACHED_VALUES // features_BCP[0].numel())):
             values_BCP = some_BCP.to(torch.float64, copy=True)
             sums.append(values_BCP.sum(dim=2))
             squares.append(values_BCP.square_().sum(dim=2))
         self.sum_kC = self.sum_kC + (share_kB @ torch.cat(sums)).cpu()
         self.square_kC = self.square_kC + (share_kB @ torch.cat(squares)).cpu()
-        self.count_k += share_kB.sum(dim=1).cpu() * seen_BCP.shape[2]
+        self.count_k += share_kB.sum(dim=1).cpu() * features_BCP.shape[2]
 
 
 def run_statistics(
@@ -85,6 +83,7 @@ def run_statistics(
     missing = [
         member for member in range(squeezed.members) if not _member_file(folder, member).exists()
     ]
+    # `missing` is the same list on every process: nobody writes before all have looked
     run.runtime.wait()
 
     def measure(unit: int) -> None:
@@ -101,6 +100,7 @@ def run_statistics(
         run.runtime.pool(len(units)) as run_units,
     ):
         run_units(measure, mine)
+    # every unit is there; the main process adds them in order and writes the members' files
     run.runtime.wait()
     for member in missing if run.runtime.is_main else []:
         tensors, layers = _moments(folder, member, ranges, real.shape.k)
@@ -129,25 +129,24 @@ def sums_of(module: nn.Module, real: RealData, unit: Range) -> dict[str, Tensor]
         For layer l `count/l` (k,), `sum/l` and `square/l` (k, C) in double precision: the number of
         values, their sum and that of their squares, for each class of the unit.
     """
-    watched = copy.deepcopy(module)  # hooks write down what one thread asks
-    found = [Sums(unit.last - unit.first + 1) for _ in batch_norms(watched)]
+    classes = unit.last - unit.first + 1
+    layers = [Sums(classes) for _ in batch_norms(module)]
     share_kB = torch.zeros(())
 
-    def note(sums: Sums) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        return lambda _, inputs: sums.add(inputs[0], share_kB)
+    def note(place: int, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        layers[place].add(inputs[0], share_kB)
 
-    for layer, sums in zip(batch_norms(watched), found, strict=True):
-        layer.register_forward_pre_hook(note(sums))
+    own = with_hooks(module, note)
     device = next(module.parameters()).device
     for rows_B in torch.split(unit.rows_N, images_at_once(real.shape, device)):
         own_B = real.train.labels_N[rows_B] - unit.first
-        share_kB = F.one_hot(own_B, len(found[0].count_k) if found else 1).double().T
-        watched(real.select(rows_B).images_BCHW)
+        share_kB = F.one_hot(own_B, classes).double().T
+        own(real.select(rows_B).images_BCHW)
     tensors = dict[str, Tensor]()
-    for layer_number, sums in enumerate(found):
-        tensors[f"count/{layer_number}"] = sums.count_k
-        tensors[f"sum/{layer_number}"] = sums.sum_kC
-        tensors[f"square/{layer_number}"] = sums.square_kC
+    for place, sums in enumerate(layers):
+        tensors[f"count/{place}"] = sums.count_k
+        tensors[f"sum/{place}"] = sums.sum_kC
+        tensors[f"square/{place}"] = sums.square_kC
     return tensors
 
 
@@ -165,6 +164,7 @@ def _moments(
     tensors = dict[str, Tensor]()
     for layer in range(layers):
         count_K1 = totals[f"count/{layer}"][:, None]
+        # E[x] and E[x^2] - E[x]^2, which rounding may leave just below zero
         mean_KC = totals[f"sum/{layer}"] / count_K1
         var_KC = (totals[f"square/{layer}"] / count_K1 - mean_KC.square()).clamp(min=0)
         tensors |= {f"mean/{layer}": mean_KC.float(), f"var/{layer}": var_KC.float()}

@@ -34,7 +34,7 @@ from distill_datasets.files.artifacts import (
 from distill_datasets.labels.fixed import Area
 from distill_datasets.labels.labels import Labels
 from distill_datasets.media.image import overview
-from distill_datasets.networks.network import CarryingSource, Networks, NetworkSource
+from distill_datasets.networks.network import CarryingSource, Networks, NetworkSource, Teachers
 from distill_datasets.objectives.objective import Objective
 from distill_datasets.optimizers import Adam, Optimizer
 from distill_datasets.runtime.draws import LaneDraws, rng_for
@@ -200,7 +200,7 @@ class Progressing:
 def optimize(
     settings: Distill,
     distilled: Distilled,
-    networks: NetworkSource,
+    networks: NetworkSource | Teachers,
     real: RealData,
     *,
     seed: int,
@@ -284,7 +284,7 @@ def optimize(
                 progressing.move(grads, schedule(settings, step))
                 distilled.canvas.project()
                 distilled.labels.project()
-            if isinstance(networks, CarryingSource) and networks.carried_values:
+            if isinstance(networks, CarryingSource):
 
                 def advanced(
                     lane: int, source: CarryingSource = networks, step: int = step

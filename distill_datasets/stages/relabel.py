@@ -23,7 +23,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from distill_datasets.errors import ArtifactError, RecipeError
+from distill_datasets.errors import ArtifactError, refuse
 from distill_datasets.export.content import ViewLabels
 from distill_datasets.files.artifacts import (
     DONE,
@@ -214,10 +214,9 @@ def run_relabel(
         RecipeError: the settings do not fit the teachers, or a teacher does not know enough.
         DistillError: a teacher's logits do not fit into float16.
     """
-    squeezed.check_teachers()
+    refuse(squeezed.teacher_problems())
     modules = [squeezed.module(member) for member in range(squeezed.members)]
-    for problem in settings.problems(squeezed.shape, len(modules)):
-        raise RecipeError(problem)
+    refuse(settings.problems(squeezed.shape, len(modules)))
     device, features = run.runtime.device, settings.store == "features"
     ensemble = TeacherEnsemble(modules, settings, squeezed.shape, device, features=features)
     code = code_of(settings.top_k, squeezed.shape.k, ensemble.classifier)

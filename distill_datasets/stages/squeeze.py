@@ -16,13 +16,13 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from distill_datasets.errors import ArtifactError, DistillError, RecipeError
+from distill_datasets.errors import ArtifactError, DistillError, RecipeError, refuse
 from distill_datasets.files.artifacts import (
     fingerprint,
     read_json,
@@ -43,7 +43,6 @@ from distill_datasets.models.weights import (
     locate,
     read_checkpoint,
 )
-from distill_datasets.networks.network import Squeezed
 from distill_datasets.runtime.draws import draws
 from distill_datasets.runtime.memory import images_at_once
 from distill_datasets.runtime.processes import Run, Runtime
@@ -59,19 +58,23 @@ CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
-class SqueezedFolder(Squeezed):
+class SqueezedFolder:
     """The trained members, read from their files when they are asked for."""
 
     folder: Path
     shape: Shape
-    networks: tuple[Architecture, ...]
+    architectures: tuple[Architecture, ...]
+    """The network of every member."""
+    epochs: int
+    keep: Literal["every", "last"]
     least_accuracy: float | None = None
     statistics: Path | None = None
+    """Where `stages.class_statistics` left its files; None where nobody measured them."""
 
     @property
-    def architectures(self) -> tuple[Architecture, ...]:
-        """The network of every member."""
-        return self.networks
+    def members(self) -> int:
+        """How many networks there are."""
+        return len(self.architectures)
 
     def weights(self, member: int, epoch: int) -> Tensor:
         """Weights (P,) of a member after `epoch` epochs, on the CPU; 0 is its initialization."""
@@ -91,7 +94,7 @@ class SqueezedFolder(Squeezed):
         with self._opened(member) as file:
             names = [name for name in file.keys() if name.startswith(BUFFERS)]  # noqa: SIM118
             buffers = {name.removeprefix(BUFFERS): file.get_tensor(name) for name in names}
-        module = built(self.networks[member], self.shape)
+        module = built(self.architectures[member], self.shape)
         return frozen(fill(module, self.weights(member, self.epochs), buffers))
 
     def accuracies(self) -> list[float]:
@@ -99,7 +102,7 @@ class SqueezedFolder(Squeezed):
         return [_facts(self.folder, member)["accuracy"] for member in range(self.members)]
 
     def class_statistics(self, member: int) -> tuple[list[Tensor], list[Tensor]] | None:
-        """What `stages.statistics` left of a member: means and biased variances of its layers."""
+        """Means and biased variances of a member's layers; None where nobody measured them."""
         if self.statistics is None:
             return None
         tensors, note = read_tensors(self.statistics / f"member-{member:04d}.safetensors")
@@ -107,13 +110,8 @@ class SqueezedFolder(Squeezed):
         mean, var = ([tensors[f"{kind}/{layer}"] for layer in layers] for kind in ("mean", "var"))
         return mean, var
 
-    def check_teachers(self) -> None:
-        """Refuse members that know too little of the test images to teach.
-
-        Raises:
-            RecipeError: one of them gets fewer right than `least_accuracy` or, without it, fewer
-                than `least` says.
-        """
+    def teacher_problems(self) -> Iterator[str]:
+        """Which members get fewer test images right than they have to; see `least`."""
         chance = 1 / self.shape.k
         for member in range(self.members):
             facts = _facts(self.folder, member)
@@ -130,7 +128,7 @@ class SqueezedFolder(Squeezed):
                     f"source.classes, or it may expect images normalized otherwise than by "
                     f"{facts['normalization']}"
                 )
-            raise RecipeError(
+            yield (
                 f"squeeze: member {member} gets {facts['accuracy']:.1%} of the test images right, "
                 f"expected at least {needed:.1%} of a teacher (chance is {chance:.1%}"
                 + (f", its file claims {claimed:.1%}" if claimed is not None else "")
@@ -171,7 +169,7 @@ def least(classes: int, claimed: float | None) -> float:
 class Members:
     """Every member after its last epoch, asked for its logits on a device."""
 
-    def __init__(self, squeezed: Squeezed, shape: Shape, device: torch.device = CPU) -> None:
+    def __init__(self, squeezed: SqueezedFolder, shape: Shape, device: torch.device = CPU) -> None:
         self._modules = [squeezed.module(member).to(device) for member in range(squeezed.members)]
         self._device, self._at_once = device, images_at_once(shape, device)
 
@@ -247,37 +245,38 @@ def run_squeeze(
             f"squeeze.shards: {settings.shards} do not divide a batch of all {rows} training "
             f"images; lower squeeze.batch to a multiple of {settings.shards}"
         )
+    # With shards all processes share each member, one after the other; only the main one writes.
+    # Without, members are dealt to processes and their threads: each file has one writer.
     together = settings.shards > 1
     mine = list(range(settings.members)) if together else run.runtime.mine(settings.members)
     total = len(mine) * max(1, settings.epochs)
     with run.bar("squeeze", total) as bar:
-        work = _Work(settings, source, run.seed, folder, run.runtime, bar)
+        writer = _MemberWriter(settings, source, run.seed, folder, run.runtime, bar)
         if together:
             for member in mine:
-                work.train(member)
+                writer.train(member)
+                # the member's files are there before anyone asks whether the next one is done
                 run.runtime.wait()
         else:
             with run.runtime.pool(settings.members) as run_units:
-                run_units(partial(work.take, files) if files else work.train, mine)
+                run_units(partial(writer.take, files) if files else writer.train, mine)
     run.runtime.wait()
     squeezed = SqueezedFolder(
-        settings.network,
-        settings.members,
-        settings.epochs,
-        settings.keep,
         folder,
         source.real.shape,
         settings.architectures,
+        settings.epochs,
+        settings.keep,
         settings.least_accuracy,
     )
     if files:
-        squeezed.check_teachers()
+        refuse(squeezed.teacher_problems())
     return squeezed
 
 
 @dataclass(frozen=True)
-class _Work:
-    """What it takes to finish one member or another."""
+class _MemberWriter:
+    """Finishes members: trains them, or takes their weights from files."""
 
     settings: Squeeze
     source: LoadedSource
@@ -293,12 +292,12 @@ class _Work:
             real, architecture = self.source.real, self.settings.architectures[member]
             module = loaded(architecture, real.shape, checkpoint.tensors, name)
             weights_P = nn.utils.parameters_to_vector(module.parameters()).detach()
-            told = {
+            origin = {
                 "file": name,
                 "claimed": checkpoint.accuracy,
                 "normalization": real.normalization.describe(),
             }
-            self._finish(member, module.to(self.runtime.device), [weights_P], told)
+            self._finish(member, module.to(self.runtime.device), [weights_P], origin)
         self.bar.advance(1)
 
     def train(self, member: int) -> None:
@@ -348,17 +347,17 @@ class _Work:
         return path.exists() and path.with_suffix(".json").exists()
 
     def _finish(
-        self, member: int, module: nn.Module, rows: list[Tensor], told: Mapping[str, object]
+        self, member: int, module: nn.Module, rows: list[Tensor], origin: Mapping[str, object]
     ) -> None:
-        """Write a member's file, then how well it does."""
+        """Write a member's weights, then its facts: who finds both finds a finished member."""
         path = _file(self.folder, member)
         buffers = {BUFFERS + name: kept for name, kept in buffers_of(module).items()}
         write_tensors(path, {WEIGHTS: torch.stack(rows)} | buffers)
         real = self.source.real
         at_once = images_at_once(real.shape, next(module.parameters()).device)
         right = accuracy(module, real.test_batches(at_once))
-        found = {"accuracy": right, "sha256": sha256_of(path), "threads": torch.get_num_threads()}
-        write_json(path.with_suffix(".json"), {**found, **told})
+        facts = {"accuracy": right, "sha256": sha256_of(path), "threads": torch.get_num_threads()}
+        write_json(path.with_suffix(".json"), {**facts, **origin})
 
 
 def with_statistics(squeezed: SqueezedFolder, folder: Path) -> SqueezedFolder:

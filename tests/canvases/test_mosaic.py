@@ -116,11 +116,16 @@ class Numbered(Selection):
     paper: ClassVar[str] = "none"
     name: Literal["numbered"] = "numbered"
 
-    def images(
-        self, real: RealData, per_class: int, rng: torch.Generator, teacher: Teacher | None = None
+    def of_class(
+        self,
+        real: RealData,
+        label: int,
+        per_class: int,
+        rng: torch.Generator,
+        teacher: Teacher | None = None,
     ) -> Tensor:
         shape = real.shape
-        grays_N = torch.arange(shape.k * per_class) / 100
+        grays_N = torch.arange(label * per_class, (label + 1) * per_class) / 100
         return grays_N[:, None, None, None].expand(-1, shape.c, shape.h, shape.w)
 
 

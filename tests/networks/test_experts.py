@@ -1,5 +1,6 @@
 """Networks from a squeeze stage, and fixed ones: which weights an objective and a student get."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,8 +18,8 @@ from distill_datasets.networks.network import (
     Fixed,
     Fresh,
     Networks,
+    NetworkSource,
     Sampled,
-    Squeezed,
     fresh_weights,
     skeleton_of,
 )
@@ -28,13 +29,16 @@ SIZE = len(fresh_weights(skeleton_of(NET, TOY), torch.Generator(), CPU))
 
 
 @dataclass(frozen=True)
-class Store(Squeezed):
+class Store:
     """Members whose weights say which member and which epoch they are of."""
 
-    architecture: Architecture = NET
     members: int = 3
     epochs: int = 6
     keep: Literal["every", "last"] = "every"
+
+    @property
+    def architectures(self) -> tuple[Architecture, ...]:
+        return (NET,) * self.members
 
     def weights(self, member: int, epoch: int) -> Tensor:
         assert 0 <= member < self.members and 0 <= epoch <= self.epochs
@@ -44,6 +48,12 @@ class Store(Squeezed):
     def module(self, member: int) -> nn.Module:
         return NET.build(TOY)
 
+    def class_statistics(self, member: int) -> None:
+        return None
+
+    def teacher_problems(self) -> Iterator[str]:
+        yield from ()
+
 
 def place(weights_P: Tensor | None) -> tuple[int, int]:
     """The member and the epoch of weights of `Store`."""
@@ -52,8 +62,14 @@ def place(weights_P: Tensor | None) -> tuple[int, int]:
     return member, epoch
 
 
-def sampled(networks: Networks, store: Store, step: int, lanes: int = 60) -> list[Sampled]:
+def source_of(networks: Networks, store: Store | None = None) -> NetworkSource:
     source = networks.build(TOY, CPU, store)
+    assert isinstance(source, NetworkSource)
+    return source
+
+
+def sampled(networks: Networks, store: Store, step: int, lanes: int = 60) -> list[Sampled]:
+    source = source_of(networks, store)
     return [source.sample(LaneDraws(0, step, lane)) for lane in range(lanes)]
 
 
@@ -147,7 +163,7 @@ def test_pretrained_networks_are_members_after_their_last_epoch() -> None:
 
 
 def test_students_start_from_the_members_that_were_distilled_with() -> None:
-    source = Pretrained().build(TOY, CPU, Store())
+    source = source_of(Pretrained(), Store())
     found = [place(source.start(student, draws(0, "distill"))) for student in range(5)]
     assert found == [(0, 6), (1, 6), (2, 6), (0, 6), (1, 6)]
 
@@ -159,7 +175,7 @@ def test_held_out_members_are_for_students_only() -> None:
         place(network.weights_P) for step in range(3) for network in sampled(networks, store, step)
     }
     assert found == {(0, 6), (1, 6), (2, 6)}
-    source = networks.build(TOY, CPU, store)
+    source = source_of(networks, store)
     begun = [place(source.start(student, draws(0, "distill"))) for student in range(3)]
     assert begun == [(3, 6), (4, 6), (3, 6)]
 
@@ -178,7 +194,7 @@ def test_the_architecture_is_that_of_the_squeeze_stage(networks: Networks) -> No
 
 def test_fixed_networks_never_change_and_students_get_the_same() -> None:
     networks = Fixed(network=NET, count=3)
-    source = networks.build(TOY, CPU)
+    source = source_of(networks)
     begun = [source.start(student, draws(7, "distill")) for student in range(6)]
     weights = [
         source.sample(LaneDraws(7, step, lane)).weights_P for step in range(4) for lane in range(5)
@@ -193,7 +209,7 @@ def test_fixed_networks_never_change_and_students_get_the_same() -> None:
 
 
 def test_one_fixed_network_is_the_same_everywhere_and_another_seed_is_another() -> None:
-    source = Fixed(network=NET).build(TOY, CPU)
+    source = source_of(Fixed(network=NET))
     one_P, other_P, seed_P = (
         source.sample(LaneDraws(seed, step, step)).weights_P
         for seed, step in ((0, 0), (0, 9), (1, 0))
@@ -202,4 +218,4 @@ def test_one_fixed_network_is_the_same_everywhere_and_another_seed_is_another() 
 
 
 def test_fresh_networks_give_students_no_start() -> None:
-    assert Fresh(network=NET).build(TOY, CPU).start(0, draws(0, "distill")) is None
+    assert source_of(Fresh(network=NET)).start(0, draws(0, "distill")) is None

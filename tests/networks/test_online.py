@@ -24,7 +24,7 @@ from distill_datasets.files.artifacts import read_tensors
 from distill_datasets.files.yaml_text import to_yaml
 from distill_datasets.labels.fixed import Area
 from distill_datasets.models.convnets import ConvNet
-from distill_datasets.networks.network import FreshSource, NetworkSource
+from distill_datasets.networks.network import CarryingSource, FreshSource
 from distill_datasets.networks.online import Trained, TrainedOnDistilled, TrainedOnReal, cut_and_mix
 from distill_datasets.objectives.gradient import Gradient
 from distill_datasets.optimizers import Adam, Optimizer, Sgd
@@ -47,8 +47,10 @@ def on_real(**fields: object) -> TrainedOnReal:
     return TrainedOnReal.model_validate(given | fields)
 
 
-def source(settings: Trained) -> NetworkSource:
-    return settings.build(TOY, CPU)
+def source(settings: Trained) -> CarryingSource:
+    networks = settings.build(TOY, CPU)
+    assert isinstance(networks, CarryingSource)
+    return networks
 
 
 class Recorder(Distilled):
@@ -112,7 +114,7 @@ def start_of(step: int, lane: int = 0) -> Tensor:
     return FreshSource(NET, TOY, CPU).sample(LaneDraws(0, step, lane)).weights_P
 
 
-def follow(networks: NetworkSource, steps: range, distilled: Distilled, real: RealData) -> Tensor:
+def follow(networks: CarryingSource, steps: range, distilled: Distilled, real: RealData) -> Tensor:
     """Take one lane through some outer steps, as the loop does; the weights after the last."""
     for step in steps:
         networks.carry(0, networks.advance(distilled, real, LaneDraws(0, step, 0)))
@@ -135,8 +137,8 @@ def test_networks_are_fresh_exactly_where_a_cycle_starts(
 
 
 def test_a_cycle_of_one_step_carries_nothing() -> None:
-    assert source(on_distilled(outer=1)).carried_values == 0
-    assert source(on_real(every=1)).carried_values == 0
+    for once in (on_distilled(outer=1), on_real(every=1)):
+        assert not isinstance(once.build(TOY, CPU), CarryingSource)
     weights = len(start_of(0))
     assert source(on_distilled()).carried_values == 2 * weights
     assert source(on_distilled(optimizer=Adam(lr=0.1))).carried_values == 3 * weights

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from distill_datasets.distilled import Distilled
 from distill_datasets.errors import RecipeError
 from distill_datasets.networks.network import TeacherNetwork, Teachers
-from distill_datasets.networks.teachers import Watched
+from distill_datasets.networks.teachers import BatchNormProbe
 from distill_datasets.objectives.objective import Context
 from distill_datasets.objectives.recover import Recover, matching_terms
 from distill_datasets.optimizers import Adam
@@ -71,9 +71,9 @@ def test_the_statistics_of_two_flat_images() -> None:
     with torch.no_grad():
         identity.weight.copy_(torch.eye(3)[:, :, None, None])
     net = nn.Sequential(identity, nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(12, 2)).eval()
-    watched = Watched(TeacherNetwork(net))
+    probe = BatchNormProbe(TeacherNetwork(net))
     images = torch.tensor([0.0, 2.0])[:, None, None, None].expand(2, 3, 2, 2)
-    terms = matching_terms(watched, images, torch.eye(2), [watched.targets], 10.0, "float32")
+    terms = matching_terms(probe, images, torch.eye(2), [probe.targets], 10.0, "float32")
     # mean 1 instead of 0, biased variance 1 as kept: ten times the root of three
     assert float(terms.bn_loss) == pytest.approx(17.3205, abs=1e-4)
 
@@ -268,7 +268,7 @@ def test_bfloat16_changes_the_gradient_a_little_and_the_statistics_hardly() -> N
 def test_statistics_in_bfloat16_survive_a_large_mean() -> None:
     net = nn.Sequential(nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(12, 2)).eval()
     images = 100 + torch.arange(8.0).view(2, 1, 2, 2).expand(2, 3, 2, 2)
-    seen = Watched(TeacherNetwork(net))(images, "bfloat16")
+    seen = BatchNormProbe(TeacherNetwork(net))(images, "bfloat16")
     assert seen.moments[0] is not None
     assert seen.moments[0].var_C.tolist() == pytest.approx([5.25] * 3)
 
@@ -338,7 +338,7 @@ def test_a_batch_that_does_not_fit_the_source_is_refused() -> None:
 
 def test_a_network_without_statistics_is_refused() -> None:
     with pytest.raises(RecipeError, match="without a BatchNorm layer"):
-        Watched(TeacherNetwork(nn.Sequential(nn.Flatten(), nn.Linear(192, 4))))
+        BatchNormProbe(TeacherNetwork(nn.Sequential(nn.Flatten(), nn.Linear(192, 4))))
 
 
 @pytest.mark.parametrize(

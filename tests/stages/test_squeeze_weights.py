@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from distill_datasets.data.decoding import Split
 from distill_datasets.data.provenance import Provenance
 from distill_datasets.data.real import RealData
-from distill_datasets.errors import ArtifactError, RecipeError
+from distill_datasets.errors import ArtifactError, RecipeError, refuse
 from distill_datasets.files.artifacts import read_json
 from distill_datasets.models.convnets import ConvNet
 from distill_datasets.models.vision import Torchvision
@@ -99,7 +99,7 @@ def test_a_file_is_taken_as_it_is_and_nothing_is_trained(
     with mock.patch("distill_datasets.stages.squeeze.MemberTraining", side_effect=AssertionError):
         found = taken(tmp_path, path)
         with mock.patch(
-            "distill_datasets.stages.squeeze._Work._finish", side_effect=AssertionError
+            "distill_datasets.stages.squeeze._MemberWriter._finish", side_effect=AssertionError
         ):
             taken(tmp_path, path)  # the second time it is there already
     assert same(found.module(0), trained.module(0))
@@ -322,7 +322,7 @@ def test_a_member_trained_here_may_be_poor_unless_it_teaches(tmp_path: Path) -> 
     poor = squeeze(tmp_path, network=BATCHED, epochs=1, optimizer=Sgd(lr=1e-6))
     assert poor.accuracies()[0] < 2 / 3
     with pytest.raises(RecipeError, match=r"of a teacher.*; train it longer .*least_accuracy"):
-        poor.check_teachers()
+        refuse(poor.teacher_problems())
 
 
 def test_several_architectures_are_one_member_each(tmp_path: Path) -> None:

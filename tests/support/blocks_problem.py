@@ -17,7 +17,7 @@ from accelerate import PartialState
 
 from distill_datasets.distilled import Recovered
 from distill_datasets.models.architecture import Architecture
-from distill_datasets.networks.network import Networks, NetworkSource, Squeezed
+from distill_datasets.networks.network import Networks, Teachers, TrainedMembers
 from distill_datasets.runtime.processes import Run, Runtime
 from distill_datasets.stages import blocks
 from distill_datasets.stages.distill import Distill
@@ -39,8 +39,8 @@ class Residuals(Networks):
     name: Literal["residuals"] = "residuals"
 
     def build(
-        self, shape: Shape, device: torch.device, squeezed: Squeezed | None = None
-    ) -> NetworkSource:
+        self, shape: Shape, device: torch.device, squeezed: TrainedMembers | None = None
+    ) -> Teachers:
         return teachers(residual(0), residual(1))
 
     def architecture(self, squeezed: Architecture | None) -> Architecture:

@@ -9,9 +9,10 @@ import itertools
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 from unittest import mock
 
 import torch
@@ -24,7 +25,6 @@ from distill_datasets.export.content import Content
 from distill_datasets.models.architecture import Architecture
 from distill_datasets.models.convnets import ConvNet
 from distill_datasets.models.weights import frozen
-from distill_datasets.networks.network import Squeezed
 from distill_datasets.optimizers import Sgd
 from distill_datasets.runtime.draws import rng_for
 from distill_datasets.runtime.processes import Run, Runtime
@@ -55,22 +55,16 @@ def pictures(shape: Shape = SHAPE) -> Pictures:
 
 
 @dataclass(frozen=True)
-class Store(Squeezed):
+class Store:
     """Small networks with BatchNorm, oblong images and running statistics that have moved."""
 
-    architecture: Architecture = NET
     members: int = 1
-    epochs: int = 1
-    keep: Literal["every", "last"] = "last"
     shape: Shape = SHAPE
     fingerprint: str = "toy"
 
     @property
     def architectures(self) -> tuple[Architecture, ...]:
-        return (self.architecture,) * self.members
-
-    def weights(self, member: int, epoch: int) -> Tensor:
-        raise AssertionError("teachers are modules")
+        return (NET,) * self.members
 
     def module(self, member: int) -> nn.Module:
         rng = rng_for(member, "teacher")
@@ -88,8 +82,8 @@ class Store(Squeezed):
             module(torch.randn(9, self.shape.c, 8, 8, generator=rng))
         return frozen(module)
 
-    def check_teachers(self) -> None:
-        """They know enough."""
+    def teacher_problems(self) -> Iterator[str]:
+        yield from ()
 
 
 def relabel(
