@@ -166,30 +166,32 @@ def test_two_processes_share_the_work_and_make_the_same_bytes(
 
 
 @pytest.mark.gloo
-@pytest.mark.parametrize(
-    "how", ["accelerate launch", "accelerate-launch", "python -m", "--processes"]
-)
+@pytest.mark.parametrize("how", ["torchrun", "--processes"])
 def test_two_processes_start_when_they_are_asked_for(
     tmp_path: Path, alone: Callable[[int], dict[str, str]], how: str
 ) -> None:
     (tmp_path / "sitecustomize.py").write_text(PRESENT)
     words = ["-m", "distill_datasets", *arguments(tmp_path, 2)]
-    scripts = Path(sys.executable).parent
     if how == "--processes":
         program = [sys.executable, *words, "--processes", "2"]
     else:
-        program = {
-            "accelerate launch": [str(scripts / "accelerate"), "launch"],
-            "accelerate-launch": [str(scripts / "accelerate-launch")],
-            "python -m": [sys.executable, "-m", "accelerate.commands.launch"],
-        }[how]
-        program += ["--cpu", "--num_processes", "2", "--num_machines=1"]
-        program += ["--mixed_precision=no", "--dynamo_backend=no", *words]
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+        program = [sys.executable, *launcher, *words]
     finished = start(program, tmp_path, str(tmp_path))
     assert finished.returncode == 0, finished.stderr
     assert hashes(tmp_path / "out") == alone(2)
     assert (tmp_path / "rank-0-of-2").exists()
     assert (tmp_path / "rank-1-of-2").exists()
+
+
+def test_accelerate_that_starts_one_process_of_two_is_refused(tmp_path: Path) -> None:
+    program = [sys.executable, "-m", "accelerate.commands.launch"]
+    program += ["--cpu", "--num_processes", "2", "--num_machines=1"]
+    program += ["--mixed_precision=no", "--dynamo_backend=no"]
+    words = ["-m", "distill_datasets", *arguments(tmp_path, 2)]
+    finished = start([*program, *words], tmp_path, str(tmp_path))
+    assert finished.returncode != 0 and not (tmp_path / "runs").exists()
+    assert "torchrun --nproc_per_node N -m distill_datasets run" in finished.stderr
 
 
 @pytest.mark.parametrize("when", KILLS)

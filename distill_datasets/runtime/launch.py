@@ -1,8 +1,8 @@
 """Several processes on one machine, and which of them this one is.
 
 `accelerate launch --cpu --num_processes N` starts a single process where there is no MPI and does
-not tell it of N (accelerate 1.15). The program finds the launcher's command line and starts them
-itself, so that the command does what it says.
+not tell it of N (accelerate 1.15). That is refused here: the run would take N times as long as was
+asked for and say nothing.
 
 Processes that were started here leave their errors in a folder instead of printing them: the one
 that started them tells each error once, and by whom.
@@ -26,8 +26,6 @@ from distill_datasets.errors import DistillError, RecipeError
 
 RANKS = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK")
 SIZES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
-# `accelerate launch`, `accelerate-launch` and `python -m accelerate.commands.launch`
-LAUNCHERS = ("launch", "accelerate-launch", "accelerate.commands.launch")
 REPORTS = "DISTILL_DATASETS_REPORTS"
 """Names the folder of the errors of processes that were started here."""
 GRACE_SECONDS = 10.0
@@ -93,13 +91,22 @@ def processes_to_start(asked: int | None) -> int:
         asked: the `--processes` option.
 
     Raises:
-        RecipeError: fewer than one.
+        RecipeError: fewer than one; or Accelerate was asked for several and has started this one.
     """
     if asked is not None and asked < 1:
         raise RecipeError(f"--processes: got {asked}, expected at least 1")
     if any(name in os.environ for name in SIZES):
         return 1
-    return asked or _asked_of_accelerate()
+    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
+    # the launcher names a main process when more than one was asked for
+    if asked is None and on_cpu and "MASTER_ADDR" in os.environ:
+        raise RecipeError(
+            "accelerate launch: was asked for several processes on a CPU and has started one, "
+            "without MPI; start them with `distill-datasets run ... --processes N`, or with "
+            "`torchrun --nproc_per_node N -m distill_datasets run ...`; --processes 1 stays with "
+            "one"
+        )
+    return asked or 1
 
 
 def start(processes: int, command: list[str]) -> Ended:
@@ -205,21 +212,3 @@ def _killed(number: int) -> str:
     name = signal.Signals(number).name
     likely = ", perhaps because the memory was full" if number == signal.SIGKILL else ""
     return f"ended by {name}{likely}; the same command resumes where it stopped"
-
-
-def _asked_of_accelerate() -> int:
-    """N of `accelerate launch --cpu --num_processes N` when that started this process, or 1."""
-    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
-    # set by the launcher when more than one process was asked for
-    if not (on_cpu and "MASTER_ADDR" in os.environ):
-        return 1
-    import psutil
-    from accelerate.commands.launch import launch_command_parser
-
-    parent = psutil.Process().parent()
-    words = parent.cmdline() if parent else []
-    launcher = next((i for i, word in enumerate(words) if Path(word).name in LAUNCHERS), None)
-    if launcher is None:
-        return 1
-    given = launch_command_parser().parse_args(words[launcher + 1 :])
-    return int(given.num_processes or 1)

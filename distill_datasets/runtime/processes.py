@@ -1,9 +1,10 @@
 """The machine: one Accelerator, and work dealt to processes and threads.
 
-The same program runs as one process, as several started by `accelerate launch`, on a CPU or on
-GPUs. How many processes and threads there are changes the time and never the result: a unit of work
-is computed whole by one thread pool slot whose number of intra-op threads depends on the number of
-units and on the machine's cores only, and sums over units are taken in the order of the units.
+The same program runs as one process, or as several that `--processes`, torchrun or
+`accelerate launch` started, on a CPU or on GPUs. How many processes and threads there are changes
+the time and never the result: a unit of work is computed whole by one thread pool slot whose number
+of intra-op threads depends on the number of units and on the machine's cores only, and sums over
+units are taken in the order of the units.
 """
 
 from __future__ import annotations
@@ -75,6 +76,7 @@ class Runtime:
         For a unit of work that a whole outer loop solves: everything runs in the calling thread,
         with the threads that it was given, and nothing is told to trackers.
         """
+        # a copy: other threads go on with the original, and both share the accelerator
         own = copy.copy(self)
         own._alone = True
         return own
@@ -177,6 +179,9 @@ class Runtime:
         processes = self.processes
         if processes == 1:
             return [parts[unit] for unit in range(units)]
+        # Unit u belongs to process u mod P and is its slot u // P there. A gather wants tensors of
+        # one shape from everyone, so that a process with fewer units fills its last slot with
+        # zeros, which nobody reads. All P processes make this call, even without a unit.
         slots = -(-units // processes)
         first = self.index
         own = [parts.get(first + slot * processes, torch.zeros_like(like)) for slot in range(slots)]
@@ -194,6 +199,8 @@ class Runtime:
         Returns:
             The same bits on every process, and for every number of processes.
         """
+        # An all-reduce would add in an order that depends on the number of processes, and float
+        # addition is not associative: (a + b) + c differs from a + (b + c) in the last bits.
         rows = self.exchange(parts, units, like)
         total = rows[0].clone()
         for row in rows[1:]:

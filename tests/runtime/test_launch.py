@@ -96,7 +96,17 @@ def test_a_launcher_of_one_process_on_the_cpu_is_taken_at_its_word(
 ) -> None:
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     assert processes_to_start(None) == 1
-    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")  # but `accelerate launch` is not the parent
+
+
+def test_a_launcher_that_started_one_of_several_processes_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    with pytest.raises(RecipeError, match=r"`distill-datasets run \.\.\. --processes N`, or with"):
+        processes_to_start(None)
+    assert [processes_to_start(asked) for asked in (1, 2)] == [1, 2]
+    monkeypatch.setenv("WORLD_SIZE", "2")
     assert processes_to_start(None) == 1
 
 
