@@ -119,7 +119,7 @@ class Distillation:
 
     @property
     def results(self) -> list[dict[str, Any]]:
-        """One row per contestant; accuracies in [0, 1]."""
+        """One row per baseline; accuracies in [0, 1]."""
         return self.outcome.results
 
     @property

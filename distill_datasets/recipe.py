@@ -16,12 +16,12 @@ from pydantic_core import PydanticCustomError
 from distill_datasets.config import Section
 from distill_datasets.data.source import Source
 from distill_datasets.errors import RecipeError, did_you_mean
+from distill_datasets.evaluation.protocol import Evaluate
 from distill_datasets.files.artifacts import canonical_json, sha256_text
 from distill_datasets.files.yaml_text import from_yaml, to_yaml
 from distill_datasets.objectives.objective import Context
 from distill_datasets.stages.distill import Distill
 from distill_datasets.stages.teacher_training import Squeeze
-from distill_datasets.training.student import Evaluate
 from distill_datasets.views.relabel import Relabel
 
 
@@ -57,7 +57,7 @@ class Recipe(Section):
             *self._squeezed_networks(),
             *self._views_of_images(),
             *self._followed_by_students(),
-            *_listed_refusal(self.evaluate.refusal(self.relabel)),
+            *self.evaluate.problems(self.relabel),
         ]
         if problems:
             raise PydanticCustomError(

@@ -12,6 +12,7 @@ from support.toy_runs import toy_recipe, toy_sections
 from distill_datasets import config as plugins
 from distill_datasets.data.source import Source
 from distill_datasets.errors import RecipeError
+from distill_datasets.evaluation.protocol import Evaluate
 from distill_datasets.files.yaml_text import from_yaml, to_yaml
 from distill_datasets.models.convnets import ConvNet
 from distill_datasets.networks.network import Fresh, NetworkSource
@@ -20,7 +21,6 @@ from distill_datasets.objectives.unrolled import Unrolled
 from distill_datasets.optimizers import Adam
 from distill_datasets.recipe import Publish, Recipe, load_recipe, recipe_from
 from distill_datasets.stages.distill import Distill
-from distill_datasets.training.student import Evaluate
 from distill_datasets.types import Shape
 
 

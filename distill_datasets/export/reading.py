@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from distill_datasets.data.normalization import InputSpace
 from distill_datasets.hub.pinned import library_bars
 from distill_datasets.training.examples import Stored
 from distill_datasets.types import Shape
@@ -34,14 +35,14 @@ def read_published(exported: Path, config: str, shape: Shape) -> Stored:
 
     Rows are decoded a few at a time, from a file, into the one copy that is returned.
     """
-    recipe = load_rows(exported, "recipe")[0]
     exact = config == "exact"
     with _loaded(exported, config, in_memory=False) as rows:
         images_NCHW, targets_NK = _filled(rows, shape if exact else None)
     if exact:
-        return Stored(images_NCHW, targets_NK, torch.zeros(shape.c), torch.ones(shape.c), unit=1.0)
-    mean_C, std_C = torch.tensor(recipe["mean"]), torch.tensor(recipe["std"])
-    return Stored(images_NCHW, targets_NK, mean_C, std_C, unit=255.0)
+        return Stored(images_NCHW, targets_NK, input_space=None)
+    recipe = load_rows(exported, "recipe")[0]
+    space = InputSpace(torch.tensor(recipe["mean"]), torch.tensor(recipe["std"]))
+    return Stored(images_NCHW, targets_NK, space)
 
 
 @contextmanager

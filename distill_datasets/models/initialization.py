@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from distill_datasets.errors import RecipeError
-from distill_datasets.models.layers import DrawsFrom, OwnRule
+
+if TYPE_CHECKING:
+    from distill_datasets.models.layers import OwnRule
 
 
 def initialize(module: nn.Module, rng: torch.Generator) -> None:
@@ -27,7 +30,7 @@ def initialize(module: nn.Module, rng: torch.Generator) -> None:
     Raises:
         RecipeError: a layer with weights of a kind that this rule does not know.
     """
-    from distill_datasets.models.initialization import own_rule
+    # layers are subclasses of torch's, which this module's importers do without
     from distill_datasets.models.layers import XavierChain
 
     with torch.no_grad():
@@ -63,6 +66,8 @@ def initialize(module: nn.Module, rng: torch.Generator) -> None:
 
 def own_rule(module: nn.Module) -> OwnRule | None:
     """How a network's makers draw its weights; None where torch's rule for its layers holds."""
+    from distill_datasets.models.layers import OwnRule
+
     return next((child for child in module.children() if isinstance(child, OwnRule)), None)
 
 
@@ -71,4 +76,6 @@ def drawing(module: nn.Module, rng: torch.Generator) -> AbstractContextManager[o
 
     The networks that draw nothing while they train are left alone.
     """
+    from distill_datasets.models.layers import DrawsFrom
+
     return nullcontext() if own_rule(module) is None else DrawsFrom(rng)

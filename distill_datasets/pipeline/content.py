@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import distill_datasets
 from distill_datasets.distilled import Distilled, Recovered
+from distill_datasets.evaluation.protocol import Evaluate
 from distill_datasets.export.content import STARTS, Content, DisplayPixels, ViewLabels
 from distill_datasets.files.artifacts import fingerprint, sha256_tensors
 from distill_datasets.media.image import to_bytes
@@ -16,7 +17,6 @@ from distill_datasets.models.layers import AvgPool2d
 from distill_datasets.objectives.objective import Objective
 from distill_datasets.recipe import Recipe
 from distill_datasets.stages.source import LoadedSource
-from distill_datasets.training.student import Evaluate
 
 _PLAIN = {nn.AvgPool2d, nn.Conv2d, nn.Flatten, nn.GroupNorm, nn.Linear, nn.MaxPool2d, nn.ReLU}
 _PLAIN |= {AvgPool2d}

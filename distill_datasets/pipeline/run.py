@@ -55,7 +55,7 @@ class Outcome:
 
     @property
     def results(self) -> list[dict[str, Any]]:
-        """One row per contestant, as in `results.json`."""
+        """One row per baseline, as in `results.json`."""
         return list(self.manifest["results"])
 
 

@@ -134,7 +134,7 @@ def _evaluating(
 ) -> Iterator[Cost]:
     measured = recipe.evaluate
     student = WEIGHT_GRADIENT * cost(measured.network, shape)[0]
-    compared = contestants(recipe)
+    compared = baseline_rows(recipe)
     # references are labeled while their students train
     live = [row for row in compared if row in measured.references]
     work = len(compared) * student + len(live) * flops_per_view
@@ -151,16 +151,13 @@ def squeezed_bytes(squeeze: Squeeze, weights: list[int]) -> int:
     return sum(4 * of_one * kept for of_one in weights)
 
 
-def contestants(recipe: Recipe) -> list[str]:
-    """What students are trained on, but for the whole source: rows of the results."""
-    measured = recipe.evaluate
-    references = [row for row in measured.references if row != "full"]
-    if recipe.relabel is None:
-        exact = measured.exact and not recipe.distill.objective.separable
-        return ["default", *(["exact"] if exact else []), *references]
-    hard = ["hard"] if measured.hard else []
-    hard += ["random_real_hard"] if measured.hard and "random_real" in references else []
-    return ["default", *hard, *references]
+def baseline_rows(recipe: Recipe) -> list[str]:
+    """The rows of the results whose students train equally long, references last."""
+    exact = not recipe.distill.objective.separable
+    compared = recipe.evaluate.compared(relabeled=recipe.relabel is not None, exact=exact)
+    rows = [row.name for row in compared if row.images in ("published", "equal")]
+    references = [name for name in recipe.evaluate.references if name in rows]
+    return [*(name for name in rows if name not in references), *references]
 
 
 def asked_per_step(needs: Needs, teachers: list[float]) -> float:

@@ -19,7 +19,7 @@ from distill_datasets.objectives.unrolled import Unrolled
 from distill_datasets.pipeline.checks import check_parts, check_teaching, open_teaching
 from distill_datasets.planning.costs import (
     asked_per_step,
-    contestants,
+    baseline_rows,
     cost,
     costs,
     flops_in_words,
@@ -161,7 +161,7 @@ def work_of(recipe: Recipe, shape: Shape, examples: int) -> Work:
         lane += section.networks.work(network_flops, examples)
         outer_step = section.lanes * lane
         distill = section.steps * outer_step
-        total = distill + len(contestants(recipe)) * measured.students * student
+        total = distill + len(baseline_rows(recipe)) * measured.students * student
     return Work(
         network_flops,
         network_weights,
@@ -219,7 +219,7 @@ def _students(recipe: Recipe, work: Work) -> str:
     settings = recipe.evaluate
     text = (
         f"{settings.students} students of {work.student_steps} steps for "
-        f"{', '.join(contestants(recipe))}, {flops_in_words(work.student)} each"
+        f"{', '.join(baseline_rows(recipe))}, {flops_in_words(work.student)} each"
     )
     if "full" in settings.references:
         text += f"; {settings.full_students} of {settings.full_epochs} epochs for full"

@@ -21,7 +21,7 @@ from distill_datasets.data.normalization import InputSpace
 from distill_datasets.runtime.draws import Draw
 from distill_datasets.soft_labels.codes import Code
 from distill_datasets.soft_labels.records import Records
-from distill_datasets.training.examples import Examples
+from distill_datasets.training.examples import Examples, shuffled
 from distill_datasets.training.losses import TeacherLoss
 from distill_datasets.types import Batch
 from distill_datasets.views.recorded import Views, concatenated, draw_views, replay
@@ -188,10 +188,10 @@ class SoftLabelExamples(Examples):
     def count(self) -> int:
         return self._pictures.count
 
-    def order(self, rng: torch.Generator, batch: int, turn: int = 0) -> Tensor:
+    def order(self, rng: torch.Generator, batch: int, turn: int) -> Tensor:
         pool = self._stream.pool
         if pool is None:
-            labeled, index_N = self._stream.epoch(turn), super().order(rng, batch, turn)
+            labeled, index_N = self._stream.epoch(turn), shuffled(self.count, rng, batch)
         else:
             labeled = _drawn(self._stream, pool, self.count, rng)
             index_N = torch.arange(self.count)
@@ -224,7 +224,7 @@ class HardLabelExamples(Examples):
     def count(self) -> int:
         return self._pictures.count
 
-    def order(self, rng: torch.Generator, batch: int, turn: int = 0) -> Tensor:
+    def order(self, rng: torch.Generator, batch: int, turn: int) -> Tensor:
         height, width = self._pictures.images_NCHW.shape[2:]
         views = draw_views(self._settings, turn, self.count, (height, width), self._draw)
         if self._real is not None and self._real.sampling == "balanced":
@@ -233,7 +233,7 @@ class HardLabelExamples(Examples):
                 image_B=drawn_N[views.image_B.long()], partner_B=drawn_N[views.partner_B.long()]
             )
         self._now = views.to(self._pictures.labels_N.device)
-        return super().order(rng, batch, turn)
+        return shuffled(self.count, rng, batch)
 
     def __call__(self, index_B: Tensor) -> Batch:
         assert self._now is not None, "order comes before the first batch of a pass"

@@ -10,9 +10,8 @@ K classes.
 """
 
 import itertools
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -48,7 +47,8 @@ from distill_datasets.runtime.memory import images_at_once
 from distill_datasets.runtime.processes import Run, Runtime
 from distill_datasets.runtime.progress import Bar
 from distill_datasets.stages.source import LoadedSource
-from distill_datasets.stages.teacher_training import MemberTraining, Squeeze, Step
+from distill_datasets.stages.teacher_training import MemberTraining, Squeeze
+from distill_datasets.training.checkpoint import TrainingCheckpoint
 from distill_datasets.training.examples import Whole
 from distill_datasets.training.metrics import accuracy
 from distill_datasets.types import Shape
@@ -314,14 +314,17 @@ class _MemberWriter:
             draws(self.seed, "squeeze", member),
             self.runtime.device,
         )
-        saved = _checkpoint(self.folder, member)
-        if saved.exists():
-            training.restore(saved)
+        checkpoint = TrainingCheckpoint(
+            _checkpoint(self.folder, member), settings.checkpoint_seconds
+        )
+        if training.restore(checkpoint):
             self.bar.advance(training.epoch)
         writes = settings.shards == 1 or self.runtime.is_main
-        alone = nullcontext(training.alone)
-        with alone if settings.shards == 1 else training.shared(self.runtime) as gradient:
-            self._train_on(training, gradient, saved if writes else None)
+        training.train(
+            self.runtime,
+            checkpoint if writes else None,
+            lambda loss: self.bar.advance(1, loss=loss),
+        )
         for epoch, (before_P, after_P) in enumerate(itertools.pairwise(training.rows)):
             if torch.equal(before_P, after_P):
                 raise DistillError(
@@ -330,17 +333,6 @@ class _MemberWriter:
                 )
         if writes:
             self._finish(member, training.module, training.rows, {})
-
-    def _train_on(self, training: MemberTraining, gradient: Step, saved: Path | None) -> None:
-        """Train every epoch that is left, and save the state now and then; None saves nothing."""
-        saved_at = time.monotonic()
-        while training.epoch < self.settings.epochs:
-            loss = training.train_epoch(gradient)
-            self.bar.advance(1, loss=loss)
-            due = time.monotonic() - saved_at >= self.settings.checkpoint_seconds
-            if saved is not None and due and training.epoch < self.settings.epochs:
-                training.save(saved)
-                saved_at = time.monotonic()
 
     def _done(self, member: int) -> bool:
         path = _file(self.folder, member)

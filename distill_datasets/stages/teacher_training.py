@@ -1,35 +1,30 @@
 """The recipe's `squeeze` section, and the training of one of its networks.
 
-It is plain supervised training that can be stopped after any epoch and shared by processes. A
-checkpoint after an epoch holds everything that the next one changes; order, augmentation and
-dropout are pure functions of the seed and the step. Shared, every batch falls into equal pieces
-that see BatchNorm statistics of their own, as each process of torch's DistributedDataParallel does;
-the pieces are those of the recipe, however many processes there are.
-
-Shape suffixes: B examples of a batch, P all weights of a network.
+Shape suffixes: P all weights of a network.
 """
 
-import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, Literal, Self
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
-from torch import Tensor, nn
+from torch import nn
 
 from distill_datasets.data.source import Source
-from distill_datasets.errors import DistillError
-from distill_datasets.files.artifacts import read_tensors, write_tensors
 from distill_datasets.models.architecture import Architecture, ArchitectureField
-from distill_datasets.models.initialization import drawing, initialize
+from distill_datasets.models.initialization import initialize
 from distill_datasets.runtime.draws import Draw
 from distill_datasets.runtime.processes import Runtime
-from distill_datasets.training.checkpoint import restore_state, state_of
+from distill_datasets.training.checkpoint import TrainingCheckpoint
 from distill_datasets.training.examples import Examples
-from distill_datasets.training.student import CHECKED, WARMUP_START, Training, rate
+from distill_datasets.training.loop import Gradient, SupervisedTraining, Training, rate, steps_of
 from distill_datasets.types import Shape
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Squeeze(Training):
@@ -129,12 +124,8 @@ class Squeeze(Training):
         return self
 
 
-Step = Callable[[Tensor, int], Tensor]
-"""Puts the gradient of a batch at a step into the weights' `grad`; returns the loss."""
-
-
 class MemberTraining:
-    """A network on its way through the examples, at the end of an epoch or before the first."""
+    """A network on its way through the training images, epoch by epoch."""
 
     def __init__(
         self,
@@ -145,113 +136,68 @@ class MemberTraining:
         draw: Draw,
         device: torch.device,
     ) -> None:
-        self._settings, self._examples, self._draw, self._device = settings, examples, draw, device
-        self._batch = min(settings.batch, examples.count)
-        self._per_epoch = examples.count // self._batch
         self.module = architecture.build(shape).to(device)
         initialize(self.module, draw("network"))
-        self.module.train()
-        self._parameters = list(self.module.parameters())
-        self._optimizer = settings.optimizer.torch_optimizer(self._parameters)
-        self.epoch = 0
+        per_epoch = steps_of(1, examples.count, settings.batch)
+        steps, rising = settings.epochs * per_epoch, settings.warmup_epochs * per_epoch
+
+        def step_size(step: int) -> float:
+            return settings.optimizer.lr * rate(settings.schedule, step, steps, rising)
+
+        self._settings, self._per_epoch = settings, per_epoch
+        self._training = SupervisedTraining(settings, self.module, examples, draw, step_size)
         self.rows = [self._weights_P()]
         """The weights that are kept, on the CPU: after every epoch, or the first and the last."""
 
-    def save(self, path: Path) -> None:
-        """Write everything that an epoch changes as one file, atomically."""
-        tensors = state_of(self.module, self._optimizer)
-        tensors |= {f"rows/{row}": weights_P for row, weights_P in enumerate(self.rows)}
-        write_tensors(path, tensors, {"epoch": self.epoch})
+    @property
+    def epoch(self) -> int:
+        """How many epochs are done."""
+        return self._training.steps_done // self._per_epoch
 
-    def restore(self, path: Path) -> None:
-        """Go on from what `save` wrote."""
-        tensors, note = read_tensors(path)
-        restore_state(self.module, self._optimizer, tensors)
-        kept = [name for name in tensors if name.startswith("rows/")]
-        self.rows = [tensors[f"rows/{row}"] for row in range(len(kept))]
-        self.epoch = note["epoch"]
+    def restore(self, checkpoint: TrainingCheckpoint) -> bool:
+        """Go on from what an earlier run left; returns whether it did."""
+        saved = checkpoint.read()
+        if saved is None:
+            return False
+        self._training.restore(*saved)
+        kept = [name for name in saved[0] if name.startswith("rows/")]
+        self.rows = [saved[0][f"rows/{row}"] for row in range(len(kept))]
+        return True
 
-    def train_epoch(self, gradient: Step) -> float:
-        """One pass over the examples; returns the loss of its last batch.
+    def train(
+        self,
+        runtime: Runtime,
+        checkpoint: TrainingCheckpoint | None,
+        advance: Callable[[float], None],
+    ) -> None:
+        """Train every epoch that is left.
+
+        Args:
+            runtime: processes and threads that share a batch of several shards.
+            checkpoint: where the state is kept between epochs; None on processes that write none.
+            advance: told the loss of the last batch of every epoch.
 
         Raises:
             DistillError: the loss is not finite.
         """
-        steps = self._settings.epochs * self._per_epoch
-        order_N = self._examples.order(self._draw("order", self.epoch), self._batch)
-        loss = torch.zeros(())
-        for place in range(self._per_epoch):
-            step = self.epoch * self._per_epoch + place
-            for group in self._optimizer.param_groups:
-                group["lr"] = self._settings.optimizer.lr * self._rate(step, steps)
-            self._optimizer.zero_grad()
-            loss = gradient(order_N[place * self._batch : (place + 1) * self._batch], step)
-            self._optimizer.step()
-            last = place == self._per_epoch - 1
-            if (last or step % CHECKED == 0) and not bool(loss.isfinite()):
-                raise DistillError(
-                    f"a network's training loss is {loss.item()} at step {step}; lower its "
-                    "optimizer.lr"
-                )
-        self.epoch += 1
+        with self._gradient(runtime) as gradient:
+            while self.epoch < self._settings.epochs:
+                self._train_epoch(gradient, advance)
+                unfinished = self.epoch < self._settings.epochs
+                if checkpoint is not None and unfinished and checkpoint.is_due:
+                    rows = {f"rows/{row}": kept_P for row, kept_P in enumerate(self.rows)}
+                    checkpoint.write(self._training.state() | rows, self._training.steps_done)
+
+    def _train_epoch(self, gradient: Gradient, advance: Callable[[float], None]) -> None:
+        loss = self._training.train(gradient, (self.epoch + 1) * self._per_epoch)
         if self._settings.keep == "every" or self.epoch == self._settings.epochs:
             self.rows.append(self._weights_P())
-        return loss.item()
+        advance(loss.item())
 
-    def alone(self, index_B: Tensor, step: int) -> Tensor:
-        """The gradient of a batch, by this process and thread."""
-        loss = self._loss(self.module, index_B, step)
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss.detach()
-
-    @contextmanager
-    def shared(self, runtime: Runtime) -> Iterator[Step]:
-        """Takes the gradient of a batch in `shards` pieces, dealt to processes and threads.
-
-        The weights move alike on all processes. Buffers are those that piece 0 has seen, on the
-        main process alone.
-        """
-        shards, mine = self._settings.shards, runtime.mine(self._settings.shards)
-        weights: dict[int, object] = {id(weight): weight for weight in self._parameters}
-        # the same weights in modules of their own: pieces are threads, and buffers change
-        modules = {
-            piece: copy.deepcopy(self.module, dict(weights)) if piece else self.module
-            for piece in mine
-        }
-        sizes = [weight.numel() for weight in self._parameters]
-        like = torch.zeros(1 + sum(sizes), device=self._device)
-        with runtime.pool(shards) as run_pieces:
-
-            def gradient(index_B: Tensor, step: int) -> Tensor:
-                rows = torch.split(index_B, len(index_B) // shards)
-
-                def work(piece: int) -> Tensor:
-                    loss = self._loss(modules[piece], rows[piece], step, piece)
-                    grads = torch.autograd.grad(loss, self._parameters, materialize_grads=True)
-                    return torch.cat([loss.detach()[None], *(grad.flatten() for grad in grads)])
-
-                parts = dict(zip(mine, run_pieces(work, mine), strict=True))
-                mean = runtime.sum_in_order(parts, shards, like) / shards
-                pieces = torch.split(mean[1:], sizes)
-                for weight, grad_P in zip(self._parameters, pieces, strict=True):
-                    weight.grad = grad_P.view_as(weight)
-                return mean[0]
-
-            yield gradient
-
-    def _loss(self, module: nn.Module, index_B: Tensor, step: int, *piece: int) -> Tensor:
-        """The mean loss on the examples `index_B`; a piece has draws of its own."""
-        images_BCHW, targets_BK = self._examples(index_B.to(self._device))
-        images_BCHW = self._settings.augment(images_BCHW, self._draw("augment", step, *piece))
-        with drawing(module, self._draw("dropout", step, *piece)):
-            return self._examples.loss(module(images_BCHW), targets_BK)
-
-    def _rate(self, step: int, steps: int) -> float:
-        """The factor on the step size: a linear rise, then the schedule over what is left."""
-        rising = self._settings.warmup_epochs * self._per_epoch
-        if step < rising:
-            return WARMUP_START + (1 - WARMUP_START) * step / rising
-        return rate(self._settings.schedule, step - rising, steps - rising)
+    def _gradient(self, runtime: Runtime) -> AbstractContextManager[Gradient]:
+        if self._settings.shards == 1:
+            return nullcontext(self._training.alone())
+        return self._training.shared(runtime, self._settings.shards)
 
     def _weights_P(self) -> Tensor:
-        return nn.utils.parameters_to_vector(self._parameters).detach().cpu().clone()
+        return nn.utils.parameters_to_vector(self.module.parameters()).detach().cpu().clone()

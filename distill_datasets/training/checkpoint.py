@@ -1,8 +1,4 @@
-"""What a training changes as it goes on: saved between two epochs, and read again to go on.
-
-Order, augmentation and dropout are pure functions of the seed and the step, so weights, buffers,
-the optimizer's moments and averages are all there is.
-"""
+"""The file that a training which was killed goes on from."""
 
 from __future__ import annotations
 
@@ -53,60 +49,26 @@ def restore_state(
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
-class Average:
-    """The exponential moving average of a network's weights; buffers are not averaged.
-
-    Source: EDC (arXiv:2404.13733), whose students are measured so.
-    """
-
-    def __init__(self, module: nn.Module, decay: float) -> None:
-        self._live, self._decay = list(module.parameters()), decay
-        self.weights = [weight.detach().clone() for weight in self._live]
-
-    def follow(self) -> None:
-        """Take in the weights after a step: decay x average + (1 - decay) x weights."""
-        with torch.no_grad():
-            live = [weight.detach() for weight in self._live]
-            torch._foreach_lerp_(self.weights, live, 1 - self._decay)
-
-    def put(self) -> None:
-        """Make the average the network's weights."""
-        with torch.no_grad():
-            for weight, average in zip(self._live, self.weights, strict=True):
-                weight.copy_(average)
-
-
-class Checkpoint:
-    """The file that a training goes on from when it was killed; written at ends of passes."""
+class TrainingCheckpoint:
+    """What a training that was killed goes on from; written between passes, atomically."""
 
     def __init__(self, path: Path, seconds: float) -> None:
         self._path, self._seconds, self._saved_at = path, seconds, time.monotonic()
 
-    def restore(
-        self, module: nn.Module, optimizer: torch.optim.Optimizer, average: Average | None
-    ) -> int:
-        """Take the state that lies in the file; returns how many steps it has done."""
+    def read(self) -> tuple[dict[str, Tensor], int] | None:
+        """The tensors that were written last and the steps done by then; None before the first."""
         if not self._path.exists():
-            return 0
+            return None
         tensors, note = read_tensors(self._path)
-        restore_state(module, optimizer, tensors)
-        for number, weight in enumerate(average.weights if average is not None else []):
-            weight.copy_(tensors[f"average/{number}"])
-        return int(note["steps"])
+        return tensors, int(note["steps"])
 
-    def save(
-        self,
-        module: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        average: Average | None,
-        steps: int,
-    ) -> None:
-        """Write the state after `steps` steps, unless the last one was written just before."""
-        if time.monotonic() - self._saved_at < self._seconds:
-            return
-        averages = enumerate(average.weights if average is not None else [])
-        tensors = state_of(module, optimizer)
-        tensors |= {f"average/{number}": weight for number, weight in averages}
+    @property
+    def is_due(self) -> bool:
+        """Whether the time since the last one is over."""
+        return time.monotonic() - self._saved_at >= self._seconds
+
+    def write(self, tensors: dict[str, Tensor], steps: int) -> None:
+        """Write the state after so many steps."""
         write_tensors(self._path, tensors, {"steps": steps})
         self._saved_at = time.monotonic()
 

@@ -1,12 +1,13 @@
-"""What a student trains on: published examples, or the whole source.
+"""What a network trains on: published examples, or the whole source.
 
 Shape suffixes: B images, C channels, H W pixels, K classes, N examples.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -16,66 +17,72 @@ from distill_datasets.types import Batch
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from distill_datasets.data.normalization import InputSpace
     from distill_datasets.data.real import RealData
 
 
-class Examples(Protocol):
-    """What a student trains on."""
+class Examples(ABC):
+    """What a network trains on."""
 
     @property
+    @abstractmethod
     def count(self) -> int:
         """Number of examples."""
-        ...
 
+    @abstractmethod
     def __call__(self, index_B: Tensor) -> Batch:
-        """The examples `index_B` in the student's input space."""
-        ...
+        """The examples `index_B` in the network's input space."""
 
-    def order(self, rng: torch.Generator, batch: int, turn: int = 0) -> Tensor:
+    @abstractmethod
+    def order(self, rng: torch.Generator, batch: int, turn: int) -> Tensor:
         """The examples of pass number `turn`, (N,), for batches of `batch`.
 
-        One batch of all keeps their order. The examples of a pass may be others than before.
+        `shuffled` is the usual one. The examples of a pass may be others than before.
         """
-        if batch >= self.count:
-            return torch.arange(self.count)
-        return torch.randperm(self.count, generator=rng)
 
+    @abstractmethod
     def loss(self, logits_BK: Tensor, targets_BK: Tensor) -> Tensor:
         """What a training step lowers, a mean over its examples."""
-        return F.cross_entropy(logits_BK, targets_BK)
+
+
+def shuffled(count: int, rng: torch.Generator, batch: int) -> Tensor:
+    """An order of `count` examples; one batch of all keeps theirs."""
+    return torch.arange(count) if batch >= count else torch.randperm(count, generator=rng)
 
 
 @dataclass(frozen=True)
 class Stored(Examples):
     """Examples held as they were published, made into the student's input batch by batch.
 
-    `unit` is the value that stands for 1: 255 for 8-bit images, 1 for floats.
+    Bytes stand for 255ths. `input_space` is None where the images already lie in it.
     """
 
     images_NCHW: Tensor
     targets_NK: Tensor
-    mean_C: Tensor
-    std_C: Tensor
-    unit: float
+    input_space: InputSpace | None
 
     @property
     def count(self) -> int:
         return len(self.images_NCHW)
 
     def __call__(self, index_B: Tensor) -> Batch:
-        pixels_BCHW = self.images_NCHW[index_B].float() / self.unit
-        images_BCHW = (pixels_BCHW - self.mean_C[:, None, None]) / self.std_C[:, None, None]
+        images_BCHW = self.images_NCHW[index_B]
+        if not images_BCHW.is_floating_point():
+            images_BCHW = images_BCHW.float() / 255
+        if self.input_space is not None:
+            images_BCHW = self.input_space.to_student(images_BCHW)
         return Batch(images_BCHW, self.targets_NK[index_B])
+
+    def order(self, rng: torch.Generator, batch: int, turn: int) -> Tensor:
+        return shuffled(self.count, rng, batch)
+
+    def loss(self, logits_BK: Tensor, targets_BK: Tensor) -> Tensor:
+        return F.cross_entropy(logits_BK, targets_BK)
 
     def to(self, device: torch.device) -> Stored:
         """The same on a device."""
-        return Stored(
-            self.images_NCHW.to(device),
-            self.targets_NK.to(device),
-            self.mean_C.to(device),
-            self.std_C.to(device),
-            self.unit,
-        )
+        space = None if self.input_space is None else self.input_space.to(device)
+        return Stored(self.images_NCHW.to(device), self.targets_NK.to(device), space)
 
 
 @dataclass(frozen=True)
@@ -91,9 +98,9 @@ class Whole(Examples):
     def __call__(self, index_B: Tensor) -> Batch:
         return self.real.select(index_B)
 
-    def order(self, rng: torch.Generator, batch: int, turn: int = 0) -> Tensor:
+    def order(self, rng: torch.Generator, batch: int, turn: int) -> Tensor:
         if self.real.sampling == "uniform":
-            return super().order(rng, batch)
+            return shuffled(self.count, rng, batch)
         return self.real.order(rng)
 
     def loss(self, logits_BK: Tensor, targets_BK: Tensor) -> Tensor:

@@ -1,15 +1,19 @@
-"""What a student that learns from a teacher lowers.
+"""What students lower: the loss section, and the losses against a teacher.
 
 Shape suffixes: B examples, K classes.
 """
 
 from __future__ import annotations
 
+from abc import ABC
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Self
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field, model_validator
+
+from distill_datasets.config import Section
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,6 +70,54 @@ class TeacherLoss:
         teacher_BK, hard_BK = targets.unbind(dim=1)
         hard_loss = F.cross_entropy(logits_BK, hard_BK)
         return F.mse_loss(logits_BK, teacher_BK) + self.hard_weight * hard_loss
+
+
+class StudentLoss(Section, ABC):
+    """What a student lowers."""
+
+    loss: Loss = Field(
+        default="soft",
+        description="cross-entropy with the labels as probabilities; or, with relabel, kl of "
+        "teacher and student at a temperature, or mse of their logits",
+    )
+    temperature: float = Field(
+        default=1.0, gt=0, description="that logits are divided by in kl (SRe2L: 20)"
+    )
+    scale_by_temperature: bool = Field(
+        default=False, description="multiply kl by the temperature squared"
+    )
+    hard_weight: float = Field(
+        default=0.0,
+        ge=0,
+        description="of the cross-entropy with the images' classes beside mse (G-VBSM: 0.1, EDC: "
+        "0.025)",
+    )
+    label_smoothing: float = Field(
+        default=0.0, ge=0, lt=1, description="share of every label that all classes divide"
+    )
+
+    @model_validator(mode="after")
+    def _loss_knows_its_settings(self) -> Self:
+        at_defaults = TeacherLoss()
+        wrong = [
+            f"{name}: for loss: {kind}, got it with loss: {self.loss}"
+            for name, kind, value, default in (
+                ("temperature", "kl", self.temperature, at_defaults.temperature),
+                ("scale_by_temperature", "kl", self.scale_by_temperature, at_defaults.scaled),
+                ("hard_weight", "mse", self.hard_weight, at_defaults.hard_weight),
+            )
+            if value != default and self.loss != kind
+        ]
+        if self.loss == "mse" and self.label_smoothing:
+            wrong.append("label_smoothing: mse compares logits, which have none; leave it out")
+        if wrong:
+            raise ValueError("; ".join(wrong))
+        return self
+
+    @property
+    def teacher_loss(self) -> TeacherLoss:
+        """What students of a teacher's logits lower."""
+        return TeacherLoss(self.loss, self.temperature, self.scale_by_temperature, self.hard_weight)
 
 
 def smoothed(targets_BK: Tensor, share: float) -> Tensor:

@@ -1,64 +1,102 @@
-"""The rows of the results: whatever students are trained on, and its words for a person.
+"""The rows of the results: what students are trained on, and its words for a person.
 
 One table for the recipe, the plan, the evaluation, the command line and the card.
 """
 
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 Reference = Literal["random_real", "herding", "k_center", "class_mean", "full"]
 """The rows that `evaluate.references` may ask for."""
 
 
-class Row(NamedTuple):
+class ResultRow(NamedTuple):
     """What the students of one row of the results are trained on.
 
     Attributes:
         name: as `from` in `results.json`.
         printed: in the words of the command line.
         on_card: in the words of the card.
-        classes_alone: whether its students have labels of classes even where a teacher labeled
-            views.
+        images: those that are published; real ones of no more pixels; all of the source, for a
+            number of epochs of its own; or none, as what is measured was trained elsewhere.
+        pair: another row whose students draw the same first weights and see the same images; these
+            have labels of the classes alone, where the others have those of teachers.
     """
 
     name: str
     printed: str
     on_card: str
-    classes_alone: bool = False
+    images: Literal["published", "equal", "all", "none"]
+    pair: str | None = None
 
     @property
-    def is_reference(self) -> bool:
-        """Whether the recipe asks for it by `evaluate.references`."""
-        return self.name in get_args(Reference)
+    def classes_alone(self) -> bool:
+        """Whether its students have labels of classes even where teachers labeled views."""
+        return self.pair is not None or self.images == "all"
 
 
 ROWS = {
     row.name: row
     for row in (
-        Row("default", "distilled, as published", "**this dataset** (published 8-bit rows)"),
-        Row(
+        ResultRow(
+            "default",
+            "distilled, as published",
+            "**this dataset** (published 8-bit rows)",
+            "published",
+        ),
+        ResultRow(
             "exact",
             "distilled, before rounding to 8 bits",
             "this dataset before rounding (`exact`)",
+            "published",
         ),
-        Row("start", *2 * ("nothing: the starting weights as they are",)),
-        Row(
+        ResultRow(
+            "start",
+            "nothing: the starting weights as they are",
+            "nothing: the starting weights as they are",
+            "none",
+        ),
+        ResultRow(
             "hard",
             "distilled, with hard labels",
             "the images of this dataset, labels of classes alone",
-            classes_alone=True,
+            "published",
+            pair="default",
         ),
-        Row("random_real", *2 * ("random real images, no more pixels",)),
-        Row(
+        ResultRow(
+            "random_real",
+            "random real images, no more pixels",
+            "random real images, no more pixels",
+            "equal",
+        ),
+        ResultRow(
             "random_real_hard",
             "random real images, with hard labels",
             "random real images, labels of classes alone",
-            classes_alone=True,
+            "equal",
+            pair="random_real",
         ),
-        Row("herding", *2 * ("herded real images, no more pixels",)),
-        Row("k_center", *2 * ("k-center real images, no more pixels",)),
-        Row("class_mean", *2 * ("class means, no more pixels",)),
-        Row("full", "the whole dataset", "the full source", classes_alone=True),
-        Row("teacher", *2 * ("nothing: the teachers as they are",)),
+        ResultRow(
+            "herding",
+            "herded real images, no more pixels",
+            "herded real images, no more pixels",
+            "equal",
+        ),
+        ResultRow(
+            "k_center",
+            "k-center real images, no more pixels",
+            "k-center real images, no more pixels",
+            "equal",
+        ),
+        ResultRow(
+            "class_mean", "class means, no more pixels", "class means, no more pixels", "equal"
+        ),
+        ResultRow("full", "the whole dataset", "the full source", "all"),
+        ResultRow(
+            "teacher",
+            "nothing: the teachers as they are",
+            "nothing: the teachers as they are",
+            "none",
+        ),
     )
 }
 """Every row by its name, in the order of the results."""

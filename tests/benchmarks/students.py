@@ -12,6 +12,8 @@ import torch
 from PIL import Image as PillowImage
 from torch import Tensor, nn
 
+from distill_datasets.data.normalization import InputSpace
+from distill_datasets.evaluation.protocol import Evaluate
 from distill_datasets.models.architecture import Architecture
 from distill_datasets.models.convnets import ConvNet, LeNet
 from distill_datasets.networks.network import fresh_weights, skeleton_of
@@ -19,7 +21,7 @@ from distill_datasets.optimizers import Sgd
 from distill_datasets.runtime.draws import Draw, draws, rng_for
 from distill_datasets.runtime.processes import Runtime
 from distill_datasets.training.examples import Stored
-from distill_datasets.training.student import Evaluate, train_student
+from distill_datasets.training.student import train_student
 from distill_datasets.types import Batch, Shape
 from distill_datasets.views.augment import Augment
 from tests.benchmarks.plain import convnet, set_weights, train_one
@@ -41,9 +43,7 @@ def stored(shape: Shape, examples: int, device: torch.device) -> Stored:
     return Stored(
         torch.randint(256, size, generator=rng, dtype=torch.uint8),
         torch.rand(examples, shape.k, generator=rng).softmax(dim=1),
-        torch.full((shape.c,), MEAN),
-        torch.full((shape.c,), STD),
-        255.0,
+        InputSpace(torch.full((shape.c,), MEAN), torch.full((shape.c,), STD)),
     ).to(device)
 
 
@@ -217,7 +217,7 @@ def batches_work() -> Work:
         def run() -> list[Batch]:
             seen = Batch(torch.empty(0), torch.empty(0))
             for epoch in range(epochs):
-                order_N = own.order(draw("order", epoch), batch)
+                order_N = own.order(draw("order", epoch), batch, epoch)
                 for step, index_B in enumerate(torch.split(order_N, batch)):
                     images_BCHW, seen_BK = own(index_B.to(device))
                     seen = Batch(moves(images_BCHW, draw("augment", epoch, step)), seen_BK)

@@ -23,19 +23,21 @@ from distill_datasets.data.decoding import Split
 from distill_datasets.data.real import RealData
 from distill_datasets.data.rows import Row, imbalanced, long_tail
 from distill_datasets.data.source import Source, open_source
-from distill_datasets.evaluation.evaluate import _by_class
-from distill_datasets.evaluation.references import chosen_real
+from distill_datasets.evaluation.baselines import chosen_real
+from distill_datasets.evaluation.protocol import Evaluate
+from distill_datasets.evaluation.results import by_class
 from distill_datasets.files.artifacts import read_json
 from distill_datasets.models.convnets import ConvNet
 from distill_datasets.objectives.unrolled import Unrolled
 from distill_datasets.optimizers import Sgd
+from distill_datasets.planning.costs import baseline_rows
 from distill_datasets.runtime.draws import draws, rng_for
 from distill_datasets.runtime.processes import Run, Runtime
 from distill_datasets.selection.coresets import ClassMean, Herding, KCenter
 from distill_datasets.stages.source import load_source
 from distill_datasets.training.examples import Examples, Stored, Whole
 from distill_datasets.training.metrics import score
-from distill_datasets.training.student import Evaluate, train_student
+from distill_datasets.training.student import train_student
 from distill_datasets.types import Batch
 
 
@@ -177,7 +179,7 @@ class Counting(Examples):
         self.seen.append(batch.targets_BK.sum(dim=0).int().tolist())
         return batch
 
-    def order(self, rng: torch.Generator, batch: int, turn: int = 0) -> Tensor:
+    def order(self, rng: torch.Generator, batch: int, turn: int) -> Tensor:
         return self._whole.order(rng, batch, turn)
 
     def loss(self, logits_BK: Tensor, targets_BK: Tensor) -> Tensor:
@@ -230,7 +232,7 @@ def test_every_class_is_scored_in_one_pass_and_one_without_images_has_no_score()
 
 def test_a_row_tells_the_mean_of_every_class_and_of_the_thirds() -> None:
     runs = [[0.9, 0.5, None, 0.1, 0.2, 0.3], [0.7, 0.7, None, 0.3, 0.0, 0.3]]
-    said = _by_class(runs, [3, 30, 20, 10, 2, 5])
+    said = by_class(runs, [3, 30, 20, 10, 2, 5])
     assert said["per_class"] == [pytest.approx(0.8), 0.6, None, 0.2, 0.1, 0.3]
     assert said["balanced_accuracy"]["mean"] == pytest.approx(0.4)
     assert said["balanced_accuracy"]["std"] == pytest.approx(0.0)
@@ -238,7 +240,7 @@ def test_a_row_tells_the_mean_of_every_class_and_of_the_thirds() -> None:
     thirds = {name: value["mean"] for name, value in said["thirds"].items()}
     assert thirds == pytest.approx({"head": 0.6, "middle": 0.25, "tail": 0.45})
     assert said["thirds"]["head"]["std"] == pytest.approx(0.2 / 2**0.5)
-    assert "thirds" not in _by_class(runs, [5, 6, 7, 8, 9, 9])
+    assert "thirds" not in by_class(runs, [5, 6, 7, 8, 9, 9])
 
 
 @pytest.mark.parametrize("selection", [Herding(), KCenter(), ClassMean()])
@@ -335,10 +337,8 @@ def test_a_long_tailed_run_from_the_command_line(tmp_path: Path) -> None:
 
 
 def test_the_plan_counts_the_students_of_every_reference() -> None:
-    from distill_datasets.planning.plan import _all_students
-
     given = toy_recipe("evaluate.references=[herding, class_mean, full]")
-    assert _all_students(given) == 4 * given.evaluate.students  # default, exact, and the two
+    assert baseline_rows(given) == ["default", "exact", "herding", "class_mean"]
 
 
 def test_a_loaded_source_draws_and_judges_as_the_recipe_says(tmp_path: Path) -> None:
@@ -351,7 +351,7 @@ def test_a_loaded_source_draws_and_judges_as_the_recipe_says(tmp_path: Path) -> 
 
 
 def test_results_of_classes_can_be_written_as_json() -> None:
-    said = _by_class([[0.5, None, 1.0]], [9, 1, 1])
+    said = by_class([[0.5, None, 1.0]], [9, 1, 1])
     assert json.loads(json.dumps(said, allow_nan=False)) == said
     assert said["thirds"]["middle"] == {"mean": None, "std": None}
     assert said["thirds"]["tail"] == {"mean": 1.0, "std": None}

@@ -21,9 +21,11 @@ from support.sample_content import MEAN, STD, sample
 from support.tiny import toy_real
 from torch import Tensor, nn
 
+from distill_datasets.evaluation import baselines as compared
 from distill_datasets.evaluation import evaluate
-from distill_datasets.evaluation.evaluate import contestants, run_evaluate
-from distill_datasets.evaluation.references import random_real
+from distill_datasets.evaluation.baselines import baselines, random_real
+from distill_datasets.evaluation.evaluate import run_evaluate
+from distill_datasets.evaluation.protocol import Evaluate
 from distill_datasets.export import reading
 from distill_datasets.export.folder import write_dataset
 from distill_datasets.export.reading import load_rows, read_published
@@ -35,7 +37,6 @@ from distill_datasets.runtime.draws import Draw, draws
 from distill_datasets.runtime.processes import Run, Runtime
 from distill_datasets.training.examples import Examples
 from distill_datasets.training.metrics import Score
-from distill_datasets.training.student import Evaluate
 from distill_datasets.types import Shape
 
 PIXELS = 168  # of the sample's poster, 12 x 14
@@ -57,7 +58,7 @@ def changed(**fields: Any) -> Evaluate:  # noqa: ANN401
 
 
 def measure(settings: Evaluate, exported: Path, identity: str = "") -> dict[str, dict[str, Any]]:
-    """Evaluate, one student after the other; a result row for each contestant."""
+    """Evaluate, one student after the other; a result row for each baseline."""
     runtime = Runtime()
     runtime.cores = 1
     rows = run_evaluate(
@@ -168,7 +169,8 @@ def test_color_images_keep_their_channels(tmp_path: Path) -> None:
     write_dataset(tmp_path / "color", sample(channels=3), None)
     stored = read_published(tmp_path / "color", "default", Shape(3, 8, 8, 3))
     assert torch.equal(stored.images_NCHW, sample(channels=3).images_NCHW)
-    assert stored.mean_C.tolist() == pytest.approx(MEAN)
+    assert stored.input_space is not None
+    assert stored.input_space.mean_C.tolist() == pytest.approx(MEAN)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -191,7 +193,7 @@ def test_published_rows_are_read_once_and_only_for_students_that_are_left(
     exported: Path, trained: Trained
 ) -> None:
     settings = changed(students=3, exact=False)
-    with mock.patch.object(evaluate, "read_published", wraps=read_published) as reads:
+    with mock.patch.object(compared, "read_published", wraps=read_published) as reads:
         before = measure(settings, exported)
         assert [call.args[1] for call in reads.call_args_list] == ["default"]
         assert measure(settings, exported) == before
@@ -264,7 +266,7 @@ def test_a_row_says_what_was_trained_how_long_on_what(exported: Path) -> None:
 
 def test_random_real_images_spend_no_more_pixels_than_the_distilled_set(exported: Path) -> None:
     settings = changed(references=["random_real"])
-    field = {one.source: one for one in contestants(settings, exported, REAL, PIXELS, 0)}
+    field = {one.row.name: one for one in baselines(settings, exported, REAL, PIXELS, 0)}
     assert (field["random_real"].images, field["random_real"].pixels) == (2, 128)  # 168 // 64
     examples = field["random_real"].examples(draws(0, "evaluate", "random_real", 0))
     assert examples.count == 2
@@ -273,7 +275,7 @@ def test_random_real_images_spend_no_more_pixels_than_the_distilled_set(exported
 def test_a_budget_below_one_image_is_compared_with_one_image(exported: Path) -> None:
     settings = changed(references=["random_real"])
     (found,) = [
-        one for one in contestants(settings, exported, REAL, 63, 0) if one.source == "random_real"
+        one for one in baselines(settings, exported, REAL, 63, 0) if one.row.name == "random_real"
     ]
     assert found.images == 1
 

@@ -28,6 +28,7 @@ from distill_datasets.config import BUILT_IN, load
 from distill_datasets.errors import ArtifactError, DistillError, RecipeError
 from distill_datasets.evaluation import evaluate
 from distill_datasets.evaluation.evaluate import read_followed, run_evaluate
+from distill_datasets.evaluation.protocol import Evaluate
 from distill_datasets.export.card import PLACEHOLDER, card, training
 from distill_datasets.export.content import STARTS, Content, budget, check
 from distill_datasets.export.folder import read_manifest, write_dataset
@@ -41,8 +42,9 @@ from distill_datasets.optimizers import Sgd
 from distill_datasets.pipeline.content import chain
 from distill_datasets.runtime.draws import draws
 from distill_datasets.runtime.processes import Run, Runtime
+from distill_datasets.training.loop import rate
 from distill_datasets.training.metrics import taken_for
-from distill_datasets.training.student import Evaluate, rate, train_student
+from distill_datasets.training.student import train_student
 from distill_datasets.types import Batch, Shape
 
 # published by the runs below: ten classes, two examples each, in two batches of a fixed order

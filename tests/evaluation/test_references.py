@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from distill_datasets.data.real import RealData
-from distill_datasets.evaluation.references import random_rows
+from distill_datasets.evaluation.baselines import random_rows
 from distill_datasets.runtime.draws import draws
 
 

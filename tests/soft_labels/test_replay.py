@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from distill_datasets.data.normalization import InputSpace
 from distill_datasets.data.real import RealData
 from distill_datasets.evaluation import evaluate
+from distill_datasets.evaluation.baselines import Baseline, Labeling, baselines
 from distill_datasets.evaluation.evaluate import run_evaluate
-from distill_datasets.evaluation.references import Contestant
-from distill_datasets.evaluation.relabeled import relabeled_contestants
+from distill_datasets.evaluation.protocol import Evaluate
 from distill_datasets.export.folder import write_dataset
 from distill_datasets.runtime.draws import Draw, draws, rng_for
 from distill_datasets.runtime.processes import Run, Runtime
@@ -43,7 +43,7 @@ from distill_datasets.soft_labels.replay import (
 from distill_datasets.stages.squeeze import SqueezedFolder
 from distill_datasets.training.examples import Examples
 from distill_datasets.training.losses import TeacherLoss
-from distill_datasets.training.student import Evaluate, train_student
+from distill_datasets.training.student import train_student
 from distill_datasets.types import Shape
 from distill_datasets.views.recorded import draw_views, replay
 from distill_datasets.views.relabel import Relabel
@@ -58,13 +58,11 @@ def export(folder: Path, **fields: Any) -> tuple[Path, Relabel]:  # noqa: ANN401
     return folder / "exported", relabel(folder / "runs", **fields).layout.settings
 
 
-def field_of(
-    exported: Path, section: Relabel, settings: Evaluate = STUDENT
-) -> dict[str, Contestant]:
-    found = relabeled_contestants(
-        settings, section, TEACHERS, exported, toy_real(SHAPE), 40 * SHAPE.h * SHAPE.w, 3
-    )
-    return {one.source: one for one in found}
+def field_of(exported: Path, section: Relabel, settings: Evaluate = STUDENT) -> dict[str, Baseline]:
+    labeling = Labeling(section, TEACHERS)
+    pixels = 40 * SHAPE.h * SHAPE.w
+    found = baselines(settings, exported, toy_real(SHAPE), pixels, 3, labeling)
+    return {one.row.name: one for one in found}
 
 
 def published(exported: Path, section: Relabel, settings: Evaluate = STUDENT) -> SoftLabelExamples:
@@ -114,7 +112,7 @@ def test_references_get_the_labels_that_would_have_been_published(tmp_path: Path
     exported, section = export(tmp_path, store_as="top_k", top_k=2)
     field = field_of(exported, section, STUDENT.model_copy(update={"references": ["random_real"]}))
     with mock.patch(
-        "distill_datasets.evaluation.relabeled.random_pictures", lambda *_: lambda draw: PICTURES
+        "distill_datasets.evaluation.baselines.random_pictures", lambda *_: lambda draw: PICTURES
     ):
         same = field_of(
             exported, section, STUDENT.model_copy(update={"references": ["random_real"]})

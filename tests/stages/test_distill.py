@@ -16,6 +16,7 @@ from distill_datasets.canvases.poster import Poster
 from distill_datasets.data.real import RealData
 from distill_datasets.distilled import Distilled
 from distill_datasets.errors import DistillError
+from distill_datasets.evaluation.protocol import Evaluate
 from distill_datasets.files.artifacts import read_tensors
 from distill_datasets.labels.learned import Learned
 from distill_datasets.models.convnets import ConvNet
@@ -26,9 +27,9 @@ from distill_datasets.optimizers import Adam, Sgd
 from distill_datasets.runtime.draws import LaneDraw, LaneDraws, draws
 from distill_datasets.selection.random import Noise
 from distill_datasets.stages.distill import STATE, Progressing, schedule
-from distill_datasets.training.examples import Examples
+from distill_datasets.training.examples import Examples, shuffled
 from distill_datasets.training.metrics import accuracy
-from distill_datasets.training.student import Evaluate, train_student
+from distill_datasets.training.student import train_student
 from distill_datasets.types import Batch
 
 PIXELS, CELLS = "canvas.trained_NCHW", "labels.cells_GK"
@@ -74,6 +75,12 @@ class Fixed(Examples):
 
     def __call__(self, index_B: Tensor) -> Batch:
         return Batch(*(part[index_B] for part in self._batch))
+
+    def order(self, rng: torch.Generator, batch: int, turn: int) -> Tensor:
+        return shuffled(self.count, rng, batch)
+
+    def loss(self, logits_BK: Tensor, targets_BK: Tensor) -> Tensor:
+        return torch.nn.functional.cross_entropy(logits_BK, targets_BK)
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from distill_datasets.data.provenance import Provenance
 from distill_datasets.errors import ArtifactError, DistillError
+from distill_datasets.evaluation.protocol import Evaluate
 from distill_datasets.export.content import STARTS
 from distill_datasets.export.folder import verify
 from distill_datasets.export.reading import load_rows
@@ -32,8 +33,9 @@ from distill_datasets.stages.source import LoadedSource
 from distill_datasets.stages.squeeze import Members, SqueezedFolder, run_squeeze
 from distill_datasets.stages.teacher_training import Squeeze
 from distill_datasets.training.examples import Whole
+from distill_datasets.training.loop import Training
 from distill_datasets.training.metrics import accuracy
-from distill_datasets.training.student import Evaluate, Training, train_student
+from distill_datasets.training.student import train_student
 from distill_datasets.views.augment import Augment
 
 REAL = toy_real()

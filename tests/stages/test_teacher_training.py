@@ -27,7 +27,8 @@ from distill_datasets.stages.source import LoadedSource
 from distill_datasets.stages.squeeze import SqueezedFolder, run_squeeze
 from distill_datasets.stages.teacher_training import MemberTraining, Squeeze
 from distill_datasets.training.examples import Whole
-from distill_datasets.types import Shape
+from distill_datasets.training.loop import SupervisedTraining
+from distill_datasets.types import Batch, Shape
 from distill_datasets.views.augment import Augment
 
 BATCHED = ConvNet(depth=2, width=6, norm="batch")
@@ -68,17 +69,17 @@ def members(found: SqueezedFolder) -> dict[str, str]:
 
 def interrupted(runs: Path, epoch: int, **changes: Any) -> None:  # noqa: ANN401
     """A run that is stopped in the middle of an epoch of a member."""
-    gradient, steps = MemberTraining._loss, 0
+    moved, steps = SupervisedTraining._moved, 0
 
-    def stopping(training: MemberTraining, *arguments: Any) -> Tensor:  # noqa: ANN401
+    def stopping(training: SupervisedTraining, *arguments: Any) -> Batch:  # noqa: ANN401
         nonlocal steps
-        steps += training.epoch == epoch
+        steps += training.steps_done // 5 == epoch  # 120 images in batches of 24
         if steps == 3:
             raise InterruptedError
-        return gradient(training, *arguments)
+        return moved(training, *arguments)
 
     with (
-        mock.patch.object(MemberTraining, "_loss", stopping),
+        mock.patch.object(SupervisedTraining, "_moved", stopping),
         pytest.raises(InterruptedError),
     ):
         squeeze(runs, **changes)
@@ -103,7 +104,7 @@ def test_a_member_that_was_stopped_goes_on_to_the_same_bits(
     begun = list((tmp_path / "stopped").glob("squeeze-*/.member-0000.checkpoint.safetensors"))
     assert len(begun) == (epoch > 0)
     with mock.patch.object(
-        MemberTraining, "train_epoch", autospec=True, side_effect=MemberTraining.train_epoch
+        MemberTraining, "_train_epoch", autospec=True, side_effect=MemberTraining._train_epoch
     ) as trained:
         found = squeeze(tmp_path / "stopped", **changes)
     assert trained.call_count == 3 - epoch
@@ -114,7 +115,7 @@ def test_a_checkpoint_is_kept_now_and_then_and_ignored_by_a_finished_member(tmp_
     found = squeeze(tmp_path / "often")
     (last,) = found.folder.glob(".member-*.checkpoint.safetensors")
     tensors, note = read_tensors(last)
-    assert note == {"epoch": 2}
+    assert note == {"steps": 2 * 5}
     assert {name.partition("/")[0] for name in tensors} == {"module", "optimizer", "rows"}
     assert "module/1.running_var" in tensors
     with mock.patch("distill_datasets.stages.squeeze.MemberTraining", side_effect=AssertionError):
@@ -131,7 +132,7 @@ def in_pieces(shards: int, network: ConvNet) -> tuple[list[Tensor], MemberTraini
         settings(network=network, shards=shards),
         network, Whole(REAL), REAL.shape, draws(0, "test"), torch.device("cpu"),
     )  # fmt: skip
-    with training.shared(runtime) as gradient:
+    with training._gradient(runtime) as gradient:
         gradient(torch.arange(0, 120, 5), 0)
     return [parameter.grad for parameter in training.module.parameters()], training  # type: ignore[misc]
 
@@ -207,9 +208,9 @@ def test_the_step_size_rises_before_it_follows_its_schedule() -> None:
         asked, BATCHED, Whole(REAL), REAL.shape, draws(0), torch.device("cpu")
     )
     # five steps an epoch: ten rise from 1 %, ten fall by a cosine
-    rates = [training._rate(step, 20) for step in range(20)]
+    rates = [training._training._step_size(step) / 0.05 for step in range(20)]
     assert rates[0] == pytest.approx(0.01) and rates[5] == pytest.approx(0.505)
-    assert rates[10] == 1 and rates[15] == pytest.approx(0.5)
+    assert rates[10] == pytest.approx(1) and rates[15] == pytest.approx(0.5)
     assert rates == sorted(rates[:11]) + sorted(rates[11:], reverse=True)
 
 
@@ -225,7 +226,7 @@ def test_dropout_of_a_member_is_reproducible(tmp_path: Path) -> None:
             settings(network=network, batch=6, epochs=1),
             network, Whole(real), real.shape, draws(0), torch.device("cpu"),
         )  # fmt: skip
-        training.train_epoch(training.alone)
+        training.train(Runtime(), None, lambda loss: None)
         trained.append(training.rows[-1])
     assert torch.equal(*trained)
 

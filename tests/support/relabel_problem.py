@@ -21,6 +21,7 @@ from accelerate import PartialState
 from torch import Tensor, nn
 
 from distill_datasets.data.normalization import InputSpace
+from distill_datasets.evaluation.protocol import Evaluate
 from distill_datasets.export.content import Content
 from distill_datasets.models.architecture import Architecture
 from distill_datasets.models.convnets import ConvNet
@@ -31,7 +32,6 @@ from distill_datasets.runtime.processes import Run, Runtime
 from distill_datasets.soft_labels.replay import Pictures
 from distill_datasets.stages.relabel import RelabelFolder, run_relabel
 from distill_datasets.stages.squeeze import SqueezedFolder
-from distill_datasets.training.student import Evaluate
 from distill_datasets.types import Shape
 from distill_datasets.views.relabel import Relabel
 from support.sample_content import DisplayPixels, bytes_sample

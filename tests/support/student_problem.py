@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
+from distill_datasets.evaluation.protocol import Evaluate
 from distill_datasets.models.architecture import Architecture
 from distill_datasets.optimizers import Sgd
-from distill_datasets.training.examples import Examples
-from distill_datasets.training.student import Evaluate
+from distill_datasets.training.examples import Examples, shuffled
 from distill_datasets.types import Batch, Shape
 from support.tiny import toy_real
 
@@ -38,6 +38,12 @@ class Rows(Examples):
     def __call__(self, index_B: Tensor) -> Batch:
         self.asked.append(index_B.tolist())
         return Batch(self._batch.images_BCHW[index_B], self._batch.targets_BK[index_B])
+
+    def order(self, rng: torch.Generator, batch: int, turn: int) -> Tensor:
+        return shuffled(self.count, rng, batch)
+
+    def loss(self, logits_BK: Tensor, targets_BK: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(logits_BK, targets_BK)
 
 
 def rows(count: int = 9) -> Rows:

@@ -13,16 +13,16 @@ from support.student_problem import OneLayer, Rows, rows, weights
 from support.tiny import CPU, TOY, toy_real
 from torch import Tensor, nn
 
+from distill_datasets.evaluation.protocol import Evaluate
 from distill_datasets.models.architecture import Architecture
 from distill_datasets.models.convnets import ConvNet
 from distill_datasets.objectives.unrolled import Unrolled
 from distill_datasets.optimizers import Adam, AdamW, Sgd
 from distill_datasets.runtime.draws import draws
-from distill_datasets.training import student as students
-from distill_datasets.training.checkpoint import Checkpoint
+from distill_datasets.training.checkpoint import TrainingCheckpoint
 from distill_datasets.training.losses import TeacherLoss, smoothed
 from distill_datasets.training.metrics import accuracy
-from distill_datasets.training.student import Evaluate, pace, train_student
+from distill_datasets.training.student import pace, train_student
 from distill_datasets.types import Batch, Shape
 from distill_datasets.views.relabel import Relabel
 
@@ -232,9 +232,13 @@ def test_a_killed_student_goes_on_to_the_same_bits(
     path = tmp_path / "student.safetensors"
     real = toy_real().select(torch.arange(9))
     with pytest.raises(Killed):
-        train_student(given, 10, Dying(real), TOY, draws(0), CPU, checkpoint=Checkpoint(path, 0))
+        train_student(
+            given, 10, Dying(real), TOY, draws(0), CPU, checkpoint=TrainingCheckpoint(path, 0)
+        )
     again = Rows(real)
-    found = train_student(given, 10, again, TOY, draws(0), CPU, checkpoint=Checkpoint(path, 0))
+    found = train_student(
+        given, 10, again, TOY, draws(0), CPU, checkpoint=TrainingCheckpoint(path, 0)
+    )
     assert len(again.asked) == 4  # from the end of the third pass of two steps
     for name, value in found.state_dict().items():
         assert torch.equal(value, whole.state_dict()[name]), name
@@ -242,7 +246,7 @@ def test_a_killed_student_goes_on_to_the_same_bits(
 
 def test_checkpoints_are_not_written_more_often_than_asked(tmp_path: Path) -> None:
     path = tmp_path / "student.safetensors"
-    train(settings(batch=3), 9, checkpoint=Checkpoint(path, 60))
+    train(settings(batch=3), 9, checkpoint=TrainingCheckpoint(path, 60))
     assert not path.exists()
 
 
@@ -277,11 +281,11 @@ def test_students_that_do_not_fit_the_labels_are_refused(
     fields: dict[str, Any], relabel: dict[str, Any] | None, why: str | None
 ) -> None:
     section = None if relabel is None else Relabel.model_validate(relabel)
-    found = Evaluate.model_validate({"epochs": 2, **fields}).refusal(section)
-    assert found is None if why is None else why in str(found)
+    found = list(Evaluate.model_validate({"epochs": 2, **fields}).problems(section))
+    assert found == [] if why is None else [why in problem for problem in found] == [True]
 
 
 def test_a_student_of_plain_settings_asks_for_none_of_this() -> None:
     given = settings()
     assert (given.ema, given.smoothing, given.warmup_epochs, given.loss) == (None, None, 0, "soft")
-    assert students.smoothed(targets := torch.ones(2, 3), 0.0) is targets
+    assert smoothed(targets := torch.ones(2, 3), 0.0) is targets

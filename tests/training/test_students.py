@@ -13,14 +13,17 @@ from support.tiny import CPU, NET, TOY, toy_real
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
+from distill_datasets.data.normalization import InputSpace
 from distill_datasets.errors import DistillError
+from distill_datasets.evaluation.protocol import Evaluate
 from distill_datasets.models.architecture import Architecture
 from distill_datasets.models.initialization import initialize
 from distill_datasets.optimizers import Adam, Sgd
 from distill_datasets.runtime.draws import draws
 from distill_datasets.training.examples import Stored
+from distill_datasets.training.loop import steps_of
 from distill_datasets.training.metrics import accuracy
-from distill_datasets.training.student import Evaluate, steps_of, train_student
+from distill_datasets.training.student import train_student
 from distill_datasets.types import Batch, Shape
 from distill_datasets.views.augment import Augment
 
@@ -166,17 +169,17 @@ def test_a_reference_named_twice_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("images_NCHW", "unit"),
+    "images_NCHW",
     [
-        (torch.tensor([51, 204], dtype=torch.uint8).view(2, 1, 1, 1), 255),
-        (torch.tensor([0.2, 0.8]).view(2, 1, 1, 1), 1),
+        torch.tensor([51, 204], dtype=torch.uint8).view(2, 1, 1, 1),
+        torch.tensor([0.2, 0.8]).view(2, 1, 1, 1),
     ],
 )
 def test_stored_pixels_go_into_the_input_space_of_the_student(
-    images_NCHW: Tensor, unit: float
+    images_NCHW: Tensor,
 ) -> None:
     targets_NK = torch.tensor([[1.0, 0.0], [0.25, 0.75]])
-    stored = Stored(images_NCHW, targets_NK, torch.tensor([0.4]), torch.tensor([0.2]), unit)
+    stored = Stored(images_NCHW, targets_NK, InputSpace(torch.tensor([0.4]), torch.tensor([0.2])))
     images_BCHW, targets_BK = stored(torch.tensor([1, 0]))
     torch.testing.assert_close(images_BCHW.flatten(), torch.tensor([2.0, -1.0]))
     assert targets_BK.tolist() == [[0.25, 0.75], [1, 0]]

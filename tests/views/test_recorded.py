@@ -53,7 +53,7 @@ def pixels(images_NCHW: Tensor, views: Views) -> Tensor:
 
 def test_a_whole_view_is_the_stored_image_bit_for_bit() -> None:
     space = InputSpace(torch.tensor([0.4, 0.5, 0.6]), torch.tensor([0.2, 0.3, 0.25]))
-    stored = Stored(IMAGES, torch.zeros(20, 2), space.mean_C, space.std_C, 255)
+    stored = Stored(IMAGES, torch.zeros(20, 2), space)
     places = [3, 0, 19, 3]
     assert torch.equal(
         replay(IMAGES, plain(*places), space), stored(torch.tensor(places)).images_BCHW

@@ -1,0 +1,111 @@
+"""The recipe's `evaluate` section: how students are trained, on what, and how many of them."""
+
+from collections.abc import Iterator
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from distill_datasets.training.loop import steps_of
+from distill_datasets.training.rows import ROWS, Reference, ResultRow
+from distill_datasets.training.student import Student
+from distill_datasets.views.relabel import Relabel
+
+
+class Evaluate(Student):
+    """How the published dataset is measured: by training fresh students on it."""
+
+    students: int = Field(default=8, gt=0, description="fresh students, each with its own seed")
+    steps: int | None = Field(default=None, gt=0, description="training steps of a student")
+    epochs: int | None = Field(default=None, gt=0, description="or passes over what it trains on")
+    order: Literal["shuffled", "published"] = Field(
+        default="shuffled",
+        description="of the examples: shuffled every pass, or at each step those that are "
+        "published for it; references are shuffled",
+    )
+    start: Literal["fresh", "distilled"] = Field(
+        default="fresh",
+        description="weights a student starts from: its own draw, or those the networks of distill "
+        "start from, which are published; references too",
+    )
+    exact: bool = Field(
+        default=True, description="also measure the float pixels before rounding to 8 bits"
+    )
+    hard: bool = Field(
+        default=True,
+        description="with relabel: also students of the classes alone, on views drawn live",
+    )
+    references: list[Reference] = Field(
+        default=[],
+        description="rows to compare with: random, chosen (herding, k_center) and mean (class_mean)"
+        " real images at the same number of pixels, and the whole dataset",
+    )
+    full_epochs: int = Field(default=20, gt=0, description="training of the `full` reference")
+    full_students: int = Field(default=2, gt=0, description="students of the `full` reference")
+    checkpoint_seconds: float = Field(
+        default=60.0, ge=0, description="at the end of a pass, time since the last checkpoint"
+    )
+
+    @model_validator(mode="after")
+    def _one_duration(self) -> Self:
+        if (self.steps is None) == (self.epochs is None):
+            got = "neither" if self.steps is None else "both"
+            raise ValueError(f"got {got}, expected either steps or epochs")
+        if self.epochs is not None and self.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"warmup_epochs: got {self.warmup_epochs} of {self.epochs} epochs, expected fewer"
+            )
+        if len(set(self.references)) != len(self.references):
+            raise ValueError(f"references: expected no repeats, got {self.references}")
+        return self
+
+    def problems(self, relabel: Relabel | None) -> Iterator[str]:
+        """Why a recipe with this relabel section, or none, cannot be measured."""
+        if relabel is None:
+            if self.loss != "soft":
+                yield (
+                    f"evaluate.loss: {self.loss} compares with a teacher's logits, which a relabel "
+                    "section makes; add one, or take loss: soft"
+                )
+            return
+        if self.loss == "mse" and relabel.store == "top_k":
+            yield (
+                "evaluate.loss: mse compares all logits, and relabel.store: top_k keeps some; set "
+                "relabel.store: logits"
+            )
+        if self.augment.operations:
+            yield (
+                "evaluate.augment: a label of relabel belongs to the very pixels that were "
+                "labeled; leave augment out and set crop, flip and mix of relabel"
+            )
+        for setting, is_asked in (
+            (f"schedule: {self.schedule}", self.follows_step_sizes),
+            ("order: published", self.order == "published"),
+            ("start: distilled", self.start == "distilled"),
+        ):
+            if is_asked:
+                yield (
+                    f"evaluate.{setting}: students of relabel follow the order of their labels and "
+                    "their own schedule; leave it out"
+                )
+
+    def compared(self, *, relabeled: bool, exact: bool) -> list[ResultRow]:
+        """The rows of the results, in their order.
+
+        Args:
+            relabeled: whether teachers labeled views.
+            exact: whether float pixels are published.
+        """
+        is_asked = {
+            "exact": self.exact and exact and not relabeled,
+            "start": self.start == "distilled" and not relabeled,
+            "hard": self.hard and relabeled,
+            "random_real_hard": self.hard and relabeled and "random_real" in self.references,
+            "teacher": relabeled,
+        }
+        references = dict.fromkeys(self.references, True)
+        asked = {"default": True} | is_asked | references
+        return [row for name, row in ROWS.items() if asked.get(name)]
+
+    def duration(self, count: int) -> int:
+        """Training steps on `count` examples."""
+        return self.steps or steps_of(self.epochs or 0, count, self.batch)

@@ -1,0 +1,55 @@
+"""What the students of a row say together, for `results.json`.
+
+Shape suffixes: K classes.
+"""
+
+import itertools
+import statistics
+from typing import Any
+
+LONG_TAIL = 2
+"""From this ratio of the largest to the smallest class on, thirds of the classes are reported."""
+
+
+def by_class(found: list[list[float | None]], counts_K: list[int]) -> dict[str, Any]:
+    """What the students' accuracies on every class say; classes without test images are left out.
+
+    Args:
+        found: of every student, its accuracy on each class, None where there are no test images.
+        counts_K: training images of every class.
+
+    Returns:
+        The mean over students of each class; the mean over classes; where the training split is
+        long-tailed, also that over the third of the classes with most training images, the middle
+        and the third with fewest.
+    """
+    tested = [label for label, value in enumerate(found[0]) if value is not None]
+    tables = [{label: of for label, of in enumerate(run) if of is not None} for run in found]
+
+    def over(labels: list[int]) -> dict[str, float | None]:
+        if not labels:
+            return {"mean": None, "std": None}
+        return spread([statistics.fmean(table[label] for label in labels) for table in tables])
+
+    metrics: dict[str, Any] = {
+        "per_class": [
+            over([label])["mean"] if label in tested else None for label in range(len(counts_K))
+        ],
+        "balanced_accuracy": over(tested),
+    }
+    if max(counts_K) >= LONG_TAIL * min(counts_K):
+        order = sorted(range(len(counts_K)), key=lambda label: -counts_K[label])
+        cuts = [round(part * len(order) / 3) for part in range(4)]
+        metrics["thirds"] = {
+            name: over([label for label in order[start:end] if label in tested])
+            for name, (start, end) in zip(
+                ("head", "middle", "tail"), itertools.pairwise(cuts), strict=True
+            )
+        }
+    return metrics
+
+
+def spread(values: list[float]) -> dict[str, float | None]:
+    """Mean and sample standard deviation, which one value alone does not have."""
+    std = statistics.stdev(values) if len(values) > 1 else None
+    return {"mean": statistics.fmean(values), "std": std}
