@@ -49,8 +49,7 @@ def footprint(
     Raises:
         RecipeError: the network keeps more than weights.
     """
-    found = torch.accelerator.current_accelerator(check_available=True)
-    device = found or torch.device("cpu")
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     skeleton = skeleton_of(architecture, shape)
     network = FlatNetwork(skeleton, fresh_weights(skeleton, draws(0)("network"), device))
     count = min(objective.batch or examples, examples)
@@ -70,6 +69,7 @@ def kept(objective: Unrolled, network: Sampled, batch: Batch) -> int:
     """Bytes that a tracked step on this batch keeps: what autograd saves, storage by storage."""
     weights_P = network.weights_P.detach().requires_grad_()
     state = tuple(slot.requires_grad_() for slot in objective.optimizer.start(network.weights_P))
+    # by address: what several operations save of one tensor is kept once
     held = dict[int, torch.UntypedStorage]()
 
     def keep(tensor: Tensor) -> Tensor:
@@ -90,18 +90,18 @@ def memory_of(device: torch.device) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def in_words(objective: Unrolled, found: Footprint) -> list[tuple[str, str]]:
+def in_words(objective: Unrolled, memory: Footprint) -> list[tuple[str, str]]:
     """Lines of a plan: what each way keeps, and which one to take here."""
-    told = f"{objective.differentiate}, as the recipe says"
-    if found.choice != objective.differentiate:
-        told = f"set distill.objective.differentiate: {found.choice}"
-        told += {
+    advice = f"{objective.differentiate}, as the recipe says"
+    if memory.choice != objective.differentiate:
+        advice = f"set distill.objective.differentiate: {memory.choice}"
+        advice += {
             "graph": ", which is faster and fits",
             "recompute": "; the graph takes more than half of the memory",
-        }[found.choice]
+        }[memory.choice]
     return [
-        ("a lane's window, graph", f"{bytes_in_words(found.graph)} of memory"),
-        ("a lane's window, recompute", f"{bytes_in_words(found.recompute)} of memory"),
-        ("memory here", bytes_in_words(found.device)),
-        ("differentiate by", told),
+        ("a lane's window, graph", f"{bytes_in_words(memory.graph)} of memory"),
+        ("a lane's window, recompute", f"{bytes_in_words(memory.recompute)} of memory"),
+        ("memory here", bytes_in_words(memory.device)),
+        ("differentiate by", advice),
     ]

@@ -311,6 +311,17 @@ def test_another_source_of_the_same_classes_in_order_is_planned() -> None:
     )
 
 
+def test_all_that_does_not_fit_the_source_is_listed_at_once(tmp_path: Path) -> None:
+    first, *problems = refusal_of_plan_and_run(
+        tmp_path,
+        "distill.canvas.ipc=0.05",
+        "distill.networks.network.depth=4",
+        "distill.objective.attack={attacked: 0, target: 10}",
+    ).splitlines()
+    assert first == "3 problems" and "set ipc to at least 0.1" in problems[0]
+    assert "lower depth" in problems[1] and "class 10 of a source with 10" in problems[2]
+
+
 @pytest.mark.parametrize(
     ("override", "words"),
     [
