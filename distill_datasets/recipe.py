@@ -333,7 +333,7 @@ def problem_lines(
 
     Args:
         errors: what `ValidationError.errors()` gives.
-        model: the model that was validated; tells the valid names.
+        model: the model that was validated, which knows the valid names.
         prefix: path of that model inside the recipe.
     """
     lines = []

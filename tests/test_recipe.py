@@ -24,7 +24,7 @@ from distill_datasets.stages.distill import Distill
 from distill_datasets.types import Shape
 
 
-def told(*overrides: str) -> list[str]:
+def error_lines(*overrides: str) -> list[str]:
     """The lines of the error that the toy recipe gives with these changes; the first counts."""
     with pytest.raises(RecipeError) as caught:
         toy_recipe(*overrides)
@@ -60,14 +60,14 @@ def test_an_unknown_key_is_refused_at_every_level(
     path: str, near: str, owner: type[Recipe]
 ) -> None:
     valid = ", ".join(sorted(owner.model_fields))
-    assert told(f"{path}=1") == [
+    assert error_lines(f"{path}=1") == [
         "recipe: 1 problem",
         f"{path}: no such key; did you mean {near!r}? valid names: {valid}",
     ]
 
 
 def test_all_problems_are_listed_at_once_with_path_and_got_and_expected() -> None:
-    lines = told(
+    lines = error_lines(
         "source.limit='5'",
         "distill.lanes=0",
         "distill.canvas.ipc=[]",
@@ -135,7 +135,7 @@ def test_a_missing_key_says_what_it_is_for() -> None:
 )
 def test_a_value_of_another_kind_is_refused_and_never_converted(override: str) -> None:
     path = override.partition("=")[0]
-    first, *problems = told(override)
+    first, *problems = error_lines(override)
     assert first == "recipe: 1 problem"
     assert len(problems) == 1 and problems[0].startswith(f"{path}: ")
 
@@ -153,13 +153,13 @@ def test_an_integer_is_a_fine_float() -> None:
 def test_an_unknown_part_is_refused_with_the_valid_names(axis: str) -> None:
     table = {"objective": "objectives", "canvas": "canvases"}.get(axis, axis)
     known = sorted(plugins.BUILT_IN[table])
-    (problem,) = told(f"distill.{axis}=nope")[1:]
+    (problem,) = error_lines(f"distill.{axis}=nope")[1:]
     assert problem.startswith(f"distill.{axis}: got 'nope', no 'nope' among the {table}; ")
     assert problem.endswith(f"valid names: {', '.join(known)}")
 
 
 def test_a_misspelled_part_is_recognized() -> None:
-    assert "did you mean 'poster'?" in told("distill.canvas=postr")[1]
+    assert "did you mean 'poster'?" in error_lines("distill.canvas=postr")[1]
 
 
 def test_a_part_needs_a_name() -> None:
@@ -180,15 +180,15 @@ def test_a_part_needs_a_name() -> None:
 def test_names_that_are_valid_somewhere_else_are_not_told(
     path: str, given: str, words: str
 ) -> None:
-    first, problem = told(f"distill.{path}={given}")
+    first, problem = error_lines(f"distill.{path}={given}")
     assert first == "recipe: 1 problem" and problem.startswith(f"distill.{path}: {words}")
     assert problem.endswith((" valid names: adam, sgd", " valid names here: adam, sgd"))
-    elsewhere = told("evaluate.optimizer={lr: 0.1}")[1]
+    elsewhere = error_lines("evaluate.optimizer={lr: 0.1}")[1]
     assert elsewhere.endswith("valid names: adam, adamw, sgd")
 
 
 def test_teachers_do_not_serve_objectives_that_draw_networks() -> None:
-    asked = told(
+    asked = error_lines(
         "squeeze={epochs: 1, network: {name: convnet, norm: batch}}", "distill.networks=teachers"
     )
     assert asked == [
@@ -200,7 +200,7 @@ def test_teachers_do_not_serve_objectives_that_draw_networks() -> None:
 
 def test_rules_between_keys_of_a_part_name_the_key() -> None:
     problem = "distill.objective: window: 9 steps do not fit into inner_steps: 4"
-    assert told("distill.objective.window=9") == ["recipe: 1 problem", problem]
+    assert error_lines("distill.objective.window=9") == ["recipe: 1 problem", problem]
 
 
 @pytest.mark.parametrize(
@@ -209,14 +209,14 @@ def test_rules_between_keys_of_a_part_name_the_key() -> None:
 def test_students_are_trained_for_steps_or_for_epochs_and_not_for_both(
     steps: str, got: str
 ) -> None:
-    assert told(steps) == [
+    assert error_lines(steps) == [
         "recipe: 1 problem",
         f"evaluate: got {got}, expected either steps or epochs",
     ]
 
 
 def test_problems_between_sections_are_listed_together() -> None:
-    first, *lines = told(
+    first, *lines = error_lines(
         "squeeze={epochs: 1, network: convnet}",
         "evaluate.optimizer={name: sgd, lr: 0.1}",
         "evaluate.schedule=published",
@@ -464,7 +464,7 @@ def needy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("needy")
 def test_networks_that_lack_what_the_objective_needs_are_refused() -> None:
-    assert told("distill.objective.name=needy") == [
+    assert error_lines("distill.objective.name=needy") == [
         "recipe: 1 problem",
         "distill.networks: 'fresh' does not offer statistics, teachers, which the objective "
         "'needy' needs; choose other networks",

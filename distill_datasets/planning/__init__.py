@@ -1,1 +1,1 @@
-"""What a run would do, take and keep, told before it starts."""
+"""What a run would do, take and keep, worked out before it starts."""

@@ -23,7 +23,7 @@ JOINT: dict[str, Any] = {
 
 
 @pytest.mark.parametrize(
-    ("content", "override", "said"),
+    ("content", "override", "words"),
     [
         (RECIPE, "squeeze=null", r"squeeze: missing; .*'teachers' and relabel need networks"),
         (RECIPE, "relabel=null", "kl compares with a teacher's logits, which a relabel section"),
@@ -34,9 +34,9 @@ JOINT: dict[str, Any] = {
         (JOINT, "seed=1", "relabel: got it with the objective 'unrolled', which learns"),
     ],
 )
-def test_what_cannot_work_is_refused(content: dict[str, Any], override: str, said: str) -> None:
+def test_what_cannot_work_is_refused(content: dict[str, Any], override: str, words: str) -> None:
     recipe_from(RECIPE)
-    with pytest.raises(RecipeError, match=said):
+    with pytest.raises(RecipeError, match=words):
         recipe_from(content, [override])
 
 

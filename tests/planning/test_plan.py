@@ -130,9 +130,9 @@ def test_blocks_of_unknown_work_have_costs_without_hours(monkeypatch: pytest.Mon
     monkeypatch.setitem(BUILT_IN["objectives"], "plain_blocks", f"{__name__}:PlainBlocks")
     blocks = ["distill.objective={name: plain_blocks}", "distill.labels=area"]
     recipe = toy_recipe(*blocks, "distill.canvas={name: pixels, ipc: 2, bounds: clip}")
-    told = dict(plan(recipe, flops_per_second=1e12).costs)
-    assert told["distill"] == "20 pieces, work unknown, 2.56 kB written"
-    assert told["all stages"] == "work unknown" and " on 8; " in told["evaluate"]
+    by_name = dict(plan(recipe, flops_per_second=1e12).costs)
+    assert by_name["distill"] == "20 pieces, work unknown, 2.56 kB written"
+    assert by_name["all stages"] == "work unknown" and " on 8; " in by_name["evaluate"]
 
 
 def test_every_part_is_named_with_its_class_and_file() -> None:
@@ -250,17 +250,17 @@ def test_an_order_whose_package_is_not_there_is_refused_before_the_source_is_rea
         "find_spec",
         lambda name, package=None: None if name == "transformers" else found(name, package),
     )
-    told = refusal_of_plan_and_run(tmp_path, "distill.canvas.order=clip")
-    assert told.startswith("distill.canvas.order: 'clip' needs transformers; run `pip install ")
+    refusal = refusal_of_plan_and_run(tmp_path, "distill.canvas.order=clip")
+    assert refusal.startswith("distill.canvas.order: 'clip' needs transformers; run `pip install ")
 
 
 def test_the_network_of_experts_is_looked_at_before_they_are_trained(tmp_path: Path) -> None:
-    told = refusal_of_plan_and_run(
+    refusal = refusal_of_plan_and_run(
         tmp_path,
         f"squeeze={{epochs: 1, members: 1, network: {SQUEEZENET}}}",
         *("distill.networks=pretrained", MATCHED % "characteristic", "source.resolution=32"),
     )
-    assert "model='squeezenet1_0' stem='imagenet') has no Linear layer" in told
+    assert "model='squeezenet1_0' stem='imagenet') has no Linear layer" in refusal
 
 
 def test_an_order_that_hides_a_class_is_refused_before_networks_are_trained(
@@ -296,10 +296,10 @@ def test_an_order_that_hides_a_class_is_refused_before_networks_are_trained(
 def test_another_source_to_train_on_is_compared_before_either_is_read(
     source: str, words: str, tmp_path: Path
 ) -> None:
-    told = refusal_of_plan_and_run(
+    refusal = refusal_of_plan_and_run(
         tmp_path, f"squeeze={TEACHING % source}", "distill.networks=pretrained"
     )
-    assert words in told
+    assert words in refusal
 
 
 def test_another_source_of_the_same_classes_in_order_is_planned() -> None:
