@@ -67,13 +67,16 @@ class Recipe(Section):
 
     def _networks_and_objective(self) -> Iterator[str]:
         objective, networks = self.distill.objective, self.distill.networks
-        missing = objective.needs.offers - networks.offers
+        needs = objective.needs
+        # networks that offer BatchNorm statistics are teachers, and no others are
+        teaching = frozenset({"batch_norm"}) if needs.networks == "teachers" else frozenset()
+        missing = (needs.offers | teaching) - networks.offers
         if missing:
             yield (
                 f"distill.networks: {networks.name!r} does not offer {', '.join(sorted(missing))}, "
                 f"which the objective {objective.name!r} needs; choose other networks"
             )
-        if objective.needs.networks == "drawn" and "batch_norm" in networks.offers:
+        if needs.networks == "drawn" and "batch_norm" in networks.offers:
             yield (
                 f"distill.networks: {networks.name!r} are asked what they say of images, and the "
                 f"objective {objective.name!r} draws networks of its own; choose others, for "
@@ -104,9 +107,8 @@ class Recipe(Section):
                 "squeeze: neither distill nor relabel uses the networks it would train; leave the "
                 "section out, or choose networks, labels or an init that do"
             )
-        left = self.squeeze
-        yield from section.networks.problems(left)
-        yield from section.objective.problems(Context(teachers=left.members))
+        yield from section.networks.problems(self.squeeze)
+        yield from section.objective.problems(Context(teachers=self.squeeze.members))
 
     def _views_of_images(self) -> Iterator[str]:
         objective = self.distill.objective
@@ -173,10 +175,6 @@ class Recipe(Section):
     def sha256(self) -> str:
         """The hash of the canonical JSON of `resolved`."""
         return sha256_text(canonical_json(self.resolved()))
-
-
-def _listed_refusal(refusal: str | None) -> list[str]:
-    return [] if refusal is None else [refusal]
 
 
 def load_recipe(
