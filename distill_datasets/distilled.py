@@ -1,118 +1,156 @@
-"""What is distilled as torch modules: a canvas, labels and step sizes, and all of them together.
+"""What is distilled: a canvas, labels and step sizes at their values of this moment.
 
 Shape suffixes: B a batch, N distilled examples, K classes, C channels, H W pixels, G cells of the
-label grid, T step sizes.
+labels, T step sizes.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
+import copy
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
 
+from distill_datasets.canvases.canvas import Canvas, CanvasStart, Tensors
+from distill_datasets.labels.labels import Labels, LabelStart
 from distill_datasets.types import Batch
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-class CanvasModule(nn.Module, ABC):
-    """Trainable tensors decoded into displayable images.
-
-    `mix_NG`: the share of each example's area that lies on each cell; `cells_G`: whose cell it is.
-    """
-
-    examples_are_originals: ClassVar[bool]
-    count: int
-    mix_NG: Tensor
-    cells_G: Tensor
-
-    @abstractmethod
-    def forward(self, index_B: Tensor) -> Tensor:
-        """Training examples `index_B` as images in [0, 1], shape (B, C, H, W), differentiable."""
-
-    def project(self) -> None:
-        """Move the trained values back into their domain; called after every outer step."""
-        return
-
-    @abstractmethod
-    def originals(self) -> list[Tensor]:
-        """The trained images themselves, each (C, H, W) in [0, 1]: where the budget is counted."""
-
-    @abstractmethod
-    def geometry(self) -> dict[str, object]:
-        """How examples are cut from the originals, as JSON, for the published `recipe` config."""
+    from distill_datasets.data.normalization import InputSpace
 
 
-class LabelModule(nn.Module, ABC):
-    """Targets of the training examples."""
-
-    @abstractmethod
-    def forward(self, index_B: Tensor) -> Tensor:
-        """Targets of the examples `index_B`, (B, K), each row non-negative with sum 1."""
-
-    @abstractmethod
-    def project(self) -> None:
-        """Move the trained values back into their domain; called after every outer step."""
-
-    @abstractmethod
-    def table_GK(self) -> Tensor:
-        """The label of every cell, (G, K)."""
-
-
-class Distilled(nn.Module):
+class Distilled:
     """Canvas and labels together: the index of an example becomes a differentiable `Batch`.
 
-    `mean_C` and `std_C` take displayable pixels into the student's input space. `step_sizes` is
-    there when the objective learns them.
+    Attributes:
+        parameters: what is trained, as leaf tensors, by the name of the part and its own:
+            `canvas.trained_NCHW`, `labels.cells_GK`, `step_sizes.raw_T`.
+        constants: tensors that stay as they are, named alike.
+        count: number of training examples.
+        space: the student's input space.
     """
-
-    mean_C: Tensor
-    std_C: Tensor
 
     def __init__(
         self,
-        canvas: CanvasModule,
-        labels: LabelModule,
-        mean_C: Tensor,
-        std_C: Tensor,
-        step_sizes: nn.Module | None = None,
+        canvas: Canvas,
+        labels: Labels,
+        space: InputSpace,
+        images: CanvasStart,
+        targets: LabelStart,
+        step_sizes: Sequence[float] = (),
     ) -> None:
-        super().__init__()
-        self.canvas = canvas
-        self.labels = labels
-        self.step_sizes = step_sizes
-        self.register_buffer("mean_C", mean_C, persistent=False)
-        self.register_buffer("std_C", std_C, persistent=False)
+        """Put the parts together where they start.
+
+        Args:
+            canvas: decodes `images`.
+            labels: tells the targets of `targets`.
+            space: what displayable pixels become for a student.
+            images: what `canvas.start` returned.
+            targets: what `labels.start` returned.
+            step_sizes: those that are learned; step t of a training run takes the one at t modulo
+                their number. None where they are not learned.
+        """
+        self._canvas, self._labels = canvas, labels
+        self.space, self.count = space, len(images.cells.shown)
+        # a step size is kept positive by a softplus, as in the program of Dataset Distillation
+        # (arXiv:1811.10959); this is its inverse, log(exp(x) - 1)
+        raw_T = {"raw_T": torch.tensor(step_sizes).expm1().log()} if len(step_sizes) else {}
+        self.parameters = {
+            name: tensor.detach().clone().requires_grad_()
+            for name, tensor in [
+                *_named("canvas", images.trained),
+                *_named("labels", targets.trained),
+                *_named("step_sizes", raw_T),
+            ]
+        }
+        self.constants = dict(
+            [*_named("canvas", images.constants), *_named("labels", targets.constants)]
+        )
 
     @property
-    def count(self) -> int:
-        """Number of training examples."""
-        return self.canvas.count
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return next(iter(self.parameters.values())).device
 
-    def forward(self, index_B: Tensor) -> Batch:
+    def to(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Distilled:
+        """A copy on another device, or with floating-point values of another type."""
+
+        def moved(tensor: Tensor) -> Tensor:
+            kept = dtype if tensor.is_floating_point() else None
+            return tensor.detach().to(device=device, dtype=kept, copy=True)
+
+        other = copy.copy(self)
+        other.parameters = {
+            name: moved(tensor).requires_grad_() for name, tensor in self.parameters.items()
+        }
+        other.constants = {name: moved(tensor) for name, tensor in self.constants.items()}
+        other.space = self.space if device is None else self.space.to(device)
+        return other
+
+    def __call__(self, index_B: Tensor) -> Batch:
         """The examples `index_B` as a student sees them."""
-        pixels_BCHW = self.canvas(index_B)
-        images_BCHW = (pixels_BCHW - self.mean_C[:, None, None]) / self.std_C[:, None, None]
-        return Batch(images_BCHW, self.labels(index_B))
+        return Batch(self.space.to_student(self.pixels(index_B)), self.targets(index_B))
+
+    def pixels(self, index_B: Tensor) -> Tensor:
+        """The examples `index_B` as displayable images in [0, 1], (B, C, H, W)."""
+        return self._canvas.decode(self._of("canvas"), index_B)
+
+    def targets(self, index_B: Tensor) -> Tensor:
+        """Targets of the examples `index_B`, (B, K), each row non-negative with sum 1."""
+        return self._labels.targets(self._of("labels"), index_B)
+
+    def step_sizes(self) -> Tensor | None:
+        """The learned step sizes, (T,); None where they are not learned."""
+        raw_T = self.parameters.get("step_sizes.raw_T")
+        return None if raw_T is None else F.softplus(raw_T)
+
+    def project(self) -> None:
+        """Move trained values back into their domain, in place."""
+        self._canvas.project(self._of("canvas"))
+        self._labels.project(self._of("labels"))
+
+    def stored(self) -> list[Tensor]:
+        """The images that are published and counted, each (C, H, W) in [0, 1]."""
+        return self._canvas.stored(self._of("canvas"))
+
+    def stored_labels(self) -> Tensor:
+        """The label of every cell, (G, K): what is published and counted of the labels."""
+        return self._labels.stored(self._of("labels"))
+
+    def preview(self) -> list[Tensor]:
+        """Images for a person who looks at the canvas."""
+        shown = self._canvas.preview(self._of("canvas"))
+        if shown is None:
+            with torch.no_grad():
+                shown = list(self.pixels(torch.arange(min(self.count, SHEET), device=self.device)))
+        return shown
+
+    def geometry(self) -> dict[str, object]:
+        """How examples are cut from the images that are stored, as JSON."""
+        return {"canvas": self._canvas.name, **self._canvas.geometry(self._of("canvas"))}
+
+    def _of(self, part: str) -> Tensors:
+        """The tensors of a part by its own names."""
+        return {
+            name.removeprefix(f"{part}."): tensor
+            for tensors in (self.parameters, self.constants)
+            for name, tensor in tensors.items()
+            if name.startswith(f"{part}.")
+        }
 
 
-class StepSizes(nn.Module):
-    """Learned step sizes of the training that the distilled set is made for, kept positive.
+SHEET = 400
+"""Examples that are shown of a canvas without previews of its own."""
 
-    Source: Dataset Distillation (arXiv:1811.10959), whose program trains them under a softplus.
-    """
 
-    def __init__(self, initial: Sequence[float]) -> None:
-        super().__init__()
-        self.raw_T = nn.Parameter(torch.tensor(initial).expm1().log())
-
-    def forward(self) -> Tensor:
-        """Step sizes, (T,); step t of a training run takes the one at t modulo T."""
-        return F.softplus(self.raw_T)
+def _named(part: str, tensors: Tensors) -> Iterable[tuple[str, Tensor]]:
+    return ((f"{part}.{name}", tensor) for name, tensor in tensors.items())
 
 
 @dataclass(frozen=True)

@@ -13,37 +13,58 @@ square of that factor: the gradient is scaled as well.
 bright pixels move slowly. `clip` shows 1/2 + u/4 and cuts u at the edges after every outer step, so
 that all pixels move alike: the choice for real initial images.
 
-Shape suffixes: N examples, G cells, C channels, H W pixels.
+Shape suffixes: N examples, B examples asked for, G cells, D columns of a table, C channels,
+H W pixels.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 import torch
 
 from distill_datasets.config import Part
-from distill_datasets.selection.selection import Teacher
+from distill_datasets.selection.selection import Selection, Teacher
 from distill_datasets.types import Shape
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from distill_datasets.data.real import RealData
-    from distill_datasets.distilled import CanvasModule
+
+Tensors = dict[str, "Tensor"]
+"""Tensors by name; those of a part of the distilled set: what is trained, and constants."""
 
 
-class Shown(NamedTuple):
-    """What examples show of the classes before they are built, as a `CanvasModule` has it.
+class Cells(NamedTuple):
+    """What the examples of a canvas show: every cell is of one class and has one label.
 
-    `mix_NG` is the share of each example that lies on each cell; `cells_G` says whose cell it is,
-    None where the images decide.
+    Attributes:
+        shown: (N,) the cell of each example, as integers; where examples show several cells,
+            (N, G) the share of each example that lies on each cell.
+        classes_G: whose each cell is.
     """
 
-    mix_NG: Tensor
-    cells_G: Tensor | None
+    shown: Tensor
+    classes_G: Tensor
+
+
+def mix(shown: Tensor, table_GD: Tensor) -> Tensor:
+    """A row per example: that of its cell in the table, or the mean of its cells by their shares.
+
+    `shown` is that of `Cells`, of all examples or of some.
+    """
+    return table_GD.index_select(0, shown) if shown.dim() == 1 else shown @ table_GD
+
+
+class CanvasStart(NamedTuple):
+    """A canvas before the first step: what is trained, what stays, and what its examples show."""
+
+    trained: Tensors
+    constants: Tensors
+    cells: Cells
 
 
 class CanvasSize(NamedTuple):
@@ -53,8 +74,32 @@ class CanvasSize(NamedTuple):
     examples: int
 
 
+class Alone(NamedTuple):
+    """Examples that are images of one class each and can be solved each for itself.
+
+    Attributes:
+        per_class: how many there are of every class; they stand class after class.
+        init: what they start from.
+        start: the start of some of them, given the images (B, C, H, W) in [0, 1] and their classes.
+        altered: why the first example of an image is not the image itself, for the user; None when
+            it is.
+    """
+
+    per_class: int
+    init: Selection
+    start: Callable[[Tensor, Tensor], CanvasStart]
+    altered: str | None
+
+
 class Canvas(Part, ABC):
-    """The axis that says what is trained and how it becomes images."""
+    """The axis that says what is trained and how it becomes images.
+
+    A canvas is a set of pure functions of a dict of tensors: what `start` calls trained, at its
+    values of this moment, and the constants beside it, all by the names that `start` gave them.
+    """
+
+    examples_are_stored: ClassVar[bool] = False
+    """True when an example is one stored image, in order, so that its label is stored with it."""
 
     @property
     def needs_squeezed(self) -> bool:
@@ -62,24 +107,50 @@ class Canvas(Part, ABC):
         return False
 
     @abstractmethod
-    def build(
-        self, real: RealData, rng: torch.Generator, teacher: Teacher | None = None
-    ) -> CanvasModule:
-        """Trainable tensors at their initial values.
+    def size(self, shape: Shape) -> CanvasSize:
+        """What `start` will make, without making it.
 
         Raises:
             RecipeError: the budget or the sizes cannot hold the classes or one example.
         """
 
     @abstractmethod
-    def size(self, shape: Shape) -> CanvasSize:
-        """What `build` will make, without making it; raises the same errors."""
+    def start(
+        self, real: RealData, rng: torch.Generator, teacher: Teacher | None = None
+    ) -> CanvasStart:
+        """Trained tensors at their initial values, on the CPU; raises the errors of `size`.
 
-    def shown(self, shape: Shape, real: RealData | None = None) -> Shown | None:
-        """What the examples of `build` show of the classes, where it is not one class each of all.
+        `teacher` are the networks of the squeeze stage; there when `needs_squeezed`.
+        """
+
+    @abstractmethod
+    def decode(self, tensors: Tensors, index_B: Tensor) -> Tensor:
+        """Training examples `index_B` as images in [0, 1], shape (B, C, H, W), differentiable."""
+
+    @abstractmethod
+    def stored(self, tensors: Tensors) -> list[Tensor]:
+        """What is published and where the budget is counted: images, each (C, H, W) in [0, 1]."""
+
+    def project(self, tensors: Tensors) -> None:
+        """Move trained values back into their domain, in place; called after every outer step."""
+
+    def preview(self, tensors: Tensors) -> list[Tensor] | None:
+        """Images for a person who looks at the canvas; None shows some of its examples."""
+        return None
+
+    def geometry(self, tensors: Tensors) -> dict[str, object]:
+        """How examples are cut from what is stored, as JSON, for the published description."""
+        return {}
+
+    def shown(self, shape: Shape, real: RealData | None = None) -> Cells | None:
+        """What the examples of `start` show, if it can be told before; None where it cannot.
 
         Whose cells they are may depend on the images, which only `real` tells.
         """
+        return None
+
+    def alone(self) -> Alone | None:
+        """How examples are solved each for itself; None where they are solved together."""
         return None
 
 
@@ -87,7 +158,7 @@ Bounds = Literal["sigmoid", "clip"]
 
 
 EDGE = 0.02
-"""Real pixels are pulled this far inside the range, where the sigmoid still has a slope."""
+"""Real pixels are pulled this far inside the range, where the sigmoid still has a gradient."""
 
 
 LIMIT = 2.0

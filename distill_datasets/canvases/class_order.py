@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
@@ -39,9 +40,9 @@ class ClassOrder(Part, ABC):
             rows: number of positions in each row of the grid.
         """
 
-    @abstractmethod
-    def check(self, classes: int) -> None:
-        """Raise a RecipeError when the order cannot serve this many classes, or not here."""
+    def problems(self, classes: int) -> Iterable[str]:
+        """Why the order cannot serve this many classes, or not on this machine."""
+        return []
 
     def known(self) -> list[int] | None:
         """The class of every position where no source is needed to tell; None where one is."""
@@ -103,9 +104,6 @@ class Visual(ClassOrder):
         mean_KD = real.prototypes_KCHW().flatten(1).cpu()
         return place_greedily(cosine(mean_KD - mean_KD.mean(dim=0)), rows)
 
-    def check(self, classes: int) -> None:
-        """Any number of classes can be compared."""
-
 
 class Clip(ClassOrder):
     """Classes whose names are alike to a CLIP text encoder are neighbors, as in the paper."""
@@ -138,10 +136,9 @@ class Clip(ClassOrder):
             text_KD: Tensor = encoder(**tokens).text_embeds
         return place_greedily(cosine(text_KD), rows)
 
-    def check(self, classes: int) -> None:
-        """Any number of names can be compared, with the package that does it."""
+    def problems(self, classes: int) -> Iterable[str]:
         if importlib.util.find_spec("transformers") is None:
-            raise RecipeError(WITHOUT_TRANSFORMERS)
+            yield WITHOUT_TRANSFORMERS
 
 
 class Listed(ClassOrder):
@@ -152,15 +149,14 @@ class Listed(ClassOrder):
     classes: list[int] = Field(description="every class index once, row by row of the grid")
 
     def arrange(self, real: RealData, rows: list[int]) -> list[int]:
-        self.check(sum(rows))
         return self.known()
 
     def known(self) -> list[int]:
         return list(self.classes)
 
-    def check(self, classes: int) -> None:
+    def problems(self, classes: int) -> Iterable[str]:
         if sorted(self.classes) != list(range(classes)):
-            raise RecipeError(
+            yield (
                 f"distill.canvas.order.classes: expected every class 0..{classes - 1} once, got "
                 f"{self.classes}"
             )

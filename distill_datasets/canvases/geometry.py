@@ -2,7 +2,7 @@
 
 This module knows only rectangles: no gradients, no labels, no files.
 
-Shape suffixes: N crops, K classes.
+Shape suffixes: N boxes or crops, h w pixels of a box, K classes.
 """
 
 from __future__ import annotations
@@ -181,3 +181,15 @@ def overlap_shares(crops: list[Box], cells: list[Box]) -> Tensor:
 
     area_NK = (overlap(0, 2) * overlap(1, 3)).to(torch.float32)
     return area_NK / area_NK.sum(dim=1, keepdim=True)
+
+
+def pixels_of(boxes: list[Box], width: int) -> Tensor:
+    """Where the pixels of boxes of one size lie in an image of so many columns, (N, h, w).
+
+    Places are counted row by row: the one of pixel (y, x) is y * width + x.
+    """
+    first = boxes[0]
+    corner_N = torch.tensor([box.top * width + box.left for box in boxes])
+    row_h = torch.arange(first.bottom - first.top) * width
+    inside_hw = row_h[:, None] + torch.arange(first.right - first.left)
+    return corner_N[:, None, None] + inside_hw

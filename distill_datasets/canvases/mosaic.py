@@ -4,7 +4,7 @@ Four or nine examples then cost the pixels of one: the multi-formation canvas of
 NCFM after it.
 
 Shape suffixes: I trained images, N examples, T tiles of an image, B examples asked for, C channels,
-H W pixels, h w pixels of a tile, P pixels in a row.
+H W pixels, h w pixels of a tile, P the pixels of a tile in a row.
 """
 
 from __future__ import annotations
@@ -16,8 +16,18 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field, SerializeAsAny
 
-from distill_datasets.canvases.canvas import Bounds, Canvas, CanvasSize
-from distill_datasets.canvases.geometry import Box, crop_grid
+from distill_datasets.canvases.canvas import (
+    Bounds,
+    Canvas,
+    CanvasSize,
+    CanvasStart,
+    Cells,
+    Tensors,
+    hide,
+    keep_inside,
+    show,
+)
+from distill_datasets.canvases.geometry import Box, crop_grid, pixels_of
 from distill_datasets.config import part
 from distill_datasets.errors import RecipeError
 from distill_datasets.selection.random import Noise, Real
@@ -25,8 +35,9 @@ from distill_datasets.selection.selection import Selection, Teacher
 from distill_datasets.types import Shape
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from distill_datasets.data.real import RealData
-    from distill_datasets.distilled import CanvasModule
 
 
 class Mosaic(Canvas):
@@ -68,11 +79,14 @@ class Mosaic(Canvas):
         images = self.ipc * shape.k
         return CanvasSize([(shape.h, shape.w)] * images, images * len(self._tiles(shape)))
 
-    def build(
-        self, real: RealData, rng: torch.Generator, teacher: Teacher | None = None
-    ) -> CanvasModule:
-        from distill_datasets.canvases.modules import MosaicImages
+    def shown(self, shape: Shape, real: RealData | None = None) -> Cells:
+        images, tiles = self.ipc * shape.k, len(self._tiles(shape))
+        classes_I = torch.arange(shape.k).repeat_interleave(self.ipc)
+        return Cells(torch.arange(images).repeat_interleave(tiles), classes_I)
 
+    def start(
+        self, real: RealData, rng: torch.Generator, teacher: Teacher | None = None
+    ) -> CanvasStart:
         shape = real.shape
         tiles = self._tiles(shape)
         images = self.ipc * shape.k
@@ -87,5 +101,39 @@ class Mosaic(Canvas):
                 pixels_ICHW[:, :, box.top : box.bottom, box.left : box.right] = small_NChw[
                     place :: len(tiles)
                 ]
-        classes_I = torch.arange(shape.k).repeat_interleave(self.ipc)
-        return MosaicImages(pixels_ICHW, classes_I, tiles, self.bounds)
+        cells = self.shown(shape)
+        constants = {"pixels_Thw": pixels_of(tiles, shape.w), "classes_I": cells.classes_G}
+        return CanvasStart({"trained_ICHW": hide(pixels_ICHW, self.bounds)}, constants, cells)
+
+    def decode(self, tensors: Tensors, index_B: Tensor) -> Tensor:
+        trained_ICHW, pixels_Thw = tensors["trained_ICHW"], tensors["pixels_Thw"]
+        tiles, *tile = pixels_Thw.shape
+        # example i is tile i modulo T of image i // T
+        shown_BCP = show(trained_ICHW.index_select(0, index_B // tiles).flatten(2), self.bounds)
+        pixels_BP = pixels_Thw.flatten(1)[index_B % tiles]
+        pixels_BCP = pixels_BP[:, None].expand(-1, shown_BCP.shape[1], -1)
+        tiles_BChw = shown_BCP.gather(2, pixels_BCP).view(*shown_BCP.shape[:2], *tile)
+        size = trained_ICHW.shape[2:]
+        return F.interpolate(tiles_BChw, size, mode="bilinear", align_corners=False)
+
+    def project(self, tensors: Tensors) -> None:
+        keep_inside(tensors["trained_ICHW"], self.bounds)
+
+    def stored(self, tensors: Tensors) -> list[Tensor]:
+        return list(show(tensors["trained_ICHW"].detach(), self.bounds))
+
+    def preview(self, tensors: Tensors) -> list[Tensor]:
+        return self.stored(tensors)
+
+    def geometry(self, tensors: Tensors) -> dict[str, object]:
+        height, width = tensors["trained_ICHW"].shape[2:]
+        pixels_Thw = tensors["pixels_Thw"]
+        return {
+            "tile": list(pixels_Thw.shape[1:]),
+            "tile_corners_yx": [
+                list(divmod(first, width)) for first in pixels_Thw[:, 0, 0].tolist()
+            ],
+            "enlarged_to": [height, width],
+            "enlarged_by": "bilinear, corners not aligned",
+            "classes": tensors["classes_I"].tolist(),
+        }

@@ -1,6 +1,6 @@
 """Every example is its own trained image: the canvas of RaT-BPTT and of most methods.
 
-Shape suffixes: N examples, K classes, C channels, H W pixels.
+Shape suffixes: N examples, B examples asked for, K classes, C channels, H W pixels.
 """
 
 from __future__ import annotations
@@ -10,20 +10,33 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 import torch
 from pydantic import Field, SerializeAsAny, model_validator
 
-from distill_datasets.canvases.canvas import Bounds, Canvas, CanvasSize, Shown
+from distill_datasets.canvases.canvas import (
+    Alone,
+    Bounds,
+    Canvas,
+    CanvasSize,
+    CanvasStart,
+    Cells,
+    Tensors,
+    hide,
+    keep_inside,
+    show,
+)
 from distill_datasets.config import part
 from distill_datasets.selection.random import Noise
 from distill_datasets.selection.selection import Selection, Teacher
 from distill_datasets.types import Shape
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from distill_datasets.data.real import RealData
-    from distill_datasets.distilled import CanvasModule
 
 
 class Pixels(Canvas):
     """Trained images, each its own training example: `ipc` of every class, or a number of them."""
 
+    examples_are_stored: ClassVar[bool] = True
     paper: ClassVar[str] = "Dataset Distillation, arXiv:1811.10959; RaT-BPTT, arXiv:2311.07025"
     name: Literal["pixels"] = "pixels"
     ipc: int | None = Field(default=None, ge=1, description="images per class")
@@ -65,20 +78,46 @@ class Pixels(Canvas):
         count = sum(self._of_class(shape.k))
         return CanvasSize([(shape.h, shape.w)] * count, count)
 
-    def shown(self, shape: Shape, real: RealData | None = None) -> Shown | None:
-        count = sum(self._of_class(shape.k))
-        if count >= shape.k:
-            return None
-        return Shown(torch.eye(count), torch.arange(count))
+    def shown(self, shape: Shape, real: RealData | None = None) -> Cells:
+        classes_N = self._classes_N(shape.k)
+        return Cells(torch.arange(len(classes_N)), classes_N)
 
-    def build(
+    def _classes_N(self, classes: int) -> Tensor:
+        counts_K = torch.tensor(self._of_class(classes))
+        return torch.arange(classes).repeat_interleave(counts_K)
+
+    def start(
         self, real: RealData, rng: torch.Generator, teacher: Teacher | None = None
-    ) -> CanvasModule:
-        from distill_datasets.canvases.modules import PixelImages
-
+    ) -> CanvasStart:
         counts_K = self._of_class(real.shape.k)
         each = max(counts_K)
         drawn_NCHW = self.init.images(real, each, rng, teacher)
         kept = [label * each + place for label, of in enumerate(counts_K) for place in range(of)]
-        classes_N = torch.arange(real.shape.k).repeat_interleave(torch.tensor(counts_K))
-        return PixelImages(drawn_NCHW[kept], classes_N, self.bounds)
+        return self._start_from(drawn_NCHW[kept], self._classes_N(real.shape.k))
+
+    def _start_from(self, pixels_NCHW: Tensor, classes_N: Tensor) -> CanvasStart:
+        cells = Cells(torch.arange(len(classes_N)), classes_N)
+        return CanvasStart({"trained_NCHW": hide(pixels_NCHW, self.bounds)}, {}, cells)
+
+    def decode(self, tensors: Tensors, index_B: Tensor) -> Tensor:
+        return show(tensors["trained_NCHW"].index_select(0, index_B), self.bounds)
+
+    def project(self, tensors: Tensors) -> None:
+        keep_inside(tensors["trained_NCHW"], self.bounds)
+
+    def stored(self, tensors: Tensors) -> list[Tensor]:
+        return list(show(tensors["trained_NCHW"].detach(), self.bounds))
+
+    def preview(self, tensors: Tensors) -> list[Tensor]:
+        return self.stored(tensors)
+
+    def alone(self) -> Alone | None:
+        if self.ipc is None:
+            return None
+        altered = None
+        if self.bounds != "clip":
+            altered = (
+                f"canvas.bounds: got {self.bounds!r}, expected 'clip': it shows the initial images "
+                "as they are"
+            )
+        return Alone(self.ipc, self.init, self._start_from, altered)

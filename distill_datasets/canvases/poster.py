@@ -2,8 +2,8 @@
 
 Neighboring examples share pixels, so a poster holds less than one image per class.
 
-Shape suffixes: N crops, B crops asked for, G K classes, C channels, H W poster pixels, h w crop
-pixels.
+Shape suffixes: N crops, B crops asked for, G territories, K classes, C channels, H W pixels of the
+poster, P the same in a row, h w pixels of a crop.
 """
 
 from __future__ import annotations
@@ -15,16 +15,28 @@ import torch.nn.functional as F
 from pydantic import Field, SerializeAsAny, model_validator
 
 from distill_datasets.canvases import geometry
-from distill_datasets.canvases.canvas import Bounds, Canvas, CanvasSize, Shown
+from distill_datasets.canvases.canvas import (
+    Bounds,
+    Canvas,
+    CanvasSize,
+    CanvasStart,
+    Cells,
+    Tensors,
+    hide,
+    keep_inside,
+    show,
+)
 from distill_datasets.canvases.class_order import ClassOrder, Visual
 from distill_datasets.config import part
+from distill_datasets.errors import RecipeError
 from distill_datasets.selection.random import Noise
 from distill_datasets.selection.selection import Selection, Teacher
 from distill_datasets.types import Shape
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from distill_datasets.data.real import RealData
-    from distill_datasets.distilled import CanvasModule
 
 
 class Poster(Canvas):
@@ -87,34 +99,68 @@ class Poster(Canvas):
     def size(self, shape: Shape) -> CanvasSize:
         poster, crops = self._lay_out(shape)
         geometry.territories(poster, self._class_rows(shape.k))
-        self.order.check(shape.k)
+        for problem in self.order.problems(shape.k):
+            raise RecipeError(problem)
         return CanvasSize([poster], len(crops))
 
-    def shown(self, shape: Shape, real: RealData | None = None) -> Shown:
+    def shown(self, shape: Shape, real: RealData | None = None) -> Cells | None:
         poster, crops = self._lay_out(shape)
         rows = self._class_rows(shape.k)
-        mix_NG = geometry.overlap_shares(crops, geometry.territories(poster, rows))
         classes_G = self.order.known() if real is None else self.order.arrange(real, rows)
-        return Shown(mix_NG, None if classes_G is None else torch.tensor(classes_G))
+        if classes_G is None:
+            return None
+        shares_NG = geometry.overlap_shares(crops, geometry.territories(poster, rows))
+        return Cells(shares_NG, torch.tensor(classes_G))
 
-    def build(
+    def start(
         self, real: RealData, rng: torch.Generator, teacher: Teacher | None = None
-    ) -> CanvasModule:
-        from distill_datasets.canvases.modules import PosterImage
-
+    ) -> CanvasStart:
         shape = real.shape
         (height, width), crops = self._lay_out(shape)
         rows = self._class_rows(shape.k)
-        cells = geometry.territories((height, width), rows)
+        territories = geometry.territories((height, width), rows)
         classes_G = self.order.arrange(real, rows)
         if isinstance(self.init, Noise):  # not stretched: every pixel is drawn for itself
             pixels_CHW = self.init.draw((shape.c, height, width), rng)
         else:
             pixels_CHW = torch.empty(shape.c, height, width)
             images_KCHW = self.init.images(real, 1, rng, teacher)
-            for box, owner in zip(cells, classes_G, strict=True):
+            for box, owner in zip(territories, classes_G, strict=True):
                 size = (box.bottom - box.top, box.right - box.left)
                 pixels_CHW[:, box.top : box.bottom, box.left : box.right] = F.interpolate(
                     images_KCHW[owner][None], size, mode="bilinear", antialias=True
                 )[0]
-        return PosterImage(pixels_CHW, crops, cells, classes_G, self.bounds)
+        cells = Cells(geometry.overlap_shares(crops, territories), torch.tensor(classes_G))
+        constants = {
+            "pixels_Nhw": geometry.pixels_of(crops, width),
+            "territories_G4": torch.tensor(territories),
+            "classes_G": cells.classes_G,
+        }
+        return CanvasStart({"trained_CHW": hide(pixels_CHW, self.bounds)}, constants, cells)
+
+    def decode(self, tensors: Tensors, index_B: Tensor) -> Tensor:
+        poster_CP = show(tensors["trained_CHW"], self.bounds).flatten(1)
+        pixels_Bhw = tensors["pixels_Nhw"].index_select(0, index_B)
+        # one gather for all crops: pixels that several crops share get the sum of their gradients
+        crops_CBhw = poster_CP.index_select(1, pixels_Bhw.flatten()).view(-1, *pixels_Bhw.shape)
+        return crops_CBhw.transpose(0, 1)
+
+    def project(self, tensors: Tensors) -> None:
+        keep_inside(tensors["trained_CHW"], self.bounds)
+
+    def stored(self, tensors: Tensors) -> list[Tensor]:
+        return [show(tensors["trained_CHW"].detach(), self.bounds)]
+
+    def preview(self, tensors: Tensors) -> list[Tensor]:
+        return self.stored(tensors)
+
+    def geometry(self, tensors: Tensors) -> dict[str, object]:
+        trained_CHW, pixels_Nhw = tensors["trained_CHW"], tensors["pixels_Nhw"]
+        width = trained_CHW.shape[2]
+        return {
+            "poster": list(trained_CHW.shape),
+            "crop": list(pixels_Nhw.shape[1:]),
+            "corners_yx": [list(divmod(first, width)) for first in pixels_Nhw[:, 0, 0].tolist()],
+            "territories": tensors["territories_G4"].tolist(),
+            "classes": tensors["classes_G"].tolist(),
+        }

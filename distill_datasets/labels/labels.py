@@ -1,11 +1,15 @@
-"""The axis of labels: which targets the training examples have."""
+"""The axis of labels: which targets the training examples have.
+
+Shape suffixes: B examples asked for, N all examples, G cells, K classes, M networks.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
-from distill_datasets.canvases.canvas import Canvas
+from distill_datasets.canvases.canvas import Canvas, Cells, Tensors
 from distill_datasets.config import Part
 from distill_datasets.types import Shape
 
@@ -13,11 +17,24 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from distill_datasets.data.real import RealData
-    from distill_datasets.distilled import CanvasModule, LabelModule
+
+
+class LabelStart(NamedTuple):
+    """Labels before the first step: what is trained, and what stays."""
+
+    trained: Tensors
+    constants: Tensors
 
 
 class Labels(Part, ABC):
-    """The axis that says which targets the training examples have."""
+    """The axis that says which targets the training examples have.
+
+    Like a canvas, labels are pure functions of a dict of tensors: what `start` calls trained, at
+    its values of this moment, and the constants beside it, by the names that `start` gave them.
+    """
+
+    keep_classes: ClassVar[bool] = False
+    """True when an example of one class has that class as its label, now and at the end."""
 
     @property
     def needs_squeezed(self) -> bool:
@@ -25,14 +42,24 @@ class Labels(Part, ABC):
         return False
 
     @abstractmethod
-    def build(
-        self, canvas: CanvasModule, classes: int, logits_MNK: Tensor | None = None
-    ) -> LabelModule:
-        """Targets for the examples of `canvas`.
+    def start(self, cells: Cells, classes: int, logits_MNK: Tensor | None = None) -> LabelStart:
+        """Labels of the cells that the examples of a canvas show, on the CPU.
 
         `logits_MNK` is what every network of the squeeze stage says of every example; there when
         `needs_squeezed`.
         """
 
-    def check(self, canvas: Canvas, shape: Shape, real: RealData | None = None) -> None:
-        """Raise `RecipeError` where `build` would, as far as it shows, with or without `real`."""
+    @abstractmethod
+    def targets(self, tensors: Tensors, index_B: Tensor) -> Tensor:
+        """Targets of the examples `index_B`, (B, K), each row non-negative with sum 1."""
+
+    @abstractmethod
+    def stored(self, tensors: Tensors) -> Tensor:
+        """What is published and counted: the label of every cell, (G, K)."""
+
+    def project(self, tensors: Tensors) -> None:
+        """Move trained values back into their domain, in place; called after every outer step."""
+
+    def problems(self, canvas: Canvas, shape: Shape, real: RealData | None = None) -> Iterable[str]:
+        """Why these labels do not suit the canvas, as far as it shows, with or without `real`."""
+        return []

@@ -12,13 +12,12 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 
+from distill_datasets.canvases.canvas import Cells, Tensors, mix
 from distill_datasets.errors import RecipeError
-from distill_datasets.labels.labels import Labels
+from distill_datasets.labels.labels import Labels, LabelStart
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from distill_datasets.distilled import CanvasModule, LabelModule
 
 
 class Learned(Labels):
@@ -30,13 +29,22 @@ class Learned(Labels):
         default=0.0001, gt=0, le=0.1, description="smallest value of a cell, so that no sum is zero"
     )
 
-    def build(
-        self, canvas: CanvasModule, classes: int, logits_MNK: Tensor | None = None
-    ) -> LabelModule:
-        from distill_datasets.labels.modules import LearnedLabels
+    def start(self, cells: Cells, classes: int, logits_MNK: Tensor | None = None) -> LabelStart:
+        cells_GK = F.one_hot(cells.classes_G, classes).float().clamp(min=self.floor)
+        return LabelStart({"cells_GK": cells_GK}, {"shown": cells.shown})
 
-        cells_GK = F.one_hot(canvas.cells_G, classes).to(canvas.mix_NG.dtype)
-        return LearnedLabels(canvas.mix_NG, cells_GK, self.floor)
+    def targets(self, tensors: Tensors, index_B: Tensor) -> Tensor:
+        """The mean of an example's cells by area, normalized."""
+        mixed_BK = mix(tensors["shown"].index_select(0, index_B), tensors["cells_GK"])
+        return mixed_BK / mixed_BK.sum(dim=1, keepdim=True)
+
+    def project(self, tensors: Tensors) -> None:
+        """Clip at a floor above zero: a cell of zeros would make its labels NaN (PoDD's code)."""
+        with torch.no_grad():
+            tensors["cells_GK"].clamp_(min=self.floor)
+
+    def stored(self, tensors: Tensors) -> Tensor:
+        return tensors["cells_GK"].detach()
 
 
 class Logits(Labels):
@@ -64,19 +72,15 @@ class Logits(Labels):
     def needs_squeezed(self) -> bool:
         return self.init == "squeezed"
 
-    def build(
-        self, canvas: CanvasModule, classes: int, logits_MNK: Tensor | None = None
-    ) -> LabelModule:
-        """Learned logits for the cells of `canvas`.
+    def start(self, cells: Cells, classes: int, logits_MNK: Tensor | None = None) -> LabelStart:
+        """Logits of the cells.
 
         A cell starts from the mean of the examples that show it, weighted by how much of them it
         fills; a cell that no example shows starts from its class.
 
         Source: DATM (arXiv:2310.05773), section 4.3.
         """
-        from distill_datasets.labels.modules import LogitLabels
-
-        right_GK = F.one_hot(canvas.cells_G, classes).to(canvas.mix_NG.dtype)
+        right_GK = F.one_hot(cells.classes_G, classes).float()
         logits_GK = self.confidence * right_GK
         if self.init == "squeezed":
             if logits_MNK is None:
@@ -84,12 +88,28 @@ class Logits(Labels):
                     "distill.labels: init 'squeezed' needs networks that are trained on the real "
                     "data first; add a section squeeze, for example squeeze: {epochs: 5}"
                 )
-            label_N = (canvas.mix_NG @ right_GK).argmax(dim=1)
+            label_N = mix(cells.shown, right_GK).argmax(dim=1)
             heard_NK = _heard(logits_MNK, label_N, self.only_correct).to(right_GK.dtype)
-            shown_G1 = canvas.mix_NG.sum(dim=0)[:, None]
-            mean_GK = (canvas.mix_NG.T @ heard_NK) / shown_G1.clamp(min=1e-12)
-            logits_GK = torch.where(shown_G1 > 0, mean_GK, logits_GK)
-        return LogitLabels(canvas.mix_NG, logits_GK)
+            sum_GK, area_G1 = _sums(cells, heard_NK)
+            logits_GK = torch.where(area_G1 > 0, sum_GK / area_G1.clamp(min=1e-12), logits_GK)
+        return LabelStart({"logits_GK": logits_GK}, {"shown": cells.shown})
+
+    def targets(self, tensors: Tensors, index_B: Tensor) -> Tensor:
+        """The softmax of the mean logits of an example's cells by area."""
+        shown = tensors["shown"].index_select(0, index_B)
+        return mix(shown, tensors["logits_GK"]).softmax(dim=1)
+
+    def stored(self, tensors: Tensors) -> Tensor:
+        return tensors["logits_GK"].detach().softmax(dim=1)
+
+
+def _sums(cells: Cells, values_NK: Tensor) -> tuple[Tensor, Tensor]:
+    """Values of the examples summed into the cells that they show, and the area of each, (G, 1)."""
+    if cells.shown.dim() > 1:
+        return cells.shown.T @ values_NK, cells.shown.sum(dim=0)[:, None]
+    zeros_GK = values_NK.new_zeros(len(cells.classes_G), values_NK.shape[1])
+    examples_G = torch.bincount(cells.shown, minlength=len(cells.classes_G))
+    return zeros_GK.index_add(0, cells.shown, values_NK), examples_G.to(values_NK.dtype)[:, None]
 
 
 def _heard(logits_MNK: Tensor, label_N: Tensor, only_correct: bool) -> Tensor:

@@ -177,7 +177,7 @@ class TrainedOnDistilled(Trained):
 
     def _batch(self, distilled: Distilled, index_B: Tensor, rng: torch.Generator) -> Batch:
         with torch.no_grad():
-            images_BCHW, targets_BK = distilled(index_B.to(distilled.mean_C.device))
+            images_BCHW, targets_BK = distilled(index_B.to(distilled.device))
             return Batch(self.augment(images_BCHW, rng), targets_BK)
 
     def examples(self, distilled: Distilled, real: RealData, draw: LaneDraw) -> Iterator[Batch]:

@@ -276,9 +276,9 @@ class Distribution(Objective):
         Source: DM (arXiv:2110.04181), algorithm 1.
         """
         view = View(networks.sample(draw), self._statistic().features(draw), draw)
-        names, parameters = zip(*distilled.named_parameters(), strict=True)
-        index_N = torch.arange(distilled.count, device=parameters[0].device)
-        targets_NK = distilled.labels(index_N)
+        names, parameters = zip(*distilled.parameters.items(), strict=True)
+        index_N = torch.arange(distilled.count, device=distilled.device)
+        targets_NK = distilled.targets(index_N)
         groups = self._groups(targets_NK, draw)
         chosen = [label for group in groups for label in group.classes]
         # what these classes need is decoded once, and differentiated as pixels until the end

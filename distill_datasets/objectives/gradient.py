@@ -135,11 +135,11 @@ class Gradient(Objective):
         Source: DC (arXiv:2006.05929), algorithm 1; DSA (arXiv:2102.08259), algorithm 1.
         """
         network = networks.sample(draw)
-        names, parameters = zip(*distilled.named_parameters(), strict=True)
+        names, parameters = zip(*distilled.parameters.items(), strict=True)
         grads = [torch.zeros_like(parameter) for parameter in parameters]
         loss = 0.0
         with torch.no_grad():
-            shares_NK = distilled.labels(torch.arange(distilled.count, device=parameters[0].device))
+            shares_NK = distilled.targets(torch.arange(distilled.count, device=distilled.device))
         for label in range(real.shape.k):
             index_B = self._examples(shares_NK[:, label], draw("match", label))
             if not len(index_B):

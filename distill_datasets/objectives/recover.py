@@ -275,7 +275,7 @@ class Recover(Objective):
 
         Source: SRe2L (arXiv:2306.13092), equation 4; several teachers as in CV-DD.
         """
-        names, parameters = zip(*distilled.named_parameters(), strict=True)
+        names, parameters = zip(*distilled.parameters.items(), strict=True)
         images_BCHW, targets_BK = distilled(self._every(distilled))
         crop = self.crop
         if crop is not None:
@@ -303,7 +303,7 @@ class Recover(Objective):
             return dict(zip(["loss", *Terms._fields], told, strict=True))
 
     def _every(self, distilled: Distilled) -> Tensor:
-        return torch.arange(distilled.count, device=distilled.mean_C.device)
+        return torch.arange(distilled.count, device=distilled.device)
 
     def _asked(self, teachers: Teachers, draw: LaneDraw) -> list[int]:
         """The teachers of this step; `drawn` ones are the same at every step of a block."""

@@ -98,8 +98,8 @@ class Trajectory(Objective):
         """
         network = networks.sample(draw)
         target_P, away = _target(network)
-        learned = distilled.step_sizes
-        size = self.step_size if learned is None else learned()[0].item()
+        learned = distilled.step_sizes()
+        size = self.step_size if learned is None else learned[0].item()
         visited = [network.weights_P]
         for step in range(self.steps):
             leaf_P = visited[-1].detach().requires_grad_()
@@ -111,7 +111,7 @@ class Trajectory(Objective):
         left_P = visited.pop() - target_P
         distance = float(left_P.square().sum() / away)
         counts = self.skip_above is None or distance <= self.skip_above
-        grads = {name: torch.zeros_like(value) for name, value in distilled.named_parameters()}
+        grads = {name: torch.zeros_like(value) for name, value in distilled.parameters.items()}
         if counts:
             self._sweep(distilled, network, visited, 2 * left_P / away, size, draw, grads)
         return Estimate(distance, grads, {"step_size": size}, counts)
@@ -132,7 +132,7 @@ class Trajectory(Objective):
         needed is the derivative of the number g.a: the examples get -size times it, the step size
         gets -g.a, and the adjoint before the step is a less size times it.
         """
-        parameters = list(distilled.parameters())
+        parameters = list(distilled.parameters.values())
         size_grad = adjoint_P.new_zeros(())
         for step in reversed(range(self.steps)):
             weights_P = visited.pop().detach().requires_grad_()
@@ -149,9 +149,9 @@ class Trajectory(Objective):
                 total -= size * part
             if exact:
                 adjoint_P = adjoint_P - size * pulled[-1]
-        if distilled.step_sizes is not None:
-            raw_T = distilled.get_parameter("step_sizes.raw_T")
-            (pulled_T,) = torch.autograd.grad(distilled.step_sizes()[0], raw_T)
+        if (learned := distilled.step_sizes()) is not None:
+            raw_T = distilled.parameters["step_sizes.raw_T"]
+            (pulled_T,) = torch.autograd.grad(learned[0], raw_T)
             grads["step_sizes.raw_T"] += size_grad * pulled_T
 
     def _examples(self, distilled: Distilled, step: int, draw: Draw) -> tuple[Tensor, Tensor]:
@@ -162,7 +162,7 @@ class Trajectory(Objective):
         passes, place = divmod(step, -(-count // batch))
         if batch < count:
             order_N = torch.randperm(count, generator=draw("order", passes))
-        index_B = order_N[place * batch : (place + 1) * batch].to(distilled.mean_C.device)
+        index_B = order_N[place * batch : (place + 1) * batch].to(distilled.device)
         images_BCHW, targets_BK = distilled(index_B)
         return self.augment(images_BCHW, draw("inner", step)), targets_BK
 

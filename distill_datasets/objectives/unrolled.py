@@ -229,7 +229,7 @@ class Unrolled(Objective):
         for _ in range(self.window):
             point = self._tracked_step(distilled, network, point, draw)
         loss, adjoint_P = self._judge(network, point.weights_P, real, draw)
-        names, parameters = zip(*distilled.named_parameters(), strict=True)
+        names, parameters = zip(*distilled.parameters.items(), strict=True)
         grads = torch.autograd.grad(point.weights_P, parameters, adjoint_P)
         return Estimate(loss, dict(zip(names, grads, strict=True)), {"inner_steps": point.step})
 
@@ -243,7 +243,7 @@ class Unrolled(Objective):
             point = after
         loss, adjoint_P = self._judge(network, point.weights_P, real, draw)
         adjoint = (adjoint_P, *(torch.zeros_like(slot) for slot in point.state))
-        names, parameters = zip(*distilled.named_parameters(), strict=True)
+        names, parameters = zip(*distilled.parameters.items(), strict=True)
         grads = [torch.zeros_like(parameter) for parameter in parameters]
         while trail:
             adjoint, shares = self._step_back(distilled, network, *trail.pop(), adjoint, draw)
@@ -265,7 +265,7 @@ class Unrolled(Objective):
         First through the rule, a function of the point and of the gradient; then through the
         gradient, whose Hessian-vector product is a sum over chunks of the examples.
         """
-        parameters = list(distilled.parameters())
+        parameters = list(distilled.parameters.values())
         start, slope_P = start.leaf(), slope_P.detach().requires_grad_()
         inputs = [*start.tensors(), slope_P, *parameters]
         ends = self._moved(distilled, start, slope_P).tensors()
@@ -301,7 +301,7 @@ class Unrolled(Objective):
         else:
             order_N = torch.randperm(distilled.count, generator=rng)
             index_B = order_N[: self.batch].sort().values
-        images_BCHW, targets_BK = distilled(index_B.to(distilled.mean_C.device))
+        images_BCHW, targets_BK = distilled(index_B.to(distilled.device))
         return Batch(self.augment(images_BCHW, rng), targets_BK)
 
     def chunks(self, batch: Batch) -> Iterator[Batch]:
@@ -354,9 +354,10 @@ class Unrolled(Objective):
 
     def _rule(self, distilled: Distilled, step: int) -> Optimizer:
         """The inner optimizer of a step; a learned step size takes the place of its own."""
-        if distilled.step_sizes is None:
+        learned = distilled.step_sizes()
+        if learned is None:
             return self.optimizer
-        return self.optimizer.model_copy(update={"lr": distilled.step_sizes()[step]})
+        return self.optimizer.model_copy(update={"lr": learned[step]})
 
     def _judge(
         self, network: Sampled, weights_P: Tensor, real: RealData, draw: Draw

@@ -122,7 +122,7 @@ def part_problems(recipe: Recipe, shape: Shape) -> Iterator[str]:
         if isinstance(part := getattr(section.canvas, field), Selection):
             yield from part.problems(shape)
     if not canvas_problems:
-        yield from _raised(lambda: section.labels.check(section.canvas, shape))
+        yield from section.labels.problems(section.canvas, shape)
     unfit = list(network_problems(section.networks, squeezed, shape))
     yield from unfit
     drawn = section.networks.architecture(squeezed[0] if squeezed else None)
@@ -184,10 +184,7 @@ def check_teaching(teaching: SourceDataset | None, expected: Shape, names: list[
 
 
 def check_rows(recipe: Recipe, source: LoadedSource) -> None:
-    """Refuse what only the rows tell: too few for a batch, or an order without room for a class.
-
-    The order is looked at where networks are trained on these rows before anything needs it.
-    """
+    """Refuse what only the rows tell: too few for a batch, or an order without room for a class."""
     rows = len(source.real.train.labels_N)
     wanted = recipe.distill.objective.needs.real_rows
     if wanted > rows:
@@ -195,5 +192,6 @@ def check_rows(recipe: Recipe, source: LoadedSource) -> None:
             f"distill.objective: asks for {wanted} real images at once and the training split has "
             f"{rows}; lower distill.objective.real_batch to at most {rows}"
         )
-    if recipe.squeeze is not None:
-        recipe.distill.labels.check(recipe.distill.canvas, source.real.shape, source.real)
+    labels, canvas = recipe.distill.labels, recipe.distill.canvas
+    for problem in labels.problems(canvas, source.real.shape, source.real):
+        raise RecipeError(problem)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import distill_datasets
+from distill_datasets.canvases.canvas import Canvas
 from distill_datasets.distilled import Distilled, Recovered
 from distill_datasets.evaluation.protocol import Evaluate
 from distill_datasets.export.content import STARTS, Content, DisplayPixels, ViewLabels
@@ -70,33 +71,35 @@ def publishable(
         real_shape=(source.real.shape.c, source.real.shape.h, source.real.shape.w),
         relabel=relabel,
         **(
-            _recovered(distilled, source.real.shape.k)
+            _recovered(section.canvas, distilled, source.real.shape.k)
             if isinstance(distilled, Recovered)
-            else _trained(section.objective, distilled)
+            else _trained(section.objective, section.canvas, distilled)
         ),
     )
 
 
 @torch.no_grad()
-def _trained(objective: Objective, distilled: Distilled) -> dict[str, Any]:
+def _trained(objective: Objective, canvas: Canvas, distilled: Distilled) -> dict[str, Any]:
     """What canvas and labels say."""
-    canvas = distilled.canvas
-    index_N = torch.arange(distilled.count, device=distilled.mean_C.device)
+    index_N = torch.arange(distilled.count, device=distilled.device)
     chunks = torch.split(index_N, 1024)
     exact = [distilled(index_B) for index_B in chunks]
+    originals, step_sizes = [image.cpu() for image in distilled.stored()], distilled.step_sizes()
     return {
-        "images_NCHW": torch.cat([to_bytes(canvas(index_B)) for index_B in chunks]).cpu(),
+        "images_NCHW": torch.cat([to_bytes(distilled.pixels(index_B)) for index_B in chunks]).cpu(),
         "exact_NCHW": torch.cat([batch.images_BCHW for batch in exact]).cpu(),
         "targets_NK": torch.cat([batch.targets_BK for batch in exact]).cpu(),
-        "originals": [image.cpu() for image in canvas.originals()],
-        "label_cells": _label_cells(distilled),
-        "geometry": canvas.geometry(),
-        "step_sizes": [] if distilled.step_sizes is None else distilled.step_sizes().tolist(),
+        "originals": originals,
+        "label_cells": []
+        if canvas.examples_are_stored
+        else _label_cells(distilled, len(originals)),
+        "geometry": distilled.geometry(),
+        "step_sizes": [] if step_sizes is None else step_sizes.tolist(),
         "order": objective.published_order(distilled.count),
     }
 
 
-def _recovered(recovered: Recovered, classes: int) -> dict[str, Any]:
+def _recovered(canvas: Canvas, recovered: Recovered, classes: int) -> dict[str, Any]:
     """What 8-bit images with hard labels say, none of them loaded."""
     classes_N = recovered.classes_N
     targets_NK = torch.zeros(len(classes_N), classes, dtype=torch.uint8)
@@ -106,7 +109,7 @@ def _recovered(recovered: Recovered, classes: int) -> dict[str, Any]:
         "targets_NK": targets_NK.scatter_(1, classes_N[:, None], 1),
         "originals": DisplayPixels(recovered.images_NCHW),
         "label_cells": [],
-        "geometry": {"canvas": "pixels"},
+        "geometry": {"canvas": canvas.name},
         "step_sizes": [],
         "order": [],
     }
@@ -143,12 +146,10 @@ def chain(module: nn.Module) -> list[str]:
     return [repr(layer).replace(", bias=True", "") for layer in module]
 
 
-def _label_cells(distilled: Distilled) -> list[Tensor]:
+def _label_cells(distilled: Distilled, originals: int) -> list[Tensor]:
     """The cells that lie on each original: all on the one poster, or one on each of a mosaic."""
-    if distilled.canvas.examples_are_originals:
-        return []
-    table_GK = distilled.labels.table_GK().cpu()
-    return list(torch.split(table_GK, len(table_GK) // len(distilled.canvas.originals())))
+    table_GK = distilled.stored_labels().cpu()
+    return list(torch.split(table_GK, len(table_GK) // originals))
 
 
 def environment(device: torch.device) -> dict[str, Any]:

@@ -16,19 +16,16 @@ Shape suffixes: N distilled examples, B a block, C channels, H W pixels, K class
 import json
 import logging
 import threading
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from distill_datasets.canvases.modules import PixelImages
-from distill_datasets.canvases.pixels import Pixels
+from distill_datasets.canvases.canvas import Alone
 from distill_datasets.data.real import RealData
 from distill_datasets.distilled import Distilled, Recovered
 from distill_datasets.errors import ArtifactError
@@ -44,12 +41,9 @@ from distill_datasets.files.artifacts import (
     write_rows,
     write_tensors,
 )
-from distill_datasets.labels.modules import FixedLabels
 from distill_datasets.media.image import overview, to_bytes
-from distill_datasets.networks.network import Teachers
 from distill_datasets.objectives.objective import Block
-from distill_datasets.objectives.recover import Recover
-from distill_datasets.runtime.draws import LaneDraws, rng_for
+from distill_datasets.runtime.draws import rng_for
 from distill_datasets.runtime.processes import Run
 from distill_datasets.runtime.progress import Bar, progress_bar
 from distill_datasets.selection.selection import Selection, Teacher
@@ -204,27 +198,27 @@ def run_blocks(
         RecipeError: the objective does not fit the source or the networks.
         DistillError: the loss of a block is not finite.
     """
-    canvas, real = settings.canvas, source.real
-    assert isinstance(canvas, Pixels) and canvas.ipc is not None, "the recipe was checked"
-    blocks = settings.objective.blocks(real.shape.k, canvas.ipc)
+    alone, real = settings.canvas.alone(), source.real
+    assert alone is not None, "the recipe was checked"
+    blocks = settings.objective.blocks(real.shape.k, alone.per_class)
     teacher = None
-    if canvas.needs_squeezed and squeezed is not None:
+    if settings.canvas.needs_squeezed and squeezed is not None:
         teacher = Members(squeezed, real.shape, run.runtime.device)
-    initial = InitialImages(canvas.init, real, canvas.ipc, run.seed, teacher)
+    initial = InitialImages(alone.init, real, alone.per_class, run.seed, teacher)
     deciding = settings.model_dump(mode="json", exclude={"previews", "checkpoint_seconds"})
     identity = [VERSION, "blocks", deciding, source.fingerprint, run.seed, *initial.identity()]
     if squeezed is not None:
         identity.append(squeezed.fingerprint)
     folder = run.folder / f"distill-{fingerprint(identity)}"
     if not is_done(folder):
-        _solve(settings, source, run, blocks, initial, folder, squeezed)
+        _solve(settings, alone, source, run, blocks, initial, folder, squeezed)
         run.runtime.wait()
         if run.runtime.is_main:
             _gather(folder, blocks, real.shape)
         run.runtime.wait()
     return Recovered(
         open_rows(folder / "images.npy"),
-        torch.arange(real.shape.k).repeat_interleave(canvas.ipc),
+        torch.arange(real.shape.k).repeat_interleave(alone.per_class),
         folder,
         read_json(folder / "blocks.json"),
     )
@@ -232,6 +226,7 @@ def run_blocks(
 
 def _solve(
     settings: Distill,
+    alone: Alone,
     source: LoadedSource,
     run: Run,
     blocks: list[Block],
@@ -240,17 +235,17 @@ def _solve(
     squeezed: SqueezedFolder | None,
 ) -> None:
     """Solve this process's blocks, without a word to any other process."""
-    canvas, real, device = settings.canvas, source.real, run.runtime.device
-    assert isinstance(canvas, Pixels) and canvas.ipc is not None
-    per_class, bounds = canvas.ipc, canvas.bounds
-    mean_C, std_C = real.normalization.display_mean_C, real.normalization.display_std_C
+    real, device = source.real, run.runtime.device
+    space = real.normalization.input_space
     mine = run.runtime.mine(len(blocks))
     left = [number for number in mine if not _file(folder, number).exists()]
     if len(left) < len(mine):
         logger.info("distill: %d of %d blocks are there", len(mine) - len(left), len(mine))
     for number in set(mine) - set(left):
         _state(folder, number).joinpath(STATE).unlink(missing_ok=True)
-    labels = sorted({place // per_class for number in left for place in blocks[number].places_N})
+    labels = sorted(
+        {place // alone.per_class for number in left for place in blocks[number].places_N}
+    )
     initial.prepare(folder, labels, run)
     if not left:
         return
@@ -258,10 +253,9 @@ def _solve(
     lock, stopping = threading.Lock(), threading.Event()
 
     def distilled_of(pixels_BCHW: Tensor, classes_B: Tensor) -> Distilled:
-        targets_BK = F.one_hot(classes_B, real.shape.k).float()
-        module = PixelImages(pixels_BCHW, classes_B, bounds)
-        labels = FixedLabels(targets_BK, targets_BK)
-        return Distilled(module, labels, mean_C.clone(), std_C.clone()).to(device)
+        images = alone.start(pixels_BCHW, classes_B)
+        targets = settings.labels.start(images.cells, real.shape.k)
+        return Distilled(settings.canvas, settings.labels, space, images, targets).to(device)
 
     def solve_unless_one_failed(number: int) -> None:
         solved = False
@@ -281,14 +275,14 @@ def _solve(
             # ends, and of those that it starts
             torch.set_flush_denormal(True)
         places_N = blocks[number].places_N
-        classes_B = torch.tensor(places_N) // per_class
+        classes_B = torch.tensor(places_N) // alone.per_class
         with lock:  # NumPy parses a file's header, which CPython 3.11 cannot do in two threads
             initial_BCHW = initial.at(folder, places_N)
         distilled = distilled_of(initial_BCHW, classes_B)
 
         def preview(step: int) -> None:
             if number == 0:
-                _picture(folder / "previews" / f"step-{step:07d}.png", distilled.canvas.originals())
+                _picture(folder / "previews" / f"step-{step:07d}.png", distilled.preview())
 
         share = _Share(bar, len(places_N), lock, stopping)
         optimize(
@@ -302,7 +296,7 @@ def _solve(
             bar=share,
             preview=preview,
         )
-        saved_BCHW = torch.stack([to_bytes(image) for image in distilled.canvas.originals()]).cpu()
+        saved_BCHW = torch.stack([to_bytes(image) for image in distilled.stored()]).cpu()
         shown = distilled_of(saved_BCHW.float() / 255, classes_B)
         facts = settings.objective.facts(shown, networks)
         write_tensors(_file(folder, number), {"images": saved_BCHW}, facts)
@@ -385,43 +379,6 @@ def _opened(path: Path) -> Iterator[Any]:
             f"{path}: cannot read this block ({error}); move the file away and run again, it is "
             "then solved again"
         ) from error
-
-
-def throughput(
-    objective: Recover,
-    teachers: Teachers,
-    shape: Shape,
-    images: int,
-    device: torch.device,
-    seconds: float = 10.0,
-) -> float:
-    """Images moved by one step per second, measured on a block of noise.
-
-    Args:
-        objective: what is minimized.
-        teachers: the networks it asks, on the device.
-        shape: of one image, and the number of classes.
-        images: of the block.
-        device: where it is solved.
-        seconds: how long to measure, after two steps that warm up.
-    """
-    rng = rng_for(0, "throughput")
-    classes_B = torch.arange(images) % shape.k
-    pixels_BCHW = torch.rand(images, shape.c, shape.h, shape.w, generator=rng)
-    targets_BK = F.one_hot(classes_B, shape.k).float()
-    distilled = Distilled(
-        PixelImages(pixels_BCHW, classes_B, "clip"),
-        FixedLabels(targets_BK, targets_BK),
-        torch.full((shape.c,), 0.5),
-        torch.full((shape.c,), 0.25),
-    ).to(device)
-    objective.pull(distilled, teachers, LaneDraws(0, 0, 0, 1))
-    objective.pull(distilled, teachers, LaneDraws(0, 0, 0, 1))
-    began, steps = time.monotonic(), 0
-    while time.monotonic() - began < seconds or steps == 0:
-        objective.pull(distilled, teachers, LaneDraws(0, steps, 0, steps + 1))
-        steps += 1
-    return images * steps / (time.monotonic() - began)
 
 
 def _picture(path: Path, images: list[Tensor]) -> None:

@@ -17,10 +17,9 @@ import torch
 from pydantic import Field, SerializeAsAny, model_validator
 
 from distill_datasets.canvases.canvas import Canvas
-from distill_datasets.canvases.pixels import Pixels
 from distill_datasets.config import Section, part
 from distill_datasets.data.real import RealData
-from distill_datasets.distilled import Distilled, StepSizes
+from distill_datasets.distilled import Distilled
 from distill_datasets.errors import DistillError
 from distill_datasets.files.artifacts import (
     fingerprint,
@@ -31,7 +30,6 @@ from distill_datasets.files.artifacts import (
     write_atomically,
     write_tensors,
 )
-from distill_datasets.labels.fixed import Area
 from distill_datasets.labels.labels import Labels
 from distill_datasets.media.image import overview
 from distill_datasets.networks.network import CarryingSource, Networks, NetworkSource, Teachers
@@ -97,12 +95,13 @@ class Distill(Section):
     def _separable_objectives_have_images_of_one_class(self) -> Self:
         if not self.objective.separable:
             return self
-        if not isinstance(self.canvas, Pixels) or self.canvas.ipc is None:
+        alone = self.canvas.alone()
+        if alone is None:
             raise ValueError(
                 f"canvas: {self.canvas.name!r} with the objective {self.objective.name!r}, which "
                 "solves images each for itself; expected {name: pixels, ipc: ...}"
             )
-        if not isinstance(self.labels, Area):
+        if not self.labels.keep_classes:
             raise ValueError(
                 f"labels: {self.labels.name!r} with the objective {self.objective.name!r}, whose "
                 "images are of one class each; expected area"
@@ -114,11 +113,8 @@ class Distill(Section):
                 f"steps: got {self.steps}, expected 0: the objective {self.objective.name!r} keeps "
                 "the initial images"
             )
-        if self.canvas.bounds != "clip":
-            raise ValueError(
-                f"canvas.bounds: got {self.canvas.bounds!r}, expected 'clip': it shows the initial "
-                "images as they are"
-            )
+        if alone.altered is not None:
+            raise ValueError(alone.altered)
         return self
 
 
@@ -126,7 +122,7 @@ class Progressing:
     """Everything that an outer step changes, and how it is saved and restored."""
 
     def __init__(self, settings: Distill, distilled: Distilled) -> None:
-        self.parameters = dict(distilled.named_parameters())
+        self.parameters = distilled.parameters
         rules = {
             "canvas": settings.optimizer,
             "labels": settings.label_optimizer,
@@ -282,8 +278,7 @@ def optimize(
             if counting:
                 progressing.clip(grads, settings.clip)
                 progressing.move(grads, schedule(settings, step))
-                distilled.canvas.project()
-                distilled.labels.project()
+                distilled.project()
             if isinstance(networks, CarryingSource):
 
                 def advanced(
@@ -355,7 +350,7 @@ def run_distill(
     real = source.real
     distilled = build(settings, real, run.seed, squeezed, run.runtime.device)
     # initial images may come from a folder whose content the section does not name
-    identity.append(sha256_tensors(distilled.parameters()))
+    identity.append(sha256_tensors(distilled.parameters.values()))
     folder = run.folder / f"distill-{fingerprint(identity)}"
     distilled = distilled.to(run.runtime.device)
     networks = settings.networks.build(real.shape, run.runtime.device, squeezed)
@@ -366,7 +361,7 @@ def run_distill(
         return distilled, folder
 
     def preview(step: int) -> None:
-        picture = overview(distilled.canvas.originals())
+        picture = overview(distilled.preview())
         write_atomically(
             folder / "previews" / f"step-{step:07d}.png",
             lambda temporary: _write(temporary, picture),
@@ -401,19 +396,18 @@ def build(
 
     Squeezed networks that choose images or label them are asked on the device.
     """
-    normalization = real.normalization
-    mean_C, std_C = normalization.display_mean_C.cpu(), normalization.display_std_C.cpu()
+    space = real.normalization.to(torch.device("cpu")).input_space
     asked = settings.canvas.needs_squeezed or settings.labels.needs_squeezed
     teacher = Members(squeezed, real.shape, device) if squeezed is not None and asked else None
-    canvas = settings.canvas.build(real, rng_for(seed, "canvas"), teacher)
+    images = settings.canvas.start(real, rng_for(seed, "canvas"), teacher)
     logits_MNK = None
     if settings.labels.needs_squeezed and teacher is not None:
-        with torch.no_grad():
-            images_NCHW = canvas(torch.arange(canvas.count))
-            logits_MNK = teacher((images_NCHW - mean_C[:, None, None]) / std_C[:, None, None])
-    labels = settings.labels.build(canvas, real.shape.k, logits_MNK)
-    initial = settings.objective.step_sizes()
-    return Distilled(canvas, labels, mean_C, std_C, StepSizes(initial) if initial else None)
+        every_N = torch.arange(len(images.cells.shown))
+        pixels_NCHW = settings.canvas.decode(images.trained | images.constants, every_N)
+        logits_MNK = teacher(space.to_student(pixels_NCHW))
+    targets = settings.labels.start(images.cells, real.shape.k, logits_MNK)
+    step_sizes = settings.objective.step_sizes()
+    return Distilled(settings.canvas, settings.labels, space, images, targets, step_sizes)
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -12,6 +12,7 @@ from distill_datasets.distilled import Distilled
 from distill_datasets.labels.fixed import Area
 from distill_datasets.runtime.draws import rng_for
 from distill_datasets.types import Batch, Shape
+from tests.support.tiny import distilled_of
 
 CIFAR = Shape(3, 32, 32, 10)
 POSTER = Poster(height=64, width=160, crops=[6, 16], bounds="clip")
@@ -38,14 +39,7 @@ def as_floats(real: RealData) -> Batch:
 def distilled_set(real: RealData, canvas: Canvas) -> Distilled:
     """A distilled set at its initial values, on the device of the real images."""
     device = real.train.labels_N.device
-    module = canvas.build(real, rng_for(1, "canvas"))
-    normalization = real.normalization
-    return Distilled(
-        module,
-        Area().build(module, real.shape.k),
-        normalization.display_mean_C,
-        normalization.display_std_C,
-    ).to(device)
+    return distilled_of(real, canvas, Area(), rng_for(1, "canvas")).to(device)
 
 
 def ten_per_class() -> Pixels:

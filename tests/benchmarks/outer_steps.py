@@ -61,7 +61,9 @@ class Problem:
     def double(self) -> "Problem":
         """The same in double precision."""
         real = Doubled(**vars(self.real))
-        return Problem(real, DoubleNetworks(self.networks), self.distilled.double(), self.width)
+        return Problem(
+            real, DoubleNetworks(self.networks), self.distilled.to(dtype=torch.float64), self.width
+        )
 
     def ours(self, objective: Objective) -> Callable[[], tuple[float, Tensor]]:
         """The library's gradient of the trained pixels."""
@@ -75,16 +77,15 @@ class Problem:
 
     def plain(self) -> tuple[torch.nn.Sequential, Tensor, Callable[[], Tensor], Batch]:
         """A plain network of equal weights, the pixels, how they are shown, the real images."""
-        (trained,) = self.distilled.parameters()
+        (trained,) = self.distilled.parameters.values()
         weights_P = self.networks.sample(DRAW).weights_P
         module = convnet((CIFAR.c, CIFAR.h, CIFAR.w), CIFAR.k, self.width)
         module = module.to(weights_P.device, weights_P.dtype)
         set_weights(module, weights_P)
-        mean_C11 = self.distilled.mean_C[:, None, None]
-        std_C11 = self.distilled.std_C[:, None, None]
+        space = self.distilled.space
         images_NCHW, targets_NK = as_floats(self.real)
         floats = Batch(images_NCHW.to(trained.dtype), targets_NK.to(trained.dtype))
-        return module, trained, lambda: (show(trained, "clip") - mean_C11) / std_C11, floats
+        return module, trained, lambda: space.to_student(show(trained, "clip")), floats
 
 
 @dataclass(frozen=True)
@@ -117,8 +118,8 @@ class Window:
 
     def reference(self, problem: Problem) -> Callable[[], tuple[float, Tensor]]:
         module, trained, shown, floats = problem.plain()
-        corners = [tuple(place) for place in problem.distilled.canvas.geometry()["corners_yx"]]  # type: ignore[attr-defined]
-        targets_NK = problem.distilled.labels(torch.arange(len(corners)))
+        corners = [tuple(place) for place in problem.distilled.geometry()["corners_yx"]]  # type: ignore[attr-defined]
+        targets_NK = problem.distilled.targets(torch.arange(len(corners)))
         return lambda: unrolled_gradient(
             module, shown, trained, corners, targets_NK, floats, FLIP_ROTATE, DRAW,
             warm_up=self.warm_up, window=self.window, batch=self.batch,

@@ -13,18 +13,18 @@ import torchvision
 import torchvision.transforms.v2 as tv
 from torch import Tensor, nn
 
-from distill_datasets.canvases.modules import PixelImages
+from distill_datasets.data.normalization import InputSpace
 from distill_datasets.distilled import Distilled
-from distill_datasets.labels.modules import FixedLabels
 from distill_datasets.networks.network import TeacherNetwork, Teachers
 from distill_datasets.objectives.recover import Recover
 from distill_datasets.runtime.draws import LaneDraws
 from tests.benchmarks.work import REFERENCE, Run, Size, Work, relative_error
+from tests.support.tiny import images_of
 
 CPU = torch.device("cpu")
 CLASSES = 100
 BN_WEIGHT, FIRST_BN_WEIGHT = 0.01, 10.0
-MEAN_C, STD_C = torch.full((3,), 0.5), torch.full((3,), 0.25)
+SPACE = InputSpace(torch.full((3,), 0.5), torch.full((3,), 0.25))
 WAYS: dict[str, dict[str, object]] = {
     "float32": {},
     "compiled": {"compile": True},
@@ -95,8 +95,7 @@ def problem(images: int, side: int, device: torch.device) -> tuple[Distilled, Te
     classes_B = torch.arange(images) % CLASSES
     targets_BK = F.one_hot(classes_B, CLASSES).float()
     noise = torch.rand(images, 3, side, side, generator=torch.Generator().manual_seed(0))
-    canvas, labels = PixelImages(noise, classes_B, "clip"), FixedLabels(targets_BK, targets_BK)
-    distilled = Distilled(canvas, labels, MEAN_C, STD_C).to(device)
+    distilled = images_of(noise, targets_BK, SPACE).to(device)
     return distilled, Teachers([TeacherNetwork(teacher(side, device))])
 
 
@@ -104,7 +103,7 @@ def ours(fields: dict[str, object], images: int, side: int, device: torch.device
     """One step of the objective, with the update."""
     settings = Recover.model_validate({"bn_weight": BN_WEIGHT, **fields})
     distilled, teachers = problem(images, side, device)
-    (pixels,) = distilled.parameters()
+    (pixels,) = distilled.parameters.values()
     rule = torch.optim.Adam([pixels], 0.25, (0.5, 0.9))
     done = 0
 
@@ -113,7 +112,7 @@ def ours(fields: dict[str, object], images: int, side: int, device: torch.device
         draw = LaneDraws(0, done, 0, 1000)
         (pixels.grad,) = settings.pull(distilled, teachers, draw).grads.values()
         rule.step()
-        distilled.canvas.project()
+        distilled.project()
         done += 1
 
     return step
@@ -123,7 +122,7 @@ def check() -> dict[str, float]:
     """The gradient in the pixels as they are, without a view."""
     images, side = 8, 16
     distilled, teachers = problem(images, side, CPU)
-    (pixels,) = distilled.parameters()
+    (pixels,) = distilled.parameters.values()
     labels = torch.arange(images) % CLASSES
     loss_of = plain_loss(teacher(side, CPU))
     shown, _ = distilled(torch.arange(images))

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support.outer_loop_problem import Counting, run, same_bits, settings
-from support.tiny import CPU, NET, TOY, double_distilled, flops, toy_real, values
+from support.tiny import CPU, NET, TOY, distilled_of, flops, toy_real, values
 from support.toy_runs import CONVNET, command, toy_sections
 from torch import Tensor, nn
 
@@ -57,12 +57,12 @@ class Recorder(Distilled):
     """Remembers what it showed, as (images, targets)."""
 
     def __init__(self, own: Distilled) -> None:
-        super().__init__(own.canvas, own.labels, own.mean_C, own.std_C)
+        vars(self).update(vars(own))
         self.shown: list[Batch] = []
         self.asked: list[list[int]] = []
 
-    def forward(self, index_B: Tensor) -> Batch:
-        batch = super().forward(index_B)
+    def __call__(self, index_B: Tensor) -> Batch:
+        batch = super().__call__(index_B)
         self.shown.append(batch)
         self.asked.append(index_B.tolist())
         return batch
@@ -86,7 +86,7 @@ class RecordedReal(RealData):
 @pytest.fixture
 def distilled() -> Recorder:
     """Nine images of three classes."""
-    return Recorder(double_distilled(REAL, Pixels(ipc=3), Area()).float())
+    return Recorder(distilled_of(REAL, Pixels(ipc=3), Area(), rng_for(1, "canvas")))
 
 
 @pytest.fixture

@@ -10,7 +10,15 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
-from support.tiny import CPU, flat_real, toy_real
+from support.tiny import (
+    CPU,
+    distilled_of,
+    double_distilled,
+    double_real,
+    flat_real,
+    images_of,
+    toy_real,
+)
 from support.unrolled_problem import (
     CELLS,
     FLIP_ROTATE,
@@ -22,11 +30,9 @@ from support.unrolled_problem import (
 )
 from torch import Tensor
 
-from distill_datasets.canvases.modules import PixelImages
 from distill_datasets.canvases.pixels import Pixels
 from distill_datasets.data.decoding import Split
-from distill_datasets.distilled import Distilled, StepSizes
-from distill_datasets.errors import RecipeError
+from distill_datasets.distilled import Distilled
 from distill_datasets.labels.fixed import Area
 from distill_datasets.labels.learned import Learned
 from distill_datasets.models.convnets import ConvNet
@@ -35,7 +41,7 @@ from distill_datasets.objectives.objective import Context
 from distill_datasets.objectives.unrolled import Attack, Unrolled
 from distill_datasets.optimizers import Optimizer, Sgd
 from distill_datasets.runtime.draws import LaneDraw, draws, rng_for
-from distill_datasets.types import Shape
+from distill_datasets.types import Batch, Shape
 
 STEPS = 5
 RATES = "step_sizes.raw_T"
@@ -59,7 +65,8 @@ def descent(**changes: Any) -> Unrolled:  # noqa: ANN401
 def problem() -> Problem:
     """The problem of the meta-gradient, and five different step sizes."""
     found = Problem()
-    found.distilled.step_sizes = StepSizes([0.1, 0.4, 0.2, 0.3, 0.25]).double()
+    sizes = [0.1, 0.4, 0.2, 0.3, 0.25]
+    found.distilled = double_distilled(found.real, step_sizes=sizes)
     return found
 
 
@@ -69,7 +76,7 @@ def slope(problem: Problem, objective: Unrolled, name: str, direction: Tensor) -
     for size in (PERTURBATION, -PERTURBATION):
         moved = copy.deepcopy(problem.distilled)
         with torch.no_grad():
-            moved.get_parameter(name).add_(direction, alpha=size)
+            moved.parameters[name].add_(direction, alpha=size)
         losses.append(objective.estimate(moved, problem.networks, problem.real, Clock()).loss)
     return (losses[0] - losses[1]) / (2 * PERTURBATION)
 
@@ -168,9 +175,7 @@ def test_one_step_is_what_a_hand_computes(differentiate: str) -> None:
     """
     rate = 0.4
     flat_NCHW = torch.tensor([0.25, 0.75])[:, None, None, None].repeat(1, 1, 8, 8)
-    canvas = PixelImages(flat_NCHW, torch.arange(2), "clip")
-    labels = Area().build(canvas, 2)
-    distilled = Distilled(canvas, labels, torch.zeros(1), torch.ones(1), StepSizes([rate]))
+    distilled = images_of(flat_NCHW, torch.eye(2), step_sizes=[rate])
     objective = descent(
         inner_steps=1, window=1, batch=None, real_batch=2, differentiate=differentiate, augment={}
     )
@@ -185,7 +190,8 @@ def test_one_step_is_what_a_hand_computes(differentiate: str) -> None:
 def test_step_sizes_start_at_the_rate_of_the_optimizer() -> None:
     assert descent().step_sizes() == [0.3] * STEPS
     assert descent(learn_step_sizes=False).step_sizes() == []
-    assert StepSizes([0.3, 0.001])().tolist() == pytest.approx([0.3, 0.001], rel=1e-5)
+    learned = double_distilled(double_real(), step_sizes=[0.3, 0.001]).step_sizes()
+    assert learned is not None and learned.tolist() == pytest.approx([0.3, 0.001], rel=1e-5)
 
 
 def test_a_batch_of_the_fixed_order_takes_every_so_manyth_example() -> None:
@@ -208,12 +214,12 @@ class Asked(Distilled):
     """Remembers which examples were asked for."""
 
     def __init__(self, own: Distilled) -> None:
-        super().__init__(own.canvas, own.labels, own.mean_C, own.std_C, own.step_sizes)
+        vars(self).update(vars(own))
         self.seen: list[list[int]] = []
 
-    def forward(self, index_B: Tensor) -> Any:  # noqa: ANN401
+    def __call__(self, index_B: Tensor) -> Batch:
         self.seen.append(index_B.tolist())
-        return super().forward(index_B)
+        return super().__call__(index_B)
 
 
 def test_inner_steps_follow_the_published_order(problem: Problem) -> None:
@@ -267,14 +273,12 @@ def test_step_sizes_that_cannot_be_learned_are_refused(changes: dict[str, Any], 
 def test_fewer_images_than_classes_learn_labels_of_all_classes() -> None:
     """SLDD: two images, three classes; the labels' gradients reach the class without an image."""
     real = toy_real()
-    canvas = Pixels(count=2).build(real, rng_for(0, "canvas"))
-    labels = Learned().build(canvas, 3)
-    distilled = Distilled(canvas, labels, torch.zeros(1), torch.ones(1), StepSizes([0.1] * STEPS))
+    distilled = distilled_of(real, Pixels(count=2), Learned(), step_sizes=[0.1] * STEPS)
     objective = descent(batch=None, augment=FLIP_ROTATE)
     networks = FreshSource(ConvNet(depth=1, width=4), real.shape, CPU)
     found = objective.estimate(distilled, networks, real, Clock())
     grad_GK = found.grads["labels.cells_GK"]
     assert grad_GK.shape == (2, 3)
     assert bool((grad_GK[:, 2] < 0).all())  # more of class 2 helps
-    with pytest.raises(RecipeError, match=r"the classes \[2\] are in no example"):
-        Area().build(canvas, 3)
+    (problem,) = Area().problems(Pixels(count=2), real.shape)
+    assert "the classes [2] are in no example" in problem

@@ -13,12 +13,14 @@ import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
 from support.tiny import (
+    AS_IS,
     CPU,
     LEARNED,
     POSTER,
     TOY,
     DoubleReal,
     assert_pure,
+    distilled_of,
     double_distilled,
     double_networks,
     spent_and_said,
@@ -27,15 +29,13 @@ from support.tiny import (
 from support.toy_runs import command, toy_sections
 from torch import Tensor, nn
 
-from distill_datasets.canvases.canvas import Bounds, Canvas
-from distill_datasets.canvases.modules import PixelImages
+from distill_datasets.canvases.canvas import Canvas, CanvasSize, CanvasStart, Cells, Tensors
 from distill_datasets.canvases.pixels import Pixels
 from distill_datasets.data.real import RealData
-from distill_datasets.distilled import Distilled, StepSizes
+from distill_datasets.distilled import Distilled
 from distill_datasets.files.yaml_text import to_yaml
 from distill_datasets.labels.fixed import Area
-from distill_datasets.labels.labels import Labels
-from distill_datasets.labels.modules import FixedLabels
+from distill_datasets.labels.labels import Labels, LabelStart
 from distill_datasets.models.architecture import Architecture
 from distill_datasets.models.convnets import ConvNet, LeNet
 from distill_datasets.networks.network import FreshSource, Layers, Sampled
@@ -84,23 +84,31 @@ def estimate(
     return objective.estimate(distilled, double_networks(), real, draw)
 
 
-class Shown(PixelImages):
+class AsTheyAre(Canvas):
     """Images in the student's input space, which no bounds keep displayable."""
 
-    def __init__(self, images_NCHW: Tensor, classes_N: Tensor, bounds: Bounds) -> None:
-        super().__init__(images_NCHW, classes_N, bounds)
-        self.trained_NCHW.data = images_NCHW
+    paper: ClassVar[str] = "none"
+    name: Literal["as_they_are"] = "as_they_are"
 
-    def forward(self, index_B: Tensor) -> Tensor:
-        return self.trained_NCHW[index_B]
+    def size(self, shape: Shape) -> CanvasSize:
+        raise AssertionError
+
+    def start(self, *what: object) -> CanvasStart:
+        raise AssertionError
+
+    def decode(self, tensors: Tensors, index_B: Tensor) -> Tensor:
+        return tensors["trained_NCHW"][index_B]
+
+    def stored(self, tensors: Tensors) -> list[Tensor]:
+        return list(tensors["trained_NCHW"])
 
 
 def showing(images_NCHW: Tensor, targets_NK: Tensor, real: RealData = REAL) -> Distilled:
     """A distilled set that shows these images, given in the student's input space."""
-    classes_N = targets_NK.argmax(dim=1)
-    canvas = Shown(images_NCHW, classes_N, "clip")
-    labels = FixedLabels(targets_NK.double(), torch.eye(real.shape.k)[classes_N])
-    return Distilled(canvas, labels, torch.zeros(1), torch.ones(1)).double()
+    cells = Cells(torch.arange(len(targets_NK)), targets_NK.argmax(dim=1))
+    images = CanvasStart({"trained_NCHW": images_NCHW.double()}, {}, cells)
+    targets = LabelStart({}, {"targets_NK": targets_NK.double()})
+    return Distilled(AsTheyAre(), Area(), AS_IS, images, targets)
 
 
 def all_real(real: RealData = REAL, shift: float = 0.0) -> Distilled:
@@ -182,7 +190,7 @@ def test_the_loss_of_dm_is_that_of_means_over_the_images_of_each_class() -> None
         ours_D = embedding(distilled(torch.tensor([2 * label, 2 * label + 1]))[0]).mean(dim=0)
         expected = expected + (ours_D - theirs_D).square().sum()
     assert got.loss == pytest.approx(expected.item(), rel=1e-12)
-    (grad,) = torch.autograd.grad(expected, [distilled.canvas.trained_NCHW])
+    (grad,) = torch.autograd.grad(expected, list(distilled.parameters.values()))
     torch.testing.assert_close(got.grads["canvas.trained_NCHW"], grad, rtol=1e-9, atol=1e-14)
 
 
@@ -232,7 +240,7 @@ def test_gradients_of_pixels_and_labels_are_those_of_finite_differences(
         for size in (1e-6, -1e-6):
             moved = copy.deepcopy(distilled)
             with torch.no_grad():
-                moved.get_parameter(name).add_(direction, alpha=size)
+                moved.parameters[name].add_(direction, alpha=size)
             losses.append(estimate(objective, moved).loss)
         slope = (losses[0] - losses[1]) / 2e-6
         assert float((grad * direction).sum()) == pytest.approx(slope, rel=1e-5)
@@ -248,7 +256,7 @@ def test_gradients_under_hard_labels_are_those_of_finite_differences() -> None:
     for size in (1e-6, -1e-6):
         moved = copy.deepcopy(distilled)
         with torch.no_grad():
-            moved.get_parameter("canvas.trained_NCHW").add_(direction, alpha=size)
+            moved.parameters["canvas.trained_NCHW"].add_(direction, alpha=size)
         losses.append(estimate(objective, moved).loss)
     slope = (losses[0] - losses[1]) / 2e-6
     assert float((grad * direction).sum()) == pytest.approx(slope, rel=1e-5)
@@ -336,9 +344,10 @@ def test_a_class_has_its_own_draw_under_hard_labels_and_all_share_one_otherwise(
     words.clear()
     distilled = double_distilled(REAL, TWO_EACH, labels)
     with torch.no_grad():  # learned labels may pass through hard ones, and still need gradients
-        for parameter in distilled.labels.parameters():
-            parameter.copy_(torch.eye(3).repeat_interleave(2, dim=0))
-    assert distilled.labels(torch.arange(6)).detach().tolist()[0] == [1, 0, 0]
+        for name, parameter in distilled.parameters.items():
+            if name.startswith("labels."):
+                parameter.copy_(torch.eye(3).repeat_interleave(2, dim=0))
+    assert distilled.targets(torch.arange(6)).detach().tolist()[0] == [1, 0, 0]
     estimate(distribution(augment=MOVING), distilled, Asked(0, 0, 0))
     assert {what for what in words if what[0] == "augment"} == expected
     assert {what for what in words if what[0] == "real"} == {("real", label) for label in range(3)}
@@ -440,14 +449,7 @@ def test_a_class_that_no_example_shows_is_left_out() -> None:
 def test_bfloat16_is_used_for_the_real_side_alone_and_changes_little() -> None:
     shape = Shape(1, 16, 16, 3)
     real = toy_real(shape, 12)
-    canvas = Pixels(ipc=2, init=Noise(std=0.2)).build(real, rng_for(0, "canvas"))
-    normalization = real.normalization
-    distilled = Distilled(
-        canvas,
-        Area().build(canvas, 3),
-        normalization.display_mean_C,
-        normalization.display_std_C,
-    )
+    distilled = distilled_of(real, TWO_EACH, Area())
     networks = FreshSource(ConvNet(depth=2, width=16), shape, CPU)
     exact, rough = (
         distribution(bf16_real=half).estimate(distilled, networks, real, DRAW)
@@ -464,8 +466,7 @@ def test_bfloat16_is_used_for_the_real_side_alone_and_changes_little() -> None:
 
 
 def test_step_sizes_that_the_objective_does_not_use_get_a_gradient_of_zero() -> None:
-    distilled = double_distilled(REAL, TWO_EACH, Area())
-    distilled.step_sizes = StepSizes([0.1, 0.2])
+    distilled = double_distilled(REAL, TWO_EACH, Area(), step_sizes=[0.1, 0.2])
     assert estimate(distribution(), distilled).grads["step_sizes.raw_T"].tolist() == [0, 0]
 
 
@@ -509,7 +510,7 @@ def test_descent_lowers_the_loss_on_draws_that_it_never_saw(fields: dict[str, ob
         return sum(estimate(objective, distilled, LaneDraws(9, step, 0)).loss for step in range(5))
 
     before = held_out()
-    (parameter,) = distilled.parameters()
+    (parameter,) = distilled.parameters.values()
     descent = torch.optim.Adam([parameter], lr=0.1)
     for step in range(30):
         (parameter.grad,) = estimate(objective, distilled, LaneDraws(0, step, 0)).grads.values()

@@ -20,17 +20,16 @@ from support.tiny import (
     assert_pure,
     double_distilled,
     double_networks,
+    images_of,
     spent_and_said,
     toy_real,
 )
 from torch import Tensor, nn
 
-from distill_datasets.canvases.modules import PixelImages
 from distill_datasets.canvases.pixels import Pixels
 from distill_datasets.data.decoding import Split
-from distill_datasets.distilled import Distilled, StepSizes
+from distill_datasets.distilled import Distilled
 from distill_datasets.labels.fixed import Area
-from distill_datasets.labels.modules import FixedLabels
 from distill_datasets.networks.network import Sampled
 from distill_datasets.objectives.gradient import Distance, Gradient, Matched, gradient_distance
 from distill_datasets.objectives.objective import Estimate
@@ -134,7 +133,7 @@ def test_gradients_of_pixels_and_labels_are_those_of_finite_differences(
         for size in (1e-6, -1e-6):
             moved = copy.deepcopy(distilled)
             with torch.no_grad():
-                moved.get_parameter(name).add_(direction, alpha=size)
+                moved.parameters[name].add_(direction, alpha=size)
             losses.append(estimate(objective, moved).loss)
         slope = (losses[0] - losses[1]) / 2e-6
         assert float((grads[name] * direction).sum()) == pytest.approx(slope, rel=1e-5)
@@ -163,7 +162,7 @@ def test_hard_labels_give_the_class_batches_of_dc() -> None:
                 lengths = ours.norm(dim=1) * target.norm(dim=1) + 1e-6
                 expected = expected + (1 - (ours * target).sum(dim=1) / lengths).sum()
     got = estimate(gradient(), distilled)
-    (trained,) = distilled.parameters()
+    (trained,) = distilled.parameters.values()
     (grad,) = torch.autograd.grad(expected, trained)
     assert got.loss == pytest.approx(float(expected.detach()), rel=1e-9)
     torch.testing.assert_close(got.grads["canvas.trained_NCHW"], grad, rtol=1e-7, atol=1e-12)
@@ -209,9 +208,9 @@ def test_real_and_distilled_images_are_moved_alike(operations: list[str]) -> Non
     real = double_real(per_class=6)
     order_N = torch.cat(real.rows_of_class)
     shown_NCHW = real.train.images_NCHW[order_N] / 255
-    canvas = PixelImages(shown_NCHW, torch.arange(3).repeat_interleave(6), "clip")
-    mean_C, std_C = real.normalization.display_mean_C, real.normalization.display_std_C
-    distilled = Distilled(canvas, Area().build(canvas, 3), mean_C, std_C).double()
+    targets_NK = torch.eye(3).repeat_interleave(6, dim=0)
+    distilled = images_of(shown_NCHW, targets_NK, real.normalization.input_space)
+    distilled = distilled.to(dtype=torch.float64)
     objective = gradient(distance="mse", augment=Augment.model_validate({"operations": operations}))
     for step in range(3):
         draw = LaneDraws(0, step, 0)
@@ -239,7 +238,7 @@ def test_a_class_is_matched_by_its_own_examples_alone_under_hard_labels() -> Non
 
 def test_a_class_that_no_example_shows_is_left_out() -> None:
     own = double_distilled(double_real(), TWO_EACH, Area())
-    own.labels = FixedLabels(torch.eye(3)[[0, 0, 0, 2, 2, 2]].double(), torch.eye(3))
+    own.constants["labels.targets_NK"] = torch.eye(3)[[0, 0, 0, 2, 2, 2]].double()
     shown = Recorder(own)
     got = estimate(gradient(), shown)
     assert shown.asked == [[0, 1, 2], [3, 4, 5]]
@@ -249,8 +248,7 @@ def test_a_class_that_no_example_shows_is_left_out() -> None:
 @pytest.mark.parametrize("spread", [0.0, 0.0001])
 def test_a_bound_on_the_examples_takes_some_of_the_class_and_others_later(spread: float) -> None:
     own = double_distilled(double_real(), Pixels(ipc=7, init=Noise(std=0.2)), Area())
-    near_NK = (1 - spread) * own.labels(torch.arange(21)) + spread / 3
-    own.labels = FixedLabels(near_NK, torch.eye(3))
+    own.constants["labels.targets_NK"].mul_(1 - spread).add_(spread / 3)
     shown = Recorder(own)
     for step in range(3):
         estimate(gradient(match_batch=4), shown, LaneDraws(0, step, 0))
@@ -292,8 +290,7 @@ def test_units_that_never_fire_leave_the_gradient_finite() -> None:
 
 
 def test_step_sizes_that_the_objective_does_not_use_get_a_gradient_of_zero() -> None:
-    distilled = double_distilled(double_real(), TWO_EACH, Area())
-    distilled.step_sizes = StepSizes([0.1, 0.2])
+    distilled = double_distilled(double_real(), TWO_EACH, Area(), step_sizes=[0.1, 0.2])
     assert estimate(gradient(), distilled).grads["step_sizes.raw_T"].tolist() == [0, 0]
 
 

@@ -12,6 +12,7 @@ from support.recover_problem import Residual, block, residual, teachers
 from support.tiny import flops, toy_real
 from torch import Tensor, nn
 
+from distill_datasets.data.normalization import InputSpace
 from distill_datasets.distilled import Distilled
 from distill_datasets.errors import RecipeError
 from distill_datasets.networks.network import TeacherNetwork, Teachers
@@ -28,6 +29,7 @@ from distill_datasets.views.crops import RandomCrop, draw_view
 REAL = toy_real(Shape(3, 8, 8, 4), per_class=5)
 DRAW = LaneDraws(3, 2, 0, 10)
 CLASSES = [0, 1, 2, 3, 0, 1]
+PIXELS = "canvas.trained_NCHW"
 
 
 def relative(found: Tensor, expected: Tensor) -> float:
@@ -40,9 +42,9 @@ def plain_gradient(net: Residual, distilled: Distilled, settings: Recover) -> Te
     net = copy.deepcopy(net)
     for layer in (net.norm1, net.norm2, net.norm3):
         layer.register_forward_hook(lambda layer, inputs, _: kept.append((layer, inputs[0])))
-    trained = next(distilled.parameters()).detach().requires_grad_()
+    trained = distilled.parameters[PIXELS].detach().requires_grad_()
     pixels = 0.5 + trained / 4
-    images = (pixels - distilled.mean_C[:, None, None]) / distilled.std_C[:, None, None]
+    images = distilled.space.to_student(pixels)
     view = draw_view(settings.crop, settings.flip, settings.roll, (8, 8), DRAW("view"))
     box = (view.top, view.left, view.height, view.width)
     seen = tv.resized_crop(images, *box, size=[8, 8], antialias=False)
@@ -117,7 +119,7 @@ def test_the_curriculum_begins_with_whole_images_and_ends_with_crops() -> None:
 def test_images_that_are_equal_have_equal_gradients() -> None:
     distilled = block([0, 0, 0])
     with torch.no_grad():
-        first = next(distilled.parameters())
+        first = distilled.parameters[PIXELS]
         first.copy_(first[:1].expand_as(first))
     grad = gradient(Recover(), distilled, teachers(residual()))
     torch.testing.assert_close(grad, grad[:1].expand_as(grad), atol=1e-7, rtol=1e-5)
@@ -154,13 +156,13 @@ def test_adam_and_its_schedule_are_those_of_the_papers() -> None:
 
 def test_images_are_kept_displayable() -> None:
     distilled = block([0, 1])
-    distilled.mean_C = torch.tensor([0.485, 0.456, 0.406])
-    distilled.std_C = torch.tensor([0.229, 0.224, 0.225])
+    mean_C, std_C = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    distilled.space = InputSpace(mean_C, std_C)
     bounds = []
     for far in (-100.0, 100.0):
         with torch.no_grad():
-            next(distilled.parameters()).fill_(far)
-        distilled.canvas.project()
+            distilled.parameters[PIXELS].fill_(far)
+        distilled.project()
         bounds.append(distilled(torch.tensor([0])).images_BCHW[0, :, 0, 0].tolist())
     assert bounds[0] == pytest.approx([-2.1179, -2.0357, -1.8044], abs=1e-4)
     assert bounds[1] == pytest.approx([2.2489, 2.4286, 2.6400], abs=1e-4)

@@ -8,12 +8,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
-from support.tiny import CPU, NET, Recorder, double_distilled, double_real, flops
+from support.tiny import (
+    CPU,
+    NET,
+    POSTER,
+    Recorder,
+    bits_of,
+    double_distilled,
+    double_real,
+    flops,
+)
 from support.unrolled_problem import FLIP_ROTATE, Clock
 from torch import Tensor
 
 from distill_datasets.canvases.poster import Poster
-from distill_datasets.distilled import Distilled, StepSizes
+from distill_datasets.distilled import Distilled
 from distill_datasets.errors import DistillError
 from distill_datasets.labels.fixed import Area
 from distill_datasets.models.convnets import ConvNet
@@ -61,11 +70,9 @@ class Problem(NamedTuple):
 
 def problem_of(canvas: Poster | None = None, learned: bool = True) -> Problem:
     real = double_real()
-    own = double_distilled(real, canvas) if canvas else double_distilled(real)
-    sizes = StepSizes([ALPHA]).double() if learned else None
-    return Problem(
-        Distilled(own.canvas, own.labels, own.mean_C, own.std_C, sizes), Expert(real.shape)
-    )
+    sizes = [ALPHA] if learned else []
+    distilled = double_distilled(real, canvas or POSTER, step_sizes=sizes)
+    return Problem(distilled, Expert(real.shape))
 
 
 @pytest.fixture(scope="module")
@@ -82,8 +89,9 @@ def unrolled(problem: Problem, objective: Trajectory) -> dict[str, Tensor]:
     """The gradient through the whole graph, with the examples of `objective`."""
     distilled, network = problem.distilled, problem.expert.sample(Clock())
     start_P = weights_P = network.weights_P.detach().requires_grad_()
-    assert network.target_P is not None and distilled.step_sizes is not None
-    size = distilled.step_sizes()[0]
+    learned = distilled.step_sizes()
+    assert network.target_P is not None and learned is not None
+    size = learned[0]
     for step in range(objective.steps):
         images_BCHW, targets_BK = objective._examples(distilled, step, Clock())
         loss = F.cross_entropy(network(weights_P, images_BCHW), targets_BK)
@@ -91,7 +99,7 @@ def unrolled(problem: Problem, objective: Trajectory) -> dict[str, Tensor]:
         weights_P = weights_P - size * grad_P
     start_P = start_P.detach()
     loss = (weights_P - network.target_P).norm() ** 2 / (start_P - network.target_P).norm() ** 2
-    names, parameters = zip(*distilled.named_parameters(), strict=True)
+    names, parameters = zip(*distilled.parameters.items(), strict=True)
     return dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
 
 
@@ -120,7 +128,7 @@ def error(problem: Problem, objective: Trajectory, name: str, grad: Tensor) -> f
     for size in (1e-6, -1e-6):
         moved = copy.deepcopy(problem.distilled)
         with torch.no_grad():
-            moved.get_parameter(name).add_(direction, alpha=size)
+            moved.parameters[name].add_(direction, alpha=size)
         losses.append(problem.estimate(objective, moved).loss)
     slope = (losses[0] - losses[1]) / 2e-6
     return abs(float((grad * direction).sum()) - slope) / abs(slope)
@@ -197,8 +205,9 @@ def test_first_order_is_the_closed_form_of_tesla(problem: Problem) -> None:
     # every gradient is differentiated at weights that are held still
     objective = trajectory(differentiate="first_order")
     network = problem.expert.sample(Clock())
-    assert problem.distilled.step_sizes is not None
-    size = problem.distilled.step_sizes()[0].item()
+    learned = problem.distilled.step_sizes()
+    assert learned is not None
+    size = learned[0].item()
     start_P, target_P = network.weights_P, network.target_P
     assert target_P is not None
     weights_P, gradients = start_P, []
@@ -214,7 +223,7 @@ def test_first_order_is_the_closed_form_of_tesla(problem: Problem) -> None:
     loss = 1 + (linear + size**2 * sum_P.dot(sum_P)) / away
     estimate = problem.estimate(objective)
     assert estimate.loss == pytest.approx(loss.item(), rel=1e-9)
-    (expected,) = torch.autograd.grad(loss, problem.distilled.get_parameter(PIXELS))
+    (expected,) = torch.autograd.grad(loss, problem.distilled.parameters[PIXELS])
     assert relative(estimate.grads[PIXELS], expected) < 1e-10
 
 
@@ -222,14 +231,10 @@ class TheExperts(Distilled):
     """Shows the images that the expert was trained on."""
 
     def __init__(self, own: Distilled) -> None:
-        super().__init__(own.canvas, own.labels, own.mean_C, own.std_C, own.step_sizes)
+        vars(self).update(vars(own), count=60)
         self.images_NCHW, self.targets_NK = double_real().batch(rng_for(5), 60)
 
-    @property
-    def count(self) -> int:
-        return 60
-
-    def forward(self, index_B: Tensor) -> Batch:
+    def __call__(self, index_B: Tensor) -> Batch:
         return Batch(self.images_NCHW[index_B], self.targets_NK[index_B])
 
 
@@ -310,14 +315,12 @@ def test_an_expert_that_went_nowhere_is_refused(target: str, message: str) -> No
 
 
 def test_estimate_is_a_pure_function(problem: Problem) -> None:
-    before = copy.deepcopy(problem.distilled.state_dict())
+    before = bits_of(problem.distilled)
     stream = torch.get_rng_state()
     first, second = (problem.estimate(trajectory()) for _ in range(2))
     assert first.loss == second.loss
     assert all(torch.equal(first.grads[name], second.grads[name]) for name in first.grads)
-    assert all(
-        torch.equal(before[name], now) for name, now in problem.distilled.state_dict().items()
-    )
+    assert all(torch.equal(before[name], now) for name, now in bits_of(problem.distilled).items())
     assert torch.equal(stream, torch.get_rng_state())
 
 

@@ -1,11 +1,17 @@
 """The unrolled objective: what it looks at, when it stops, what it keeps, and what it costs."""
 
-import copy
-
 import pytest
 import torch
 from pydantic import ValidationError
-from support.tiny import Recorder, double_distilled, double_networks, double_real, flops
+from support.tiny import (
+    Recorder,
+    bits_of,
+    double_distilled,
+    double_networks,
+    double_real,
+    flops,
+    images_of,
+)
 from support.unrolled_problem import (
     CELLS,
     PIXELS,
@@ -17,9 +23,7 @@ from support.unrolled_problem import (
 )
 from torch import Tensor
 
-from distill_datasets.canvases.modules import PixelImages
 from distill_datasets.canvases.poster import Poster
-from distill_datasets.distilled import Distilled
 from distill_datasets.labels.fixed import Area
 from distill_datasets.models.convnets import ConvNet
 from distill_datasets.networks.network import NetworkSource, Sampled
@@ -54,10 +58,9 @@ def test_pixels_of_no_sampled_crop_get_a_gradient_of_exactly_zero(
 def test_a_poster_of_one_crop_has_the_gradient_of_that_image_alone(problem: Problem) -> None:
     canvas = Poster(height=8, width=8, crops=1, init=Noise(std=0.05))
     poster = double_distilled(problem.real, canvas, Area())
-    image = PixelImages(
-        poster.canvas.originals()[0][None], torch.zeros(1, dtype=torch.int64), "sigmoid"
+    alone = images_of(
+        poster.stored()[0][None], poster.targets(torch.arange(1)), poster.space, "sigmoid"
     )
-    alone = Distilled(image, poster.labels, poster.mean_C, poster.std_C)
     objective = unrolled()
     draw = Clock()
     expected = objective.estimate(alone, problem.networks, problem.real, draw)
@@ -149,14 +152,14 @@ def test_placement_at_the_end_takes_all_steps(problem: Problem) -> None:
 
 @pytest.mark.parametrize("differentiate", ["graph", "recompute"])
 def test_estimate_is_a_pure_function(problem: Problem, differentiate: str) -> None:
-    before = copy.deepcopy(problem.distilled.state_dict())
+    before = bits_of(problem.distilled)
     stream = torch.get_rng_state()
     first, second = (problem.estimate(unrolled(differentiate=differentiate)) for _ in range(2))
     assert first.loss == second.loss
     assert all(torch.equal(first.grads[name], second.grads[name]) for name in (PIXELS, CELLS))
-    after = problem.distilled.state_dict()
+    after = bits_of(problem.distilled)
     assert all(torch.equal(before[name], after[name]) for name in before)
-    assert all(parameter.grad is None for parameter in problem.distilled.parameters())
+    assert all(parameter.grad is None for parameter in problem.distilled.parameters.values())
     assert torch.equal(stream, torch.get_rng_state())
 
 

@@ -6,9 +6,10 @@ import torch.nn.functional as F
 from support.unrolled_problem import CELLS, PIXELS, RULES, WARM_UP, WINDOW, Clock, Problem, unrolled
 from torch import Tensor
 
+from distill_datasets.canvases.canvas import Tensors, mix
 from distill_datasets.data.real import RealData
 from distill_datasets.distilled import Distilled
-from distill_datasets.labels.modules import LearnedLabels
+from distill_datasets.labels.learned import Learned
 from distill_datasets.networks.network import NetworkSource, Sampled
 from distill_datasets.objectives.objective import Estimate
 from distill_datasets.objectives.unrolled import Point, Unrolled
@@ -128,11 +129,11 @@ def test_finite_difference_shows_augmentation_that_is_drawn_anew(
 def test_finite_difference_shows_detached_labels(
     problem: Problem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    objective, right = unrolled(differentiate="recompute"), Distilled.forward
+    objective, right = unrolled(differentiate="recompute"), Distilled.__call__
     with monkeypatch.context() as patch:
         patch.setattr(
             Distilled,
-            "forward",
+            "__call__",
             lambda self, index_B: right(self, index_B)._replace(
                 targets_BK=right(self, index_B).targets_BK.detach()
             ),
@@ -144,13 +145,13 @@ def test_finite_difference_shows_detached_labels(
 def test_finite_difference_shows_labels_whose_normalization_is_detached(
     problem: Problem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def wrong(self: LearnedLabels, index_B: Tensor) -> Tensor:
-        mixed_BK = self.mix_NG.index_select(0, index_B) @ self.cells_GK
+    def wrong(self: Learned, tensors: Tensors, index_B: Tensor) -> Tensor:
+        mixed_BK = mix(tensors["shown"].index_select(0, index_B), tensors["cells_GK"])
         return mixed_BK / mixed_BK.sum(dim=1, keepdim=True).detach()
 
     objective = unrolled()
     with monkeypatch.context() as patch:
-        patch.setattr(LearnedLabels, "forward", wrong)
+        patch.setattr(Learned, "targets", wrong)
         grads = problem.estimate(objective).grads
     assert problem.error(objective, CELLS, grads) > 1e-3
 
@@ -158,7 +159,7 @@ def test_finite_difference_shows_labels_whose_normalization_is_detached(
 @pytest.mark.parametrize("differentiate", ["graph", "recompute"])
 def test_the_scale_of_learned_labels_has_no_gradient(problem: Problem, differentiate: str) -> None:
     grad_GK = problem.estimate(unrolled(differentiate=differentiate)).grads[CELLS]
-    cells_GK = problem.distilled.get_parameter(CELLS).detach()
+    cells_GK = problem.distilled.parameters[CELLS].detach()
     along_scale = float((cells_GK * grad_GK).sum())
     assert abs(along_scale) < 1e-12 * float(cells_GK.norm() * grad_GK.norm())
 

@@ -15,7 +15,7 @@ import torch
 from pydantic import ValidationError
 from support import TESTS
 from support.blocks_problem import RECOVER, SELECTED, SHAPE, run, settings
-from support.recover_problem import residual, teachers
+from support.recover_problem import residual
 from support.tiny import toy_real
 from support.toy_runs import times
 
@@ -28,7 +28,7 @@ from distill_datasets.runtime.draws import rng_for
 from distill_datasets.runtime.processes import Runtime
 from distill_datasets.selection.coresets import Herding
 from distill_datasets.stages import blocks
-from distill_datasets.stages.blocks import InitialImages, throughput
+from distill_datasets.stages.blocks import InitialImages
 from distill_datasets.stages.distill import optimize
 
 pytestmark = pytest.mark.timeout(120)
@@ -355,12 +355,6 @@ def test_a_damaged_block_is_named(tmp_path: Path) -> None:
     (found.folder / "block-00001.safetensors").write_bytes(b"half")
     with pytest.raises(ArtifactError, match=r"block-00001.*move the file away and run again"):
         run(settings(RECOVER), tmp_path)
-
-
-def test_throughput_counts_images_moved_per_second() -> None:
-    networks = teachers(residual())
-    rate = throughput(Recover(), networks, SHAPE, 6, torch.device("cpu"), seconds=0.05)
-    assert rate > 6
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {

@@ -7,10 +7,9 @@ from typing import Any
 import pytest
 import torch
 from support.outer_loop_problem import Counting, Scattered, fresh, run, same_bits, settings
-from support.tiny import CPU, NET, TOY, toy_real, values
+from support.tiny import CPU, NET, TOY, distilled_of, flat_real, toy_real, values
 from torch import Tensor
 
-from distill_datasets.canvases.modules import PixelImages
 from distill_datasets.canvases.pixels import Pixels
 from distill_datasets.canvases.poster import Poster
 from distill_datasets.data.real import RealData
@@ -44,7 +43,7 @@ class Steady(Scattered):
         self, distilled: Distilled, networks: NetworkSource, real: RealData, draw: LaneDraw
     ) -> Estimate:
         grads = {
-            name: torch.ones_like(parameter) for name, parameter in distilled.named_parameters()
+            name: torch.ones_like(parameter) for name, parameter in distilled.parameters.items()
         }
         return Estimate(math.nan if draw.step == self.until else 1.5, grads, {})
 
@@ -86,9 +85,8 @@ class Fixed(Examples):
 @pytest.fixture
 def progressing() -> Progressing:
     """Two canvas values and one label, none of which has moved."""
-    canvas = PixelImages(torch.full((2, 1, 1, 1), 0.5), torch.arange(2), "sigmoid")
-    labels = Learned().build(canvas, 2)
-    return Progressing(settings(), Distilled(canvas, labels, torch.zeros(1), torch.ones(1)))
+    real = flat_real([0, 0], side=1)
+    return Progressing(settings(), distilled_of(real, Pixels(ipc=1), Learned()))
 
 
 def clipped(progressing: Progressing, norm: float, limit: float | None = 2.0) -> float:
@@ -145,9 +143,9 @@ def test_canvas_and_labels_move_by_their_own_rates_times_the_schedule(
         clip=None,
     )
     before, after = fresh(given, toy_real()), run(given, tmp_path)
-    moved = before.get_parameter(PIXELS) - after.get_parameter(PIXELS)
+    moved = before.parameters[PIXELS] - after.parameters[PIXELS]
     assert values(moved) == pytest.approx([0.5 * steps_worth] * moved.numel())
-    moved_diagonal = (before.get_parameter(CELLS) - after.get_parameter(CELLS)).diag()
+    moved_diagonal = (before.parameters[CELLS] - after.parameters[CELLS]).diag()
     assert values(moved_diagonal) == pytest.approx([0.01 * steps_worth] * 3, abs=1e-5)
 
 
@@ -157,7 +155,7 @@ def test_outer_adam_counts_its_steps(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(given, tmp_path, bar=Counting(4))
     before, after = fresh(given, toy_real()), run(given, tmp_path)
-    moved = (before.get_parameter(PIXELS) - after.get_parameter(PIXELS)).flatten().tolist()
+    moved = (before.parameters[PIXELS] - after.parameters[PIXELS]).flatten().tolist()
     assert moved == pytest.approx([0.06] * len(moved), abs=1e-5)
 
 
@@ -173,7 +171,7 @@ def test_a_step_follows_the_mean_of_its_lanes(tmp_path: Path) -> None:
     bar = Counting()
     after = run(given, tmp_path, bar=bar)
     torch.testing.assert_close(
-        after.get_parameter(PIXELS).detach(), distilled.get_parameter(PIXELS).detach() - mean
+        after.parameters[PIXELS].detach(), distilled.parameters[PIXELS].detach() - mean
     )
     assert bar.losses == pytest.approx([sum(lane.loss for lane in lanes) / 3])
     assert len({lane.loss for lane in lanes}) == 3
@@ -183,7 +181,7 @@ def test_labels_are_projected_after_every_step(tmp_path: Path) -> None:
     given = settings(
         objective=Steady(), label_optimizer=Sgd(lr=10.0), labels=Learned(floor=0.01), steps=1
     )
-    assert values(run(given, tmp_path).labels.table_GK()) == [0.01] * 9
+    assert values(run(given, tmp_path).stored_labels()) == [0.01] * 9
 
 
 @pytest.mark.parametrize("stop_after", range(1, 7))
@@ -239,7 +237,7 @@ def test_the_last_state_is_saved_whatever_the_time(tmp_path: Path) -> None:
     distilled = run(settings(checkpoint_seconds=1000.0), tmp_path)
     tensors, note = read_tensors(tmp_path / STATE)
     assert note["step"] == 6
-    assert torch.equal(tensors[PIXELS], distilled.get_parameter(PIXELS))
+    assert torch.equal(tensors[PIXELS], distilled.parameters[PIXELS])
 
 
 def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
@@ -324,7 +322,7 @@ def test_lanes_that_do_not_count_leave_the_mean_and_the_momentum_alone(tmp_path:
     bar = Counting()
     choosy = run(settings(objective=Choosy(of=1), steps=5, **common), tmp_path / "a", bar=bar)
     steady = run(settings(objective=Steady(), steps=3, **common), tmp_path / "b")
-    assert torch.equal(choosy.canvas.trained_NCHW, steady.canvas.trained_NCHW)
+    assert torch.equal(choosy.parameters[PIXELS], steady.parameters[PIXELS])
     assert bar.done == 5 and bar.losses == [1.5] * 3
 
 

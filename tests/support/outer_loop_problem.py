@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import nn
 
 from distill_datasets.canvases.pixels import Pixels
 from distill_datasets.data.real import RealData
@@ -13,10 +12,10 @@ from distill_datasets.distilled import Distilled
 from distill_datasets.labels.learned import Learned
 from distill_datasets.networks.network import Fresh, NetworkSource
 from distill_datasets.objectives.objective import Estimate, Objective
-from distill_datasets.runtime.draws import LaneDraw, rng_for
+from distill_datasets.runtime.draws import LaneDraw
 from distill_datasets.runtime.processes import Runtime
 from distill_datasets.stages.distill import Distill, optimize
-from support.tiny import CPU, NET, toy_real
+from support.tiny import CPU, NET, bits_of, distilled_of, toy_real
 
 
 class Scattered(Objective):
@@ -31,7 +30,7 @@ class Scattered(Objective):
         force = float(torch.rand((), generator=draw("force")).mul(4).exp())
         grads = {
             name: force * (parameter.detach() - 2)
-            for name, parameter in distilled.named_parameters()
+            for name, parameter in distilled.parameters.items()
         }
         loss = sum(float(grad.square().sum()) for grad in grads.values())
         return Estimate(loss, grads, {})
@@ -69,10 +68,7 @@ def settings(**fields: Any) -> Distill:  # noqa: ANN401
 
 
 def fresh(settings: Distill, real: RealData) -> Distilled:
-    canvas = settings.canvas.build(real, rng_for(0, "canvas"))
-    labels = settings.labels.build(canvas, real.shape.k)
-    normalization = real.normalization
-    return Distilled(canvas, labels, normalization.display_mean_C, normalization.display_std_C)
+    return distilled_of(real, settings.canvas, settings.labels)
 
 
 def run(
@@ -103,6 +99,6 @@ def run(
     return distilled
 
 
-def same_bits(left: nn.Module, right: nn.Module) -> bool:
-    ours, theirs = left.state_dict(), right.state_dict()
+def same_bits(left: Distilled, right: Distilled) -> bool:
+    ours, theirs = bits_of(left), bits_of(right)
     return all(torch.equal(ours[name], theirs[name]) for name in ours)

@@ -4,11 +4,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distill_datasets.canvases.modules import PixelImages
+from distill_datasets.data.normalization import InputSpace
 from distill_datasets.distilled import Distilled
-from distill_datasets.labels.modules import FixedLabels
 from distill_datasets.networks.network import TeacherNetwork, Teachers
 from distill_datasets.runtime.draws import rng_for
+from support.tiny import images_of
 
 
 class Residual(nn.Module):
@@ -55,9 +55,5 @@ def block(classes: list[int], seed: int = 0, side: int = 8, of: int = 4) -> Dist
     """A block of random images of these classes, as trained values that are clipped."""
     pixels = torch.rand(len(classes), 3, side, side, generator=rng_for(seed, "pixels"))
     targets_BK = F.one_hot(torch.tensor(classes), of).float()
-    return Distilled(
-        PixelImages(pixels, torch.tensor(classes), "clip"),
-        FixedLabels(targets_BK, targets_BK),
-        torch.tensor([0.5, 0.4, 0.45]),
-        torch.tensor([0.25, 0.2, 0.3]),
-    )
+    space = InputSpace(torch.tensor([0.5, 0.4, 0.45]), torch.tensor([0.25, 0.2, 0.3]))
+    return images_of(pixels, targets_BK, space)

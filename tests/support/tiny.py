@@ -3,8 +3,7 @@
 Shape suffixes: N rows, B a batch, K classes, C channels, H W pixels, P all weights of a network.
 """
 
-import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from unittest import mock
 
 import torch
@@ -12,15 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from distill_datasets.canvases.canvas import Canvas
+from distill_datasets.canvases.canvas import Bounds, Canvas
 from distill_datasets.canvases.pixels import Pixels
 from distill_datasets.canvases.poster import Poster
 from distill_datasets.data.decoding import Split
-from distill_datasets.data.normalization import Normalization
+from distill_datasets.data.normalization import InputSpace, Normalization
 from distill_datasets.data.real import RealData
 from distill_datasets.distilled import Distilled
 from distill_datasets.labels.fixed import Area
-from distill_datasets.labels.labels import Labels
+from distill_datasets.labels.labels import Labels, LabelStart
 from distill_datasets.labels.learned import Learned
 from distill_datasets.models.convnets import ConvNet
 from distill_datasets.models.layers import AvgPool2d
@@ -35,6 +34,7 @@ TOY = Shape(1, 8, 8, 3)
 NET = ConvNet(depth=2, width=6)
 POSTER = Poster(height=12, width=16, crops=[3, 4], init=Noise(std=0.2))
 LEARNED = Learned()
+AS_IS = InputSpace(torch.zeros(1), torch.ones(1))
 
 
 class DoubleReal(RealData):
@@ -95,37 +95,68 @@ def double_networks(shape: Shape = TOY, network: ConvNet = NET) -> DoubleNetwork
     return DoubleNetworks(FreshSource(network, shape, CPU))
 
 
+def distilled_of(
+    real: RealData,
+    canvas: Canvas,
+    labels: Labels,
+    rng: torch.Generator | None = None,
+    step_sizes: Sequence[float] = (),
+) -> Distilled:
+    """Canvas and labels where they start."""
+    images = canvas.start(real, rng or rng_for(0, "canvas"))
+    targets = labels.start(images.cells, real.shape.k)
+    return Distilled(canvas, labels, real.normalization.input_space, images, targets, step_sizes)
+
+
 def double_distilled(
     real: RealData,
     canvas: Canvas = POSTER,
     labels: Labels = LEARNED,
+    step_sizes: Sequence[float] = (),
 ) -> Distilled:
     """Canvas and labels in double precision; learned cells are moved off their sparse start."""
-    module = canvas.build(real, rng_for(1, "canvas"))
-    normalization = real.normalization
-    distilled = Distilled(
-        module,
-        labels.build(module, real.shape.k),
-        normalization.display_mean_C,
-        normalization.display_std_C,
-    ).double()
+    distilled = distilled_of(real, canvas, labels, rng_for(1, "canvas"), step_sizes)
+    distilled = distilled.to(dtype=torch.float64)
     rng = rng_for(2, "cells")
     with torch.no_grad():
-        for parameter in distilled.labels.parameters():
-            parameter += 0.1 + torch.rand(parameter.shape, generator=rng, dtype=torch.float64)
+        for name, parameter in distilled.parameters.items():
+            if name.startswith("labels."):
+                parameter += 0.1 + torch.rand(parameter.shape, generator=rng, dtype=torch.float64)
     return distilled
+
+
+def images_of(
+    pixels_NCHW: Tensor,
+    targets_NK: Tensor,
+    space: InputSpace = AS_IS,
+    bounds: Bounds = "clip",
+    step_sizes: Sequence[float] = (),
+) -> Distilled:
+    """Images that are trained as they are, given as pixels, with fixed targets."""
+    canvas = Pixels(ipc=1, bounds=bounds)
+    alone = canvas.alone()
+    assert alone is not None
+    images = alone.start(pixels_NCHW, targets_NK.argmax(dim=1))
+    targets = LabelStart({}, {"targets_NK": targets_NK, "cells_GK": targets_NK})
+    return Distilled(canvas, Area(), space, images, targets, step_sizes)
+
+
+def bits_of(distilled: Distilled) -> dict[str, Tensor]:
+    """A copy of every tensor."""
+    both = {**distilled.parameters, **distilled.constants}
+    return {name: tensor.detach().clone() for name, tensor in both.items()}
 
 
 class Recorder(Distilled):
     """Remembers which examples were asked for."""
 
     def __init__(self, own: Distilled) -> None:
-        super().__init__(own.canvas, own.labels, own.mean_C, own.std_C, own.step_sizes)
+        vars(self).update(vars(own))
         self.asked: list[list[int]] = []
 
-    def forward(self, index_B: Tensor) -> Batch:
+    def __call__(self, index_B: Tensor) -> Batch:
         self.asked.append(index_B.tolist())
-        return super().forward(index_B)
+        return super().__call__(index_B)
 
 
 def flops(work: Callable[[], object]) -> int:
@@ -146,11 +177,7 @@ def spent_and_said(objective: Objective) -> tuple[float, float]:
     """What an estimate on twelve hard-labeled images of four classes costs, and is said to cost."""
     shape = Shape(3, 16, 16, 4)
     real, draw = toy_real(shape), LaneDraws(0, 0, 0)
-    canvas = Pixels(ipc=3).build(real, rng_for(0, "canvas"))
-    normalization = real.normalization
-    distilled = Distilled(
-        canvas, Area().build(canvas, 4), normalization.display_mean_C, normalization.display_std_C
-    )
+    distilled = distilled_of(real, Pixels(ipc=3), Area())
     networks = FreshSource(ConvNet(depth=2, width=32), shape, CPU)
     sampled = networks.sample(draw)
     per_image = flops(lambda: sampled(sampled.weights_P, torch.zeros(1, 3, 16, 16)))
@@ -160,12 +187,12 @@ def spent_and_said(objective: Objective) -> tuple[float, float]:
 
 def assert_pure(estimate: Callable[[Distilled], Estimate], distilled: Distilled) -> None:
     """Two estimates are the same bits, and leave the distilled set and torch's state alone."""
-    before, stream = copy.deepcopy(distilled.state_dict()), torch.get_rng_state()
+    before, stream = bits_of(distilled), torch.get_rng_state()
     first, second = (estimate(distilled) for _ in range(2))
     assert first.loss == second.loss
     assert all(torch.equal(first.grads[name], second.grads[name]) for name in first.grads)
-    assert all(torch.equal(value, before[name]) for name, value in distilled.state_dict().items())
-    assert all(parameter.grad is None for parameter in distilled.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in bits_of(distilled).items())
+    assert all(parameter.grad is None for parameter in distilled.parameters.values())
     assert torch.equal(stream, torch.get_rng_state())
 
 

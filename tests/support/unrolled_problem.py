@@ -47,14 +47,13 @@ class AfterWarmUp(Distilled):
     """Shows its own values in tracked steps, and those of `before` during the warm-up."""
 
     def __init__(self, own: Distilled, before: Distilled, clock: Clock) -> None:
-        super().__init__(own.canvas, own.labels, own.mean_C, own.std_C)
-        self._before = (before,)  # a tuple, so that its parameters are not ours
-        self._clock = clock
+        vars(self).update(vars(own))
+        self._before, self._clock = before, clock
 
-    def forward(self, index_B: Tensor) -> Batch:
+    def __call__(self, index_B: Tensor) -> Batch:
         if self._clock.inner_step < WARM_UP:
-            return self._before[0](index_B)
-        return super().forward(index_B)
+            return self._before(index_B)
+        return super().__call__(index_B)
 
 
 class Problem:
@@ -74,7 +73,7 @@ class Problem:
         for size in (PERTURBATION, -PERTURBATION):
             moved, clock = copy.deepcopy(self.distilled), Clock()
             with torch.no_grad():
-                moved.get_parameter(name).add_(direction, alpha=size)
+                moved.parameters[name].add_(direction, alpha=size)
             shown = AfterWarmUp(moved, self.distilled, clock)
             losses.append(objective.estimate(shown, self.networks, self.real, clock).loss)
         return (losses[0] - losses[1]) / (2 * PERTURBATION)
