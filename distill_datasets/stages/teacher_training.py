@@ -5,6 +5,7 @@ Shape suffixes: P all weights of a network.
 
 from __future__ import annotations
 
+from abc import ABC
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Squeeze(Training):
-    """Which networks are trained on real data before anything is distilled."""
+class MemberNetworks(Training, ABC):
+    """Which networks there are, a member each."""
 
     networks: list[ArchitectureField] = Field(
         default=[], description="several networks instead of `network`, one member each"
@@ -38,11 +39,43 @@ class Squeeze(Training):
         description="trained elsewhere, one member each: safetensors files, or Hub ids org/name or "
         "org/name@revision, with the names that torch gives the weights; nothing is trained",
     )
+    members: int = Field(default=1, gt=0, description="networks, each with its own seed")
+
+    @property
+    def architectures(self) -> tuple[Architecture, ...]:
+        """The network of every member."""
+        return tuple(self.networks) or (self.network,) * self.members
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_member_each(cls, raw: Any) -> Any:  # noqa: ANN401
+        if not isinstance(raw, dict):
+            return raw
+        listed = raw.get("networks") or raw.get("weights")
+        if isinstance(listed, list):
+            raw = {"members": len(listed), **raw}
+        networks = raw.get("networks")
+        return {"network": networks[0], **raw} if isinstance(networks, list) and networks else raw
+
+    @model_validator(mode="after")
+    def _members_are_counted_once(self) -> Self:
+        for listed, name in ((self.networks, "networks"), (self.weights, "weights")):
+            if listed and len(listed) != self.members:
+                raise ValueError(
+                    f"{name}: {len(listed)} of them for {self.members} members; leave members out"
+                )
+        if self.networks and self.network != self.networks[0]:
+            raise ValueError("networks: stand for network and members; leave network out")
+        return self
+
+
+class Squeeze(MemberNetworks):
+    """Which networks are trained on real data before anything is distilled."""
+
     schedule: Literal["constant", "cosine", "step"] = Field(
         default="constant",
         description="of the step size; cosine falls to zero, step to a tenth half-way",
     )
-    members: int = Field(default=1, gt=0, description="networks, each with its own seed")
     epochs: int = Field(
         default=0, ge=0, description="passes over the training images; 0 only with weights"
     )
@@ -71,33 +104,6 @@ class Squeeze(Training):
     source: Source | None = Field(
         default=None, description="another dataset to train on; null: the recipe's own"
     )
-
-    @property
-    def architectures(self) -> tuple[Architecture, ...]:
-        """The network of every member."""
-        return tuple(self.networks) or (self.network,) * self.members
-
-    @model_validator(mode="before")
-    @classmethod
-    def _one_member_each(cls, raw: Any) -> Any:  # noqa: ANN401
-        if not isinstance(raw, dict):
-            return raw
-        listed = raw.get("networks") or raw.get("weights")
-        if isinstance(listed, list):
-            raw = {"members": len(listed), **raw}
-        networks = raw.get("networks")
-        return {"network": networks[0], **raw} if isinstance(networks, list) and networks else raw
-
-    @model_validator(mode="after")
-    def _members_are_told_once(self) -> Self:
-        for listed, name in ((self.networks, "networks"), (self.weights, "weights")):
-            if listed and len(listed) != self.members:
-                raise ValueError(
-                    f"{name}: {len(listed)} of them for {self.members} members; leave members out"
-                )
-        if self.networks and self.network != self.networks[0]:
-            raise ValueError("networks: stand for network and members; leave network out")
-        return self
 
     @model_validator(mode="after")
     def _trained_here_or_elsewhere(self) -> Self:

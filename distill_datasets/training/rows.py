@@ -7,6 +7,9 @@ from typing import Literal, NamedTuple
 
 Reference = Literal["random_real", "herding", "k_center", "class_mean", "full"]
 """The rows that `evaluate.references` may ask for."""
+Images = Literal["published", "equal", "all", "none"]
+"""Whose images: those that are published; real ones of no more pixels; all of the source, for
+epochs of their own; or none, as what is measured is trained by nobody here."""
 
 
 class ResultRow(NamedTuple):
@@ -14,18 +17,17 @@ class ResultRow(NamedTuple):
 
     Attributes:
         name: as `from` in `results.json`.
+        images: whose images they see.
         printed: in the words of the command line.
         on_card: in the words of the card.
-        images: those that are published; real ones of no more pixels; all of the source, for a
-            number of epochs of its own; or none, as what is measured was trained elsewhere.
-        pair: another row whose students draw the same first weights and see the same images; these
-            have labels of the classes alone, where the others have those of teachers.
+        pair: another row whose students begin with the same weights and see the same images, with
+            labels of teachers where these have labels of the classes alone.
     """
 
     name: str
+    images: Images
     printed: str
     on_card: str
-    images: Literal["published", "equal", "all", "none"]
     pair: str | None = None
 
     @property
@@ -34,69 +36,38 @@ class ResultRow(NamedTuple):
         return self.pair is not None or self.images == "all"
 
 
+def _row(
+    name: str, images: Images, printed: str, on_card: str | None = None, pair: str | None = None
+) -> ResultRow:
+    return ResultRow(name, images, printed, on_card or printed, pair)
+
+
 ROWS = {
     row.name: row
     for row in (
-        ResultRow(
-            "default",
-            "distilled, as published",
+        _row(
+            "default", "published", "distilled, as published",
             "**this dataset** (published 8-bit rows)",
-            "published",
         ),
-        ResultRow(
-            "exact",
-            "distilled, before rounding to 8 bits",
+        _row(
+            "exact", "published", "distilled, before rounding to 8 bits",
             "this dataset before rounding (`exact`)",
-            "published",
         ),
-        ResultRow(
-            "start",
-            "nothing: the starting weights as they are",
-            "nothing: the starting weights as they are",
-            "none",
+        _row("start", "none", "nothing: the starting weights as they are"),
+        _row(
+            "hard", "published", "distilled, with hard labels",
+            "the images of this dataset, labels of classes alone", pair="default",
         ),
-        ResultRow(
-            "hard",
-            "distilled, with hard labels",
-            "the images of this dataset, labels of classes alone",
-            "published",
-            pair="default",
+        _row("random_real", "equal", "random real images, no more pixels"),
+        _row(
+            "random_real_hard", "equal", "random real images, with hard labels",
+            "random real images, labels of classes alone", pair="random_real",
         ),
-        ResultRow(
-            "random_real",
-            "random real images, no more pixels",
-            "random real images, no more pixels",
-            "equal",
-        ),
-        ResultRow(
-            "random_real_hard",
-            "random real images, with hard labels",
-            "random real images, labels of classes alone",
-            "equal",
-            pair="random_real",
-        ),
-        ResultRow(
-            "herding",
-            "herded real images, no more pixels",
-            "herded real images, no more pixels",
-            "equal",
-        ),
-        ResultRow(
-            "k_center",
-            "k-center real images, no more pixels",
-            "k-center real images, no more pixels",
-            "equal",
-        ),
-        ResultRow(
-            "class_mean", "class means, no more pixels", "class means, no more pixels", "equal"
-        ),
-        ResultRow("full", "the whole dataset", "the full source", "all"),
-        ResultRow(
-            "teacher",
-            "nothing: the teachers as they are",
-            "nothing: the teachers as they are",
-            "none",
-        ),
+        _row("herding", "equal", "herded real images, no more pixels"),
+        _row("k_center", "equal", "k-center real images, no more pixels"),
+        _row("class_mean", "equal", "class means, no more pixels"),
+        _row("full", "all", "the whole dataset", "the full source"),
+        _row("teacher", "none", "nothing: the teachers as they are"),
     )
-}
+}  # fmt: skip
 """Every row by its name, in the order of the results."""
