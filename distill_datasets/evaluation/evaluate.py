@@ -34,7 +34,7 @@ VERSION = 2
 
 @dataclass(frozen=True)
 class Followed:
-    """What a published folder tells students beside its examples; empty where they do not ask."""
+    """What students take of a published folder beside its examples; empty where they do not ask."""
 
     step_sizes: list[float]
     order: list[list[int]]
@@ -154,7 +154,7 @@ class _Students:
         )
 
     def row(self, baseline: Baseline) -> dict[str, Any]:
-        """What all students of a baseline say together, as in `results.json`."""
+        """The metrics of all students of a baseline, as in `results.json`."""
         runs = [read_json(self._path(baseline, each)) for each in range(baseline.students)]
         metrics = {
             "protocol": "last-step",

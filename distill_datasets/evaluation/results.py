@@ -1,6 +1,6 @@
-"""What the students of a row say together, for `results.json`.
+"""Metrics over the students of a row, for `results.json`.
 
-Shape suffixes: K classes.
+Shape suffixes: S students, K classes.
 """
 
 import itertools
@@ -11,11 +11,11 @@ LONG_TAIL = 2
 """From this ratio of the largest to the smallest class on, thirds of the classes are reported."""
 
 
-def by_class(found: list[list[float | None]], counts_K: list[int]) -> dict[str, Any]:
-    """What the students' accuracies on every class say; classes without test images are left out.
+def by_class(accuracies_SK: list[list[float | None]], counts_K: list[int]) -> dict[str, Any]:
+    """Metrics over the classes; those without test images are left out.
 
     Args:
-        found: of every student, its accuracy on each class, None where there are no test images.
+        accuracies_SK: of every student on each class; None where there are no test images.
         counts_K: training images of every class.
 
     Returns:
@@ -23,8 +23,11 @@ def by_class(found: list[list[float | None]], counts_K: list[int]) -> dict[str, 
         long-tailed, also that over the third of the classes with most training images, the middle
         and the third with fewest.
     """
-    tested = [label for label, value in enumerate(found[0]) if value is not None]
-    tables = [{label: of for label, of in enumerate(run) if of is not None} for run in found]
+    tested = [label for label, value in enumerate(accuracies_SK[0]) if value is not None]
+    tables = [
+        {label: value for label, value in enumerate(accuracies_K) if value is not None}
+        for accuracies_K in accuracies_SK
+    ]
 
     def over(labels: list[int]) -> dict[str, float | None]:
         if not labels:

@@ -181,7 +181,7 @@ class MemberTraining:
         Args:
             runtime: processes and threads that share a batch of several shards.
             checkpoint: where the state is kept between epochs; None on processes that write none.
-            advance: told the loss of the last batch of every epoch.
+            advance: called with the loss of the last batch of every epoch.
 
         Raises:
             DistillError: the loss is not finite.
