@@ -4,17 +4,77 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from distill_datasets.api import Distillation, distill
+    from distill_datasets.canvases.canvas import Canvas, CanvasSize, CanvasStart, Cells
+    from distill_datasets.data.real import RealData
+    from distill_datasets.distilled import Distilled
+    from distill_datasets.labels.labels import Labels, LabelStart
+    from distill_datasets.models.architecture import Architecture
+    from distill_datasets.networks.network import Networks, NetworkSource, Teachers
+    from distill_datasets.objectives.objective import Block, Context, Estimate, Needs, Objective
     from distill_datasets.pipeline.run import run
     from distill_datasets.recipe import load_recipe
+    from distill_datasets.runtime.draws import LaneDraw
+    from distill_datasets.selection.selection import Selection, Teacher
+    from distill_datasets.types import Batch, Shape
 
 __version__ = "0.1.0"
-__all__ = ["Distillation", "distill", "load_recipe", "run"]
+__all__ = [
+    "Architecture",
+    "Batch",
+    "Block",
+    "Canvas",
+    "CanvasSize",
+    "CanvasStart",
+    "Cells",
+    "Context",
+    "Distillation",
+    "Distilled",
+    "Estimate",
+    "LabelStart",
+    "Labels",
+    "LaneDraw",
+    "Needs",
+    "NetworkSource",
+    "Networks",
+    "Objective",
+    "RealData",
+    "Selection",
+    "Shape",
+    "Teacher",
+    "Teachers",
+    "distill",
+    "load_recipe",
+    "run",
+]
 
 _HOME = {
-    "Distillation": "distill_datasets.api",
-    "distill": "distill_datasets.api",
-    "load_recipe": "distill_datasets.recipe",
-    "run": "distill_datasets.pipeline.run",
+    "Distillation": "api",
+    "distill": "api",
+    "load_recipe": "recipe",
+    "run": "pipeline.run",
+    # what a part of another package subclasses, takes and returns
+    "Architecture": "models.architecture",
+    "Batch": "types",
+    "Block": "objectives.objective",
+    "Canvas": "canvases.canvas",
+    "CanvasSize": "canvases.canvas",
+    "CanvasStart": "canvases.canvas",
+    "Cells": "canvases.canvas",
+    "Context": "objectives.objective",
+    "Distilled": "distilled",
+    "Estimate": "objectives.objective",
+    "LabelStart": "labels.labels",
+    "Labels": "labels.labels",
+    "LaneDraw": "runtime.draws",
+    "Needs": "objectives.objective",
+    "NetworkSource": "networks.network",
+    "Networks": "networks.network",
+    "Objective": "objectives.objective",
+    "RealData": "data.real",
+    "Selection": "selection.selection",
+    "Shape": "types",
+    "Teacher": "selection.selection",
+    "Teachers": "networks.network",
 }
 
 
@@ -24,4 +84,4 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401
         raise AttributeError(f"module 'distill_datasets' has no attribute {name!r}")
     import importlib
 
-    return getattr(importlib.import_module(_HOME[name]), name)
+    return getattr(importlib.import_module(f"distill_datasets.{_HOME[name]}"), name)

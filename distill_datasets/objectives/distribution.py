@@ -24,7 +24,7 @@ from distill_datasets.config import Section
 from distill_datasets.models.architecture import last_linear
 from distill_datasets.models.flops import IMAGE_GRADIENT
 from distill_datasets.networks.network import Layers, NetworkSource, Sampled
-from distill_datasets.objectives.objective import Context, Estimate, Objective
+from distill_datasets.objectives.objective import Context, Estimate, Objective, through_batch
 from distill_datasets.runtime.draws import LaneDraw
 from distill_datasets.types import Batch, Shape
 from distill_datasets.views.augment import Augment
@@ -126,11 +126,14 @@ class Characteristic(Statistic):
         return waves
 
     def distances_K(self, ours: list[Tensor], theirs: list[Tensor]) -> Tensor:
+        # The mean waves of a class are z of ours and y of theirs, as pairs of cosine and sine. At a
+        # frequency they are apart by the root of
+        #   amplitude (|z| - |y|)^2 + 2 phase (|z||y| - Re(z y*)),
+        # which is |z - y|^2 where both weights are 1.
         own_2KT, other_2KT = torch.stack(ours), torch.stack(theirs)
         # a norm whose gradient is zero at zero
-        own_KT, other_KT = (
-            torch.linalg.vector_norm(waves_2KT, dim=0) for waves_2KT in (own_2KT, other_2KT)
-        )
+        own_KT = torch.linalg.vector_norm(own_2KT, dim=0)
+        other_KT = torch.linalg.vector_norm(other_2KT, dim=0)
         turned_KT = own_KT * other_KT - (own_2KT * other_2KT).sum(dim=0)
         squared_KT = self.amplitude * (own_KT - other_KT).square() + 2 * self.phase * turned_KT
         # below is rounding, whose root would have a gradient of any size
@@ -282,21 +285,15 @@ class Distribution(Objective):
         groups = self._groups(targets_NK, draw)
         chosen = [label for group in groups for label in group.classes]
         # what these classes need is decoded once, and differentiated as pixels until the end
-        shown = distilled(index_N[targets_NK[:, chosen].sum(dim=1) > 0])
-        leaves = Batch(*(tensor.detach() for tensor in shown))
+        batch = distilled(index_N[targets_NK[:, chosen].sum(dim=1) > 0])
+        leaves = Batch(*(tensor.detach() for tensor in batch))
         pulls = Batch(*(torch.zeros_like(tensor) for tensor in leaves))
         loss = 0.0
         for group in groups:
             means = [self._real_means(view, real, label, group) for label in group.classes]
             theirs = [torch.stack(means_D) for means_D in zip(*means, strict=True)]
             loss += self._pull(view, leaves, pulls, theirs, group)
-        trained = [place for place, tensor in enumerate(shown) if tensor.requires_grad]
-        grads = torch.autograd.grad(
-            [shown[place] for place in trained],
-            parameters,
-            [pulls[place] for place in trained],
-            materialize_grads=True,
-        )
+        grads = through_batch(batch, pulls, parameters)
         return Estimate(loss, dict(zip(names, grads, strict=True)), {})
 
     def _statistic(self) -> Statistic:
@@ -313,8 +310,8 @@ class Distribution(Objective):
         if self.classes_per_step is not None:
             drawn = torch.randperm(classes, generator=draw("classes"))[: self.classes_per_step]
             chosen = sorted(drawn.tolist())
-        shown = (targets_NK.detach() > 0).any(dim=0).tolist()
-        chosen = [label for label in chosen if shown[label]]
+        present = (targets_NK.detach() > 0).any(dim=0).tolist()
+        chosen = [label for label in chosen if present[label]]
         if targets_NK.requires_grad or bool(((targets_NK != 0) & (targets_NK != 1)).any()):
             return [Group(("augment",), chosen)] if chosen else []
         return [Group(("augment", label), [label]) for label in chosen]
@@ -341,8 +338,9 @@ class Distribution(Objective):
     ) -> float:
         """The loss of a group of classes; writes its gradient in the examples into `pulls`.
 
-        The loss sees the examples only through sums over them, so that its gradient in these sums
-        is all that is needed to differentiate the examples chunk by chunk.
+        The loss is a function d(S_1, S_2, ...) of sums S_k = sum_i s_ik f(x_i) over examples, s_ik
+        their shares of class k. So dd/dS_k, worked out once, is all that it takes to differentiate
+        the examples chunk by chunk: chunk i gets sum_k dd/dS_k s_ik f'(x_i).
         """
 
         def sums(batch: Batch) -> list[Tensor]:
@@ -351,6 +349,7 @@ class Distribution(Objective):
             layers = view.network.layers(view.network.weights_P.detach(), moved_BCHW)
             losses_B = F.cross_entropy(layers.logits_BK, batch.targets_BK, reduction="none")
             shares_BK = batch.targets_BK[:, group.classes]
+            # the last table is of ones: its sum is the mass of a class, which the others divide by
             ends = [losses_B[:, None], torch.ones_like(losses_B)[:, None]]
             tables = [*view.features(layers, moved_BCHW.dtype), *ends]
             return [shares_BK.T @ table_BD for table_BD in tables]
@@ -380,10 +379,10 @@ class Distribution(Objective):
 
 def _maps(module: nn.Module, shape: Shape) -> int:
     """How many maps a network on the meta device shows after its ReLU layers (see `Layers`)."""
-    shown = list[int]()
+    dims = list[int]()
     for layer in module.eval().modules():
         if isinstance(layer, nn.ReLU):
-            layer.register_forward_hook(lambda _, inputs, output: shown.append(output.dim()))
+            layer.register_forward_hook(lambda _, inputs, output: dims.append(output.dim()))
     with torch.no_grad():
         module(torch.empty(1, shape.c, shape.h, shape.w, device="meta"))
-    return shown.count(4)
+    return dims.count(4)

@@ -69,6 +69,7 @@ def gradient_distance(
         elif distance == "l1":
             total = total + (ours - theirs).abs().sum()
         elif len(shape) > 1:
+            # sum over rows of 1 - <a, b> / (|a||b|); the 1e-6 is that of the authors' program
             ours_rows, theirs_rows = ours.view(shape[0], -1), theirs.view(shape[0], -1)
             norms = torch.linalg.vector_norm(ours_rows, dim=1) * torch.linalg.vector_norm(
                 theirs_rows, dim=1

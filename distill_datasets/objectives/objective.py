@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+
+import torch
 
 from distill_datasets.config import Part
 from distill_datasets.errors import refuse
 from distill_datasets.models.architecture import Architecture
 from distill_datasets.runtime.draws import LaneDraw
-from distill_datasets.types import Shape
+from distill_datasets.types import Batch, Shape
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,6 +63,21 @@ class Estimate(NamedTuple):
     """Numbers that trackers log beside the loss, of lane 0."""
     counts: bool = True
     """False leaves the lane out of this step's mean; a step in which none counts moves nothing."""
+
+
+def through_batch(
+    batch: Batch, grads: Sequence[Tensor], parameters: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
+    """The gradient of the parameters, given that of the images and targets that they became.
+
+    Args:
+        batch: what `Distilled` made of the parameters, with its graph.
+        grads: of the images, and of the targets, which count where labels are trained.
+        parameters: what is differentiated; one that the batch does not depend on gets zeros.
+    """
+    pairs = zip(batch, grads, strict=True)
+    ends, pulls = zip(*((end, grad) for end, grad in pairs if end.requires_grad), strict=True)
+    return torch.autograd.grad(ends, parameters, pulls, materialize_grads=True)
 
 
 Composition = Literal["across", "within", "class_major"]

@@ -289,9 +289,9 @@ class Recover(Objective):
             loss, terms = self._loss(leaf_BCHW, targets_BK, teachers, asked)
             loss.backward()  # type: ignore[no-untyped-call]
         grads = torch.autograd.grad(viewed_BCHW, parameters, leaf_BCHW.grad)
-        told = torch.stack([loss, *terms]).tolist()
-        metrics = dict(zip(Terms._fields, told[1:], strict=True))
-        return Estimate(told[0], dict(zip(names, grads, strict=True)), metrics)
+        number, *parts = torch.stack([loss, *terms]).tolist()  # waits for the device once
+        metrics = dict(zip(Terms._fields, parts, strict=True))
+        return Estimate(number, dict(zip(names, grads, strict=True)), metrics)
 
     def facts(self, distilled: Distilled, networks: Teachers) -> dict[str, float]:
         """Loss, cross-entropy and statistics by all teachers, of the images as they are."""
@@ -299,8 +299,8 @@ class Recover(Objective):
             images_BCHW, targets_BK = distilled(self._every(distilled))
             everyone = list(range(len(networks.members)))
             loss, terms = self._loss(images_BCHW, targets_BK, networks, everyone, compiled=False)
-            told = torch.stack([loss, *terms]).tolist()
-            return dict(zip(["loss", *Terms._fields], told, strict=True))
+            numbers = torch.stack([loss, *terms]).tolist()
+            return dict(zip(["loss", *Terms._fields], numbers, strict=True))
 
     def _every(self, distilled: Distilled) -> Tensor:
         return torch.arange(distilled.count, device=distilled.device)

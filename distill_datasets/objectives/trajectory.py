@@ -65,8 +65,8 @@ class Trajectory(Objective):
 
     def cited(self) -> list[str]:
         mtt, tesla, datm = self.paper.split("; ")
-        found = [mtt, tesla] if self.differentiate == "first_order" else [mtt]
-        return found if self.skip_above is None else [*found, datm]
+        own = [mtt, tesla] if self.differentiate == "first_order" else [mtt]
+        return own if self.skip_above is None else [*own, datm]
 
     @property
     def needs(self) -> Needs:
@@ -78,8 +78,8 @@ class Trajectory(Objective):
         back = TRACKED_STEP if exact else IMAGES_OF_WEIGHT_GRADIENT
         batch = min(self.batch or examples, examples)
         passes, left = divmod(self.steps, -(-examples // batch))
-        seen = passes * examples + left * batch
-        return flops_per_image * seen * (WEIGHT_GRADIENT + back)
+        images = passes * examples + left * batch
+        return flops_per_image * images * (WEIGHT_GRADIENT + back)
 
     def step_sizes(self) -> list[float]:
         return [self.step_size] if self.learn_step_size else []
@@ -108,6 +108,7 @@ class Trajectory(Objective):
             loss = F.cross_entropy(network(leaf_P, images_BCHW), targets_BK)
             (grad_P,) = torch.autograd.grad(loss, leaf_P)
             visited.append(visited[-1] - size * grad_P)
+        # |w_N - w*|^2 / |w_0 - w*|^2, and its gradient in w_N, 2 (w_N - w*) / |w_0 - w*|^2
         left_P = visited.pop() - target_P
         distance = float(left_P.square().sum() / away)
         counts = self.skip_above is None or distance <= self.skip_above
@@ -128,9 +129,10 @@ class Trajectory(Objective):
     ) -> None:
         """Walk back from the last step to the first and add up the gradient in `grads`.
 
-        With g the gradient of a step and a the adjoint of the weights after it, everything that is
-        needed is the derivative of the number g.a: the examples get -size times it, the step size
-        gets -g.a, and the adjoint before the step is a less size times it.
+        A step takes the weights w to w - s g(w, x), with g the gradient on the examples x and s the
+        step size. With a the adjoint of the weights after it, everything is a derivative of the
+        number g.a: x gets -s d(g.a)/dx, s gets -g.a, and the adjoint before the step is
+        a - s d(g.a)/dw, a Hessian-vector product, or a alone in the first-order form.
         """
         parameters = list(distilled.parameters.values())
         size_grad = adjoint_P.new_zeros(())

@@ -22,7 +22,7 @@ from pydantic import Field, SerializeAsAny, model_validator
 from distill_datasets.config import Section, part
 from distill_datasets.models.flops import STEP_BACK, TRACKED_STEP, WEIGHT_GRADIENT
 from distill_datasets.networks.network import NetworkSource, Sampled
-from distill_datasets.objectives.objective import Context, Estimate, Needs, Objective
+from distill_datasets.objectives.objective import Context, Estimate, Needs, Objective, through_batch
 from distill_datasets.optimizers import Adam, Optimizer, Sgd, State
 from distill_datasets.runtime.draws import Draw, LaneDraw
 from distill_datasets.types import Batch
@@ -35,22 +35,23 @@ if TYPE_CHECKING:
     from distill_datasets.distilled import Distilled
 
 
-class Point(NamedTuple):
-    """A moment of the inner loop: weights and optimizer state after `step` steps."""
+class InnerState(NamedTuple):
+    """Everything that an inner step changes: weights, and the optimizer's own vectors beside them.
+
+    `step` counts the steps that were taken.
+    """
 
     weights_P: Tensor
-    state: State
+    slots: State
     step: int
 
-    def leaf(self) -> Point:
+    def leaf(self) -> InnerState:
         """The same values, cut from their past and ready to be differentiated."""
-        weights_P = self.weights_P.detach().requires_grad_()
-        return Point(
-            weights_P, tuple(slot.detach().requires_grad_() for slot in self.state), self.step
-        )
+        weights_P, *slots = (tensor.detach().requires_grad_() for tensor in self.tensors())
+        return InnerState(weights_P, tuple(slots), self.step)
 
     def tensors(self) -> tuple[Tensor, ...]:
-        return (self.weights_P, *self.state)
+        return (self.weights_P, *self.slots)
 
 
 class Attack(Section):
@@ -212,84 +213,84 @@ class Unrolled(Objective):
         Source: RaT-BPTT (arXiv:2311.07025), algorithm 1.
         """
         network = networks.sample(draw)
-        point = Point(network.weights_P, self.optimizer.start(network.weights_P), 0)
+        start = InnerState(network.weights_P, self.optimizer.start(network.weights_P), 0)
         warm_up = self.inner_steps - self.window
         if self.placement == "random":
             warm_up = int(torch.randint(warm_up + 1, (), generator=draw("placement")))
         for _ in range(warm_up):
-            point, _ = self._plain_step(distilled, network, point, draw)
+            start, _ = self._plain_step(distilled, network, start, draw)
         if self.differentiate == "graph":
-            return self._through_graph(distilled, network, point, real, draw)
-        return self._through_recomputation(distilled, network, point, real, draw)
+            return self._through_graph(distilled, network, start, real, draw)
+        return self._through_recomputation(distilled, network, start, real, draw)
 
     def _through_graph(
-        self, distilled: Distilled, network: Sampled, start: Point, real: RealData, draw: Draw
+        self, distilled: Distilled, network: Sampled, start: InnerState, real: RealData, draw: Draw
     ) -> Estimate:
-        point = start.leaf()
+        inner = start.leaf()
         for _ in range(self.window):
-            point = self._tracked_step(distilled, network, point, draw)
-        loss, adjoint_P = self._judge(network, point.weights_P, real, draw)
+            inner = self._tracked_step(distilled, network, inner, draw)
+        loss, adjoint_P = self._judge(network, inner.weights_P, real, draw)
         names, parameters = zip(*distilled.parameters.items(), strict=True)
-        grads = torch.autograd.grad(point.weights_P, parameters, adjoint_P)
-        return Estimate(loss, dict(zip(names, grads, strict=True)), {"inner_steps": point.step})
+        grads = torch.autograd.grad(inner.weights_P, parameters, adjoint_P)
+        return Estimate(loss, dict(zip(names, grads, strict=True)), {"inner_steps": inner.step})
 
     def _through_recomputation(
-        self, distilled: Distilled, network: Sampled, start: Point, real: RealData, draw: Draw
+        self, distilled: Distilled, network: Sampled, start: InnerState, real: RealData, draw: Draw
     ) -> Estimate:
-        point, trail = start, list[tuple[Point, torch.Tensor]]()
+        # the trail holds vectors of weights only: no activation outlives its step
+        inner, trail = start, list[tuple[InnerState, torch.Tensor]]()
         for _ in range(self.window):
-            after, slope_P = self._plain_step(distilled, network, point, draw)
-            trail.append((point, slope_P))
-            point = after
-        loss, adjoint_P = self._judge(network, point.weights_P, real, draw)
-        adjoint = (adjoint_P, *(torch.zeros_like(slot) for slot in point.state))
+            before = inner
+            inner, grad_P = self._plain_step(distilled, network, before, draw)
+            trail.append((before, grad_P))
+        loss, adjoint_P = self._judge(network, inner.weights_P, real, draw)
+        # the loss is of the weights alone, so the optimizer's vectors have an adjoint of zero
+        adjoint = (adjoint_P, *(torch.zeros_like(slot) for slot in inner.slots))
         names, parameters = zip(*distilled.parameters.items(), strict=True)
-        grads = [torch.zeros_like(parameter) for parameter in parameters]
+        totals = [torch.zeros_like(parameter) for parameter in parameters]
         while trail:
-            adjoint, shares = self._step_back(distilled, network, *trail.pop(), adjoint, draw)
-            for grad, share in zip(grads, shares, strict=True):
-                grad += share
-        return Estimate(loss, dict(zip(names, grads, strict=True)), {"inner_steps": point.step})
+            adjoint, grads = self._step_back(distilled, network, *trail.pop(), adjoint, draw)
+            for total, grad in zip(totals, grads, strict=True):
+                total += grad
+        return Estimate(loss, dict(zip(names, totals, strict=True)), {"inner_steps": inner.step})
 
     def _step_back(
         self,
         distilled: Distilled,
         network: Sampled,
-        start: Point,
-        slope_P: Tensor,
+        start: InnerState,
+        grad_P: Tensor,
         adjoint: tuple[Tensor, ...],
         draw: Draw,
     ) -> tuple[tuple[Tensor, ...], list[Tensor]]:
         """Pull the adjoint of a step's end back to its start and to the distilled set.
 
-        First through the rule, a function of the point and of the gradient; then through the
-        gradient, whose Hessian-vector product is a sum over chunks of the examples.
+        A step takes w to u(w, g(w, x), x), with w the weights and the optimizer's vectors, g the
+        gradient on the batch, and x the distilled set. With a the adjoint of its end, that of its
+        start is u_w'a + g_w'(u_g'a), and the distilled set gets u_x'a + g_x'(u_g'a); g_w' is the
+        Hessian, which meets one vector only.
         """
         parameters = list(distilled.parameters.values())
-        start, slope_P = start.leaf(), slope_P.detach().requires_grad_()
-        inputs = [*start.tensors(), slope_P, *parameters]
-        ends = self._moved(distilled, start, slope_P).tensors()
+        start, grad_P = start.leaf(), grad_P.detach().requires_grad_()
+        # through the rule: u_w'a, u_g'a, and u_x'a, which only learned step sizes have
+        inputs = [*start.tensors(), grad_P, *parameters]
+        ends = self._moved(distilled, start, grad_P).tensors()
         pulled = torch.autograd.grad(ends, inputs, adjoint, materialize_grads=True)
-        (through_P, *through), pull_P = pulled[: len(adjoint)], pulled[len(adjoint)]
-        shares = list(pulled[len(adjoint) + 1 :])
-        shown = self._examples(distilled, start.step, draw)
-        back = list[tuple[torch.Tensor, ...]]()
-        leaves = Batch(*(tensor.detach().requires_grad_() for tensor in shown))
+        (adjoint_P, *slots), pull_P = pulled[: len(adjoint)], pulled[len(adjoint)]
+        of_rule = pulled[len(adjoint) + 1 :]
+        # through the gradient, a sum over chunks: g_w'(u_g'a), and g_x'(u_g'a) as far as the pixels
+        batch = self._examples(distilled, start.step, draw)
+        leaves = Batch(*(tensor.detach().requires_grad_() for tensor in batch))
+        pieces = list[tuple[torch.Tensor, ...]]()
         for chunk in self.chunks(leaves):
-            part_P = self._part_of_slope(network, start.weights_P, chunk, len(shown[0]), True)
+            part_P = self._part_of_gradient(network, start.weights_P, chunk, len(batch[0]), True)
             curved_P, *of_chunk = torch.autograd.grad(part_P, [start.weights_P, *chunk], pull_P)
-            through_P = through_P + curved_P
-            back.append(tuple(of_chunk))
-        trained = [place for place, tensor in enumerate(shown) if tensor.requires_grad]
-        columns = [torch.cat(column) for column in zip(*back, strict=True)]
-        of_examples = torch.autograd.grad(
-            [shown[place] for place in trained],
-            parameters,
-            [columns[place] for place in trained],
-            materialize_grads=True,
-        )
-        shares = [own + other for own, other in zip(shares, of_examples, strict=True)]
-        return (through_P, *through), shares
+            adjoint_P = adjoint_P + curved_P
+            pieces.append(tuple(of_chunk))
+        of_leaves = [torch.cat(column) for column in zip(*pieces, strict=True)]
+        of_examples = through_batch(batch, of_leaves, parameters)
+        grads = [own + other for own, other in zip(of_rule, of_examples, strict=True)]
+        return (adjoint_P, *slots), grads
 
     def _examples(self, distilled: Distilled, step: int, draw: Draw) -> Batch:
         """Augmented examples of inner step `step`; the same draw whenever they are asked for."""
@@ -311,7 +312,7 @@ class Unrolled(Objective):
         for images, targets in zip(*(torch.split(tensor, size) for tensor in batch), strict=True):
             yield Batch(images, targets)
 
-    def _part_of_slope(
+    def _part_of_gradient(
         self, network: Sampled, weights_P: Tensor, chunk: Batch, examples: int, tracked: bool
     ) -> Tensor:
         """What a chunk adds to the gradient of the mean loss of so many examples."""
@@ -320,37 +321,36 @@ class Unrolled(Objective):
         (part_P,) = torch.autograd.grad(share, weights_P, create_graph=tracked)
         return part_P
 
-    def slope(self, network: Sampled, weights_P: Tensor, batch: Batch, tracked: bool) -> Tensor:
+    def gradient(self, network: Sampled, weights_P: Tensor, batch: Batch, tracked: bool) -> Tensor:
         """The gradient (P,) of the mean loss of a batch."""
         parts = [
-            self._part_of_slope(network, weights_P, chunk, len(batch.images_BCHW), tracked)
+            self._part_of_gradient(network, weights_P, chunk, len(batch.images_BCHW), tracked)
             for chunk in self.chunks(batch)
         ]
         return parts[0] if len(parts) == 1 else torch.stack(parts).sum(dim=0)
 
     def _plain_step(
-        self, distilled: Distilled, network: Sampled, point: Point, draw: Draw
-    ) -> tuple[Point, Tensor]:
+        self, distilled: Distilled, network: Sampled, inner: InnerState, draw: Draw
+    ) -> tuple[InnerState, Tensor]:
         """A step of training that leaves no graph, and the gradient that it followed."""
         with torch.no_grad():
-            batch = self._examples(distilled, point.step, draw)
-        slope_P = self.slope(network, point.weights_P.detach().requires_grad_(), batch, False)
+            batch = self._examples(distilled, inner.step, draw)
+        grad_P = self.gradient(network, inner.weights_P.detach().requires_grad_(), batch, False)
         with torch.no_grad():
-            return self._moved(distilled, point, slope_P), slope_P
+            return self._moved(distilled, inner, grad_P), grad_P
 
     def _tracked_step(
-        self, distilled: Distilled, network: Sampled, point: Point, draw: Draw
-    ) -> Point:
-        """A step of training as a differentiable function of the point and the distilled set."""
-        batch = self._examples(distilled, point.step, draw)
-        slope_P = self.slope(network, point.weights_P, batch, True)
-        return self._moved(distilled, point, slope_P)
+        self, distilled: Distilled, network: Sampled, inner: InnerState, draw: Draw
+    ) -> InnerState:
+        """A step of training, differentiable in the inner state and the distilled set."""
+        batch = self._examples(distilled, inner.step, draw)
+        grad_P = self.gradient(network, inner.weights_P, batch, True)
+        return self._moved(distilled, inner, grad_P)
 
-    def _moved(self, distilled: Distilled, point: Point, slope_P: Tensor) -> Point:
-        """The point after a step of the inner optimizer."""
-        rule = self._rule(distilled, point.step)
-        after = rule.step(point.weights_P, point.state, slope_P, point.step + 1)
-        return Point(after[0], after[1], point.step + 1)
+    def _moved(self, distilled: Distilled, inner: InnerState, grad_P: Tensor) -> InnerState:
+        """The inner state after a step of the optimizer along a gradient."""
+        rule, step = self._rule(distilled, inner.step), inner.step + 1
+        return InnerState(*rule.step(inner.weights_P, inner.slots, grad_P, step), step)
 
     def _rule(self, distilled: Distilled, step: int) -> Optimizer:
         """The inner optimizer of a step; a learned step size takes the place of its own."""

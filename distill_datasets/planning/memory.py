@@ -78,8 +78,8 @@ def kept(objective: Unrolled, network: Sampled, batch: Batch) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        slope_P = objective.slope(network, weights_P, batch, tracked=True)
-        objective.optimizer.step(weights_P, state, slope_P, 1)
+        grad_P = objective.gradient(network, weights_P, batch, tracked=True)
+        objective.optimizer.step(weights_P, state, grad_P, 1)
     return sum(storage.nbytes() for storage in held.values())
 
 

@@ -70,7 +70,7 @@ def problem() -> Problem:
     return found
 
 
-def slope(problem: Problem, objective: Unrolled, name: str, direction: Tensor) -> float:
+def derivative(problem: Problem, objective: Unrolled, name: str, direction: Tensor) -> float:
     """The derivative of the loss along a direction of one parameter, without autograd."""
     losses = []
     for size in (PERTURBATION, -PERTURBATION):
@@ -82,10 +82,10 @@ def slope(problem: Problem, objective: Unrolled, name: str, direction: Tensor) -
 
 
 def error(problem: Problem, objective: Unrolled, wrong: Unrolled | None = None) -> float:
-    """How far the gradients of the step sizes are from the slopes, relative to the largest."""
+    """How far the gradients of the step sizes are from the derivatives, relative to the largest."""
     grad_T = problem.estimate(wrong or objective).grads[RATES]
-    slopes = [slope(problem, objective, RATES, one) for one in torch.eye(STEPS).double()]
-    expected_T = torch.tensor(slopes, dtype=torch.float64)
+    derivatives = [derivative(problem, objective, RATES, one) for one in torch.eye(STEPS).double()]
+    expected_T = torch.tensor(derivatives, dtype=torch.float64)
     return float((grad_T - expected_T).abs().max() / expected_T.abs().max())
 
 
@@ -105,7 +105,7 @@ def test_gradients_of_pixels_and_labels_hold_with_learned_step_sizes(
     objective = descent()
     grad = problem.estimate(objective).grads[name]
     direction = torch.randn(grad.shape, generator=rng_for(0, "x"), dtype=torch.float64)
-    expected = slope(problem, objective, name, direction)
+    expected = derivative(problem, objective, name, direction)
     assert float((grad * direction).sum()) == pytest.approx(expected, rel=1e-6)
 
 
@@ -183,7 +183,7 @@ def test_one_step_is_what_a_hand_computes(differentiate: str) -> None:
     white = math.exp(-rate / 4) / (1 + math.exp(-rate / 4))
     assert found.loss == pytest.approx((math.log(2) + math.log1p(math.exp(-rate / 4))) / 2)
     of_rate = -white / 8
-    raw = of_rate * (1 - math.exp(-rate))  # the slope of a softplus whose value is the rate
+    raw = of_rate * (1 - math.exp(-rate))  # the derivative of a softplus whose value is the rate
     assert found.grads[RATES].tolist() == pytest.approx([raw])
 
 

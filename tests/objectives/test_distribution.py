@@ -23,7 +23,7 @@ from support.tiny import (
     distilled_of,
     double_distilled,
     double_networks,
-    spent_and_said,
+    spent_and_counted,
     toy_real,
 )
 from support.toy_runs import command, toy_sections
@@ -242,9 +242,9 @@ def test_gradients_of_pixels_and_labels_are_those_of_finite_differences(
             with torch.no_grad():
                 moved.parameters[name].add_(direction, alpha=size)
             losses.append(estimate(objective, moved).loss)
-        slope = (losses[0] - losses[1]) / 2e-6
-        assert float((grad * direction).sum()) == pytest.approx(slope, rel=1e-5)
-        assert abs(slope) > 1e-4
+        derivative = (losses[0] - losses[1]) / 2e-6
+        assert float((grad * direction).sum()) == pytest.approx(derivative, rel=1e-5)
+        assert abs(derivative) > 1e-4
 
 
 def test_gradients_under_hard_labels_are_those_of_finite_differences() -> None:
@@ -258,8 +258,8 @@ def test_gradients_under_hard_labels_are_those_of_finite_differences() -> None:
         with torch.no_grad():
             moved.parameters["canvas.trained_NCHW"].add_(direction, alpha=size)
         losses.append(estimate(objective, moved).loss)
-    slope = (losses[0] - losses[1]) / 2e-6
-    assert float((grad * direction).sum()) == pytest.approx(slope, rel=1e-5)
+    derivative = (losses[0] - losses[1]) / 2e-6
+    assert float((grad * direction).sum()) == pytest.approx(derivative, rel=1e-5)
 
 
 @STATISTICS
@@ -497,8 +497,8 @@ def test_the_network_gets_no_gradient() -> None:
 def test_work_is_what_the_counter_of_torch_counts(changes: dict[str, object]) -> None:
     # the counter cannot follow leaves into a network; flipped, they are none
     flipped = Augment(operations=["flip"])
-    spent, said = spent_and_said(distribution(augment=flipped, **changes))
-    assert said == pytest.approx(spent, rel=0.05)
+    spent, counted = spent_and_counted(distribution(augment=flipped, **changes))
+    assert counted == pytest.approx(spent, rel=0.05)
 
 
 @STATISTICS

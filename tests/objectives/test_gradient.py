@@ -21,7 +21,7 @@ from support.tiny import (
     double_distilled,
     double_networks,
     images_of,
-    spent_and_said,
+    spent_and_counted,
     toy_real,
 )
 from torch import Tensor, nn
@@ -135,9 +135,9 @@ def test_gradients_of_pixels_and_labels_are_those_of_finite_differences(
             with torch.no_grad():
                 moved.parameters[name].add_(direction, alpha=size)
             losses.append(estimate(objective, moved).loss)
-        slope = (losses[0] - losses[1]) / 2e-6
-        assert float((grads[name] * direction).sum()) == pytest.approx(slope, rel=1e-5)
-        assert abs(slope) > 1e-4
+        derivative = (losses[0] - losses[1]) / 2e-6
+        assert float((grads[name] * direction).sum()) == pytest.approx(derivative, rel=1e-5)
+        assert abs(derivative) > 1e-4
 
 
 def class_gradient(module: nn.Module, images_BCHW: Tensor, label: int) -> list[Tensor]:
@@ -302,5 +302,5 @@ def test_estimate_is_a_pure_function() -> None:
 
 @pytest.mark.parametrize("match_batch", [None, 2])
 def test_work_is_what_the_counter_of_torch_counts(match_batch: int | None) -> None:
-    spent, said = spent_and_said(gradient(match_batch=match_batch))
-    assert said == pytest.approx(spent, rel=0.1)
+    spent, counted = spent_and_counted(gradient(match_batch=match_batch))
+    assert counted == pytest.approx(spent, rel=0.1)

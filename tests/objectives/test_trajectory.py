@@ -130,8 +130,8 @@ def error(problem: Problem, objective: Trajectory, name: str, grad: Tensor) -> f
         with torch.no_grad():
             moved.parameters[name].add_(direction, alpha=size)
         losses.append(problem.estimate(objective, moved).loss)
-    slope = (losses[0] - losses[1]) / 2e-6
-    return abs(float((grad * direction).sum()) - slope) / abs(slope)
+    derivative = (losses[0] - losses[1]) / 2e-6
+    return abs(float((grad * direction).sum()) - derivative) / abs(derivative)
 
 
 @pytest.mark.parametrize("name", [PIXELS, CELLS, SIZE])

@@ -12,7 +12,7 @@ from distill_datasets.distilled import Distilled
 from distill_datasets.labels.learned import Learned
 from distill_datasets.networks.network import NetworkSource, Sampled
 from distill_datasets.objectives.objective import Estimate
-from distill_datasets.objectives.unrolled import Point, Unrolled
+from distill_datasets.objectives.unrolled import InnerState, Unrolled
 from distill_datasets.optimizers import Adam, Optimizer, State
 from distill_datasets.runtime.draws import Draw, draws
 
@@ -37,23 +37,23 @@ class CurvatureForgotten(Unrolled):
     """Takes the gradient of a step for independent of the weights it was computed at."""
 
     def _tracked_step(
-        self, distilled: Distilled, network: Sampled, point: Point, draw: Draw
-    ) -> Point:
-        images_BCHW, targets_BK = self._examples(distilled, point.step, draw)
-        leaf_P = point.weights_P.detach().requires_grad_()
+        self, distilled: Distilled, network: Sampled, inner: InnerState, draw: Draw
+    ) -> InnerState:
+        images_BCHW, targets_BK = self._examples(distilled, inner.step, draw)
+        leaf_P = inner.weights_P.detach().requires_grad_()
         loss = F.cross_entropy(network(leaf_P, images_BCHW), targets_BK)
         (grad_P,) = torch.autograd.grad(loss, leaf_P, create_graph=True)
-        after = self.optimizer.step(point.weights_P, point.state, grad_P, point.step + 1)
-        return Point(after[0], after[1], point.step + 1)
+        after = self.optimizer.step(inner.weights_P, inner.slots, grad_P, inner.step + 1)
+        return InnerState(*after, inner.step + 1)
 
 
 class StateReset(Unrolled):
     """Starts the window with the state of a new optimizer."""
 
     def _through_graph(
-        self, distilled: Distilled, network: Sampled, start: Point, real: RealData, draw: Draw
+        self, distilled: Distilled, network: Sampled, start: InnerState, real: RealData, draw: Draw
     ) -> Estimate:
-        fresh = start._replace(state=self.optimizer.start(start.weights_P))
+        fresh = start._replace(slots=self.optimizer.start(start.weights_P))
         return super()._through_graph(distilled, network, fresh, real, draw)
 
 

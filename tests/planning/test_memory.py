@@ -72,5 +72,5 @@ def test_the_graph_is_chosen_where_half_of_the_memory_holds_it(
 ) -> None:
     found = Footprint(graph, 1, device)
     assert found.choice == expected
-    said = dict(in_words(window(2, Sgd(lr=0.1)), found))["differentiate by"]
-    assert ("set distill.objective.differentiate: recompute" in said) == (expected == "recompute")
+    advice = dict(in_words(window(2, Sgd(lr=0.1)), found))["differentiate by"]
+    assert ("set distill.objective.differentiate: recompute" in advice) == (expected == "recompute")

@@ -173,8 +173,8 @@ def flops(work: Callable[[], object]) -> int:
     return counter.get_total_flops()
 
 
-def spent_and_said(objective: Objective) -> tuple[float, float]:
-    """What an estimate on twelve hard-labeled images of four classes costs, and is said to cost."""
+def spent_and_counted(objective: Objective) -> tuple[float, float]:
+    """What an estimate on twelve hard-labeled images of four classes costs, and `work` of it."""
     shape = Shape(3, 16, 16, 4)
     real, draw = toy_real(shape), LaneDraws(0, 0, 0)
     distilled = distilled_of(real, Pixels(ipc=3), Area())

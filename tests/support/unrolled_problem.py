@@ -67,7 +67,7 @@ class Problem:
     def estimate(self, objective: Unrolled, draw: LaneDraw | None = None) -> Estimate:
         return objective.estimate(self.distilled, self.networks, self.real, draw or Clock())
 
-    def slope(self, objective: Unrolled, name: str, direction: Tensor) -> float:
+    def derivative(self, objective: Unrolled, name: str, direction: Tensor) -> float:
         """The derivative of the loss along a direction of one parameter, without autograd."""
         losses = []
         for size in (PERTURBATION, -PERTURBATION):
@@ -79,13 +79,15 @@ class Problem:
         return (losses[0] - losses[1]) / (2 * PERTURBATION)
 
     def error(self, objective: Unrolled, name: str, grads: dict[str, Tensor]) -> float:
-        """How far `grads` is from the slope of `objective`, relative to it: the worst of two."""
+        """How far `grads` is from the derivative, relative to it: the worst of two directions."""
         errors = []
         for seed in range(2):
             rng = rng_for(seed, "direction")
             direction = torch.randn(grads[name].shape, generator=rng, dtype=torch.float64)
-            slope = self.slope(objective, name, direction)
-            errors.append(abs(float((grads[name] * direction).sum()) - slope) / abs(slope))
+            derivative = self.derivative(objective, name, direction)
+            errors.append(
+                abs(float((grads[name] * direction).sum()) - derivative) / abs(derivative)
+            )
         return max(errors)
 
 
