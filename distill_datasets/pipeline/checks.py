@@ -4,7 +4,9 @@ import json
 import logging
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,9 +22,59 @@ from distill_datasets.recipe import Recipe
 from distill_datasets.selection.selection import Selection
 from distill_datasets.soft_labels.ensemble import ensemble_problems
 from distill_datasets.stages.source import LoadedSource
+from distill_datasets.stages.squeeze import find_weights
 from distill_datasets.types import Shape
 
 logger = logging.getLogger("distill_datasets")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run reads, found before it starts.
+
+    Attributes:
+        source: what is distilled.
+        teaching: what teachers are trained on, where that is another source.
+        weights: the files of `squeeze.weights`.
+    """
+
+    source: SourceDataset
+    teaching: SourceDataset | None
+    weights: list[Path]
+
+
+def check_inputs(
+    recipe: Recipe,
+    own: Path,
+    output: Path | None,
+    dataset: Any,  # noqa: ANN401
+) -> Inputs:
+    """Find what a run reads, and refuse what it could not finish.
+
+    Args:
+        recipe: what shall be done.
+        own: the folder of its stages.
+        output: where the finished dataset shall be put; None is beside the stages.
+        dataset: the object to read instead of what `source.dataset` names.
+
+    Raises:
+        DistillError: a folder cannot be used, a source cannot be read, or a part does not fit it.
+    """
+    if output is not None:
+        check_output(output, recipe)
+    if dataset is None:
+        written = {"--runs": own} | ({} if output is None else {"--output": output})
+        check_outside(recipe.source.dataset, written)
+    source = open_source(recipe.source, dataset)
+    if output is not None:
+        check_source_of(output, source)
+    shape, names = source.peek()
+    check_parts(recipe, shape)
+    teaching = open_teaching(recipe)
+    check_teaching(teaching, shape, names)
+    weights = [] if recipe.squeeze is None else find_weights(recipe.squeeze, shape)
+    check_runs(own)
+    return Inputs(source, teaching, weights)
 
 
 def check_output(output: Path, recipe: Recipe) -> None:

@@ -15,9 +15,12 @@ from distill_datasets.export.content import STARTS, Content, DisplayPixels, View
 from distill_datasets.files.artifacts import fingerprint, sha256_tensors
 from distill_datasets.media.image import to_bytes
 from distill_datasets.models.layers import AvgPool2d
+from distill_datasets.networks.network import NetworkSource
 from distill_datasets.objectives.objective import Objective
 from distill_datasets.recipe import Recipe
+from distill_datasets.runtime.draws import draws
 from distill_datasets.stages.source import LoadedSource
+from distill_datasets.stages.squeeze import SqueezedFolder
 
 _PLAIN = {nn.AvgPool2d, nn.Conv2d, nn.Flatten, nn.GroupNorm, nn.Linear, nn.MaxPool2d, nn.ReLU}
 _PLAIN |= {AvgPool2d}
@@ -76,6 +79,26 @@ def publishable(
             else _trained(section.objective, section.canvas, distilled)
         ),
     )
+
+
+def student_starts(
+    recipe: Recipe, source: LoadedSource, teachers: SqueezedFolder | None, device: torch.device
+) -> Tensor | None:
+    """The weights (S, P) that students start from: student s takes row s modulo S.
+
+    One row where all students start from the same; None where they draw their own.
+    """
+    if recipe.evaluate.start == "fresh":
+        return None
+    networks = recipe.distill.networks.build(source.real.shape, device, teachers)
+    assert isinstance(networks, NetworkSource), "networks with `has_start` are drawn"
+    rows = list[Tensor]()
+    for student in range(recipe.evaluate.students):
+        start_P = networks.start(student, draws(recipe.seed, "distill"))
+        assert start_P is not None, "networks with `has_start` give one"
+        rows.append(start_P.cpu())
+    one = all(torch.equal(row, rows[0]) for row in rows)
+    return torch.stack(rows[:1] if one else rows)
 
 
 @torch.no_grad()

@@ -1,35 +1,21 @@
 """From a recipe to a finished dataset: the stages in order, each done at most once."""
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate.utils import broadcast_object_list
-from torch import Tensor
 
-from distill_datasets.data.source import open_source
 from distill_datasets.distilled import Distilled, Recovered
 from distill_datasets.evaluation.evaluate import run_evaluate
+from distill_datasets.export.content import Content
 from distill_datasets.export.folder import MANIFEST, read_manifest, write_dataset
 from distill_datasets.files.artifacts import fingerprint
 from distill_datasets.hub.pinned import library_bars
-from distill_datasets.networks.network import NetworkSource
-from distill_datasets.pipeline.checks import (
-    check_output,
-    check_outside,
-    check_parts,
-    check_rows,
-    check_rows_of,
-    check_runs,
-    check_source_of,
-    check_teaching,
-    open_teaching,
-)
-from distill_datasets.pipeline.content import digest, publishable
+from distill_datasets.pipeline.checks import Inputs, check_inputs, check_rows, check_rows_of
+from distill_datasets.pipeline.content import digest, publishable, student_starts
 from distill_datasets.recipe import Recipe
-from distill_datasets.runtime.draws import draws
 from distill_datasets.runtime.processes import Run, Runtime
 from distill_datasets.soft_labels.replay import Pictures
 from distill_datasets.stages.blocks import run_blocks
@@ -37,7 +23,7 @@ from distill_datasets.stages.class_statistics import run_statistics
 from distill_datasets.stages.distill import run_distill
 from distill_datasets.stages.relabel import RelabelFolder, run_relabel
 from distill_datasets.stages.source import LoadedSource, load_source
-from distill_datasets.stages.squeeze import SqueezedFolder, find_weights, run_squeeze
+from distill_datasets.stages.squeeze import SqueezedFolder, run_squeeze
 
 logger = logging.getLogger("distill_datasets")
 
@@ -85,73 +71,37 @@ def run(
     Raises:
         DistillError: one of its kinds, with a message for the user.
     """
-    runs = Path(runs)
+    runs, output = Path(runs), None if output is None else Path(output)
     own = runs / recipe.name
-    output = None if output is None else Path(output)
-    if output is not None:
-        check_output(output, recipe)
-    if dataset is None:
-        written = {"--runs": own} | ({} if output is None else {"--output": output})
-        check_outside(recipe.source.dataset, written)
     with library_bars(shown=not quiet):
-        opened = open_source(recipe.source, dataset)
-        if output is not None:
-            check_source_of(output, opened)
-        shape, names = opened.peek()
-        check_parts(recipe, shape)
-        teaching = open_teaching(recipe)
-        check_teaching(teaching, shape, names)
-        files = [] if recipe.squeeze is None else find_weights(recipe.squeeze, shape)
-    check_runs(own)
+        inputs = check_inputs(recipe, own, output, dataset)
     runtime = Runtime(trackers, str(own / "logs"))
     this = Run(recipe.seed, own, runtime, shown=not quiet)
     runtime.accelerator.init_trackers(recipe.name)
     with runtime.reproducible(), library_bars(shown=not quiet):
-        beside = replace(this, folder=runs)
-        source = load_source(opened, beside)
+        source = load_source(inputs.source, this.beside)
         check_rows(recipe, source)
-        squeezed = None
-        if recipe.squeeze is not None:
-            taught = source if teaching is None else load_source(teaching, beside)
-            squeezed = run_squeeze(recipe.squeeze, taught, this, files=files)
-            if recipe.distill.objective.needs.class_statistics:
-                squeezed = run_statistics(squeezed, source, this)
-        starts_SP = starts(recipe, source, squeezed, runtime.device)
-        distilled, folder = distill(recipe, source, squeezed, this)
-        relabeled = relabel(recipe, source, distilled, squeezed, this)
-        views = None if relabeled is None else relabeled.published()
-        content = publishable(recipe, distilled, source, runtime.device, starts_SP, views)
-        deciding = [digest(content), source.fingerprint, content.environment]
-        deciding += [] if relabeled is None else [relabeled.folder.name]
-        # hosts may differ in what `environment` says; all look for the main process's folder
-        (measured,) = broadcast_object_list([fingerprint(deciding)])
-        identity = fingerprint([VERSION, recipe.sha256(), measured])
-        exported = own / f"export-{identity}"
-        if runtime.is_main and not (exported / MANIFEST).exists():
-            write_dataset(exported, content, None)
-        runtime.wait()
-        results = run_evaluate(
-            recipe.evaluate,
-            exported,
-            source.real,
-            this,
-            identity=measured,
-            pixels=read_manifest(exported)["budget"]["pixels"],
-            attack=content.attack,
-            relabel=recipe.relabel,
-            squeezed=squeezed,
-        )
-        finished = output or own / f"dataset-{identity}"
-        check_rows_of(finished, exported)
-        if runtime.is_main:
-            if not (finished / MANIFEST).exists():
-                write_dataset(finished, content, results, exported)
-            runtime.accelerator.log(
-                {f"accuracy/{row['from']}": row["accuracy"]["mean"] for row in results}
-            )
-        runtime.wait()
+        teachers = squeeze(recipe, inputs, source, this)
+        distilled, stage = distill(recipe, source, teachers, this)
+        relabeled = relabel(recipe, source, distilled, teachers, this)
+        exported = export(recipe, source, teachers, distilled, relabeled, this)
+        results = evaluate(recipe, source, teachers, exported, this)
+        finished = finish(exported, results, output, this)
     runtime.accelerator.end_training()
-    return Outcome(finished, folder / "previews", read_manifest(finished))
+    return Outcome(finished, stage / "previews", read_manifest(finished))
+
+
+def squeeze(
+    recipe: Recipe, inputs: Inputs, source: LoadedSource, this: Run
+) -> SqueezedFolder | None:
+    """Train the teachers, on `squeeze.source` where it is given; None when nobody asks for any."""
+    if recipe.squeeze is None:
+        return None
+    taught = source if inputs.teaching is None else load_source(inputs.teaching, this.beside)
+    squeezed = run_squeeze(recipe.squeeze, taught, this, files=inputs.weights)
+    if recipe.distill.objective.needs.class_statistics:
+        return run_statistics(squeezed, source, this)
+    return squeezed
 
 
 def distill(
@@ -185,21 +135,79 @@ def relabel(
     return run_relabel(recipe.relabel, pictures, squeezed, this)
 
 
-def starts(
-    recipe: Recipe, source: LoadedSource, squeezed: SqueezedFolder | None, device: torch.device
-) -> Tensor | None:
-    """The weights (S, P) that students start from: student s takes row s modulo S.
+@dataclass(frozen=True)
+class Exported:
+    """What was distilled, as a folder that is not measured yet.
 
-    One row where all students start from the same; None where they draw their own.
+    Attributes:
+        folder: where it lies.
+        content: what is in it.
+        measured: a fingerprint of rows, source and packages, which decide the results.
+        identity: a fingerprint of these and of the recipe.
     """
-    if recipe.evaluate.start == "fresh":
-        return None
-    networks = recipe.distill.networks.build(source.real.shape, device, squeezed)
-    assert isinstance(networks, NetworkSource), "networks with `has_start` are drawn"
-    rows = list[Tensor]()
-    for student in range(recipe.evaluate.students):
-        start_P = networks.start(student, draws(recipe.seed, "distill"))
-        assert start_P is not None, "networks with `has_start` give one"
-        rows.append(start_P.cpu())
-    one = all(torch.equal(row, rows[0]) for row in rows)
-    return torch.stack(rows[:1] if one else rows)
+
+    folder: Path
+    content: Content
+    measured: str
+    identity: str
+
+
+def export(
+    recipe: Recipe,
+    source: LoadedSource,
+    teachers: SqueezedFolder | None,
+    distilled: Distilled | Recovered,
+    relabeled: RelabelFolder | None,
+    this: Run,
+) -> Exported:
+    """Write what was distilled in the published layout, without results."""
+    starts_SP = student_starts(recipe, source, teachers, this.runtime.device)
+    views = None if relabeled is None else relabeled.published()
+    content = publishable(recipe, distilled, source, this.runtime.device, starts_SP, views)
+    deciding = [digest(content), source.fingerprint, content.environment]
+    deciding += [] if relabeled is None else [relabeled.folder.name]
+    # hosts may differ in what `environment` says; all look for the main process's folder
+    (measured,) = broadcast_object_list([fingerprint(deciding)])
+    identity = fingerprint([VERSION, recipe.sha256(), measured])
+    folder = this.folder / f"export-{identity}"
+    if this.runtime.is_main and not (folder / MANIFEST).exists():
+        write_dataset(folder, content, None)
+    this.runtime.wait()
+    return Exported(folder, content, measured, identity)
+
+
+def evaluate(
+    recipe: Recipe,
+    source: LoadedSource,
+    teachers: SqueezedFolder | None,
+    exported: Exported,
+    this: Run,
+) -> list[dict[str, Any]]:
+    """Train students on what `load_dataset` returns of the exported folder: rows of results."""
+    return run_evaluate(
+        recipe.evaluate,
+        exported.folder,
+        source.real,
+        this,
+        identity=exported.measured,
+        pixels=read_manifest(exported.folder)["budget"]["pixels"],
+        attack=exported.content.attack,
+        relabel=recipe.relabel,
+        squeezed=teachers,
+    )
+
+
+def finish(
+    exported: Exported, results: list[dict[str, Any]], output: Path | None, this: Run
+) -> Path:
+    """Write the dataset with its results; a folder that holds them already is left as it is."""
+    finished = output or this.folder / f"dataset-{exported.identity}"
+    check_rows_of(finished, exported.folder)
+    if this.runtime.is_main:
+        if not (finished / MANIFEST).exists():
+            write_dataset(finished, exported.content, results, exported.folder)
+        this.runtime.accelerator.log(
+            {f"accuracy/{row['from']}": row["accuracy"]["mean"] for row in results}
+        )
+    this.runtime.wait()
+    return finished

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -223,6 +223,11 @@ class Run:
     folder: Path
     runtime: Runtime
     shown: bool = True
+
+    @property
+    def beside(self) -> Run:
+        """The same run in the folder of all recipes, for stages that they share."""
+        return replace(self, folder=self.folder.parent)
 
     def bar(self, stage: str, total: int) -> AbstractContextManager[Bar]:
         """The progress bar of a stage of so many steps."""
