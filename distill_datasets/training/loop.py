@@ -179,6 +179,7 @@ class SupervisedTraining:
                 self.average.follow()
             self.steps_done = step + 1
             last = self.steps_done == until
+            # a loss that is not finite stays so, so that a look now and then finds it too
             if (last or step % CHECKED == 0) and not bool(loss.isfinite()):
                 raise DistillError(
                     f"a network's training loss is {loss.item()} at step {step}; lower its "

@@ -143,7 +143,8 @@ def train_student(
         if checkpoint is not None and checkpoint.is_due:
             checkpoint.write(training.state(), training.steps_done)
 
-    training.train(training.alone(_chunk(module)), steps, between_passes=save)
+    gradient = training.alone(_chunk(module, min(settings.batch, examples.count)))
+    training.train(gradient, steps, between_passes=save)
     if training.average is not None:
         training.average.put()
     return module
@@ -160,8 +161,8 @@ def pace(settings: Student, step: int, steps: int, per_pass: int) -> float:
     return rate(settings.schedule, step - step % per_pass, steps, rising, settings.smoothing)
 
 
-def _chunk(module: nn.Module) -> int | None:
-    """Examples that are differentiated at once; None takes a batch whole.
+def _chunk(module: nn.Module, batch: int) -> int:
+    """Examples that are differentiated at once, of a batch of so many.
 
     On a CPU a chunk stays in the cache and no block of memory is too large for the allocator to
     keep: half of the time of a ConvNet student of 100 images. Networks that look at the batch as a
@@ -169,7 +170,7 @@ def _chunk(module: nn.Module) -> int | None:
     """
     on_cpu = next(module.parameters()).device.type == "cpu"
     whole = any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in module.modules())
-    return CPU_CHUNK if on_cpu and not whole else None
+    return CPU_CHUNK if on_cpu and not whole else batch
 
 
 def _start_from(module: nn.Module, start_P: Tensor) -> None:
