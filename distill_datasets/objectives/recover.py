@@ -76,16 +76,17 @@ def matching_terms(
 
     Source: SRe2L (arXiv:2306.13092), equations 5 and 6 with the weights of its program.
     """
-    seen = probe(images_BCHW, precision)
-    apart = images_BCHW.new_zeros(())
+    forward = probe(images_BCHW, precision)
+    total = images_BCHW.new_zeros(())
     for standard in wanted:
-        for layer, (ours, theirs) in enumerate(zip(seen.moments, standard, strict=True)):
+        for layer, (ours, theirs) in enumerate(zip(forward.moments, standard, strict=True)):
             if ours is None:
                 continue
-            off = torch.linalg.vector_norm(theirs.var_C - ours.var_C)
-            off = off + torch.linalg.vector_norm(theirs.mean_C - ours.mean_C)
-            apart = apart + (off if layer else first_weight * off)
-    return Terms(F.cross_entropy(seen.logits_BK, targets_BK), apart / len(wanted))
+            # |v - s| + |m - mu|
+            distance = torch.linalg.vector_norm(theirs.var_C - ours.var_C)
+            distance = distance + torch.linalg.vector_norm(theirs.mean_C - ours.mean_C)
+            total = total + (distance if layer else first_weight * distance)
+    return Terms(F.cross_entropy(forward.logits_BK, targets_BK), total / len(wanted))
 
 
 class Matched:
@@ -102,6 +103,7 @@ class Matched:
                     f"distill.objective.targets: {standard!r} needs teachers with "
                     "statistics of every class; use distill.networks: teachers"
                 )
+            # the channels of all layers side by side: one lookup by class for every layer
             self._class_KT = Moments(
                 torch.cat(teacher.class_mean, dim=1), torch.cat(teacher.class_var, dim=1)
             )
@@ -125,6 +127,7 @@ class Matched:
 
         The variance is that within the classes and that between their means.
         """
+        # law of total variance: Var = E[Var of a class] + Var of the classes' means
         mean_BT = class_KT.mean_C[label_B]
         mean_T = mean_BT.mean(dim=0)
         var_T = class_KT.var_C[label_B].mean(dim=0) + (mean_BT - mean_T).square().mean(dim=0)
@@ -220,7 +223,6 @@ class Recover(Objective):
         asked = {"all": None, "in_turn": 1, "drawn": self.drawn}[self.teachers]
         return Needs(
             networks="teachers",
-            offers=frozenset({"batch_norm"}),
             asked=asked,
             class_statistics=self.targets != "global",
         )
@@ -267,11 +269,9 @@ class Recover(Objective):
     def estimate(
         self, distilled: Distilled, networks: Teachers, real: RealData, draw: LaneDraw
     ) -> Estimate:
-        """The loss of the whole block in one shared view, and its gradient in the pixels."""
-        return self.pull(distilled, networks, draw)
+        """The loss of the whole block in one shared view, and its gradient in the pixels.
 
-    def pull(self, distilled: Distilled, teachers: Teachers, draw: LaneDraw) -> Estimate:
-        """`estimate`, which does not need the real images themselves.
+        The real images themselves are not needed.
 
         Source: SRe2L (arXiv:2306.13092), equation 4; several teachers as in CV-DD.
         """
@@ -283,10 +283,11 @@ class Recover(Objective):
             crop = crop.model_copy(update={"smallest": least})
         size = (images_BCHW.shape[2], images_BCHW.shape[3])
         view = draw_view(crop, self.flip, self.roll, size, draw("view"))
-        viewed_BCHW, asked = view(images_BCHW), self._asked(teachers, draw)
+        viewed_BCHW, asked = view(images_BCHW), self._asked(networks, draw)
+        # in two parts: the networks back to the view, where they are compiled, then the view back
         leaf_BCHW = viewed_BCHW.detach().requires_grad_()
-        with self._one_compiles(teachers, asked):
-            loss, terms = self._loss(leaf_BCHW, targets_BK, teachers, asked)
+        with self._one_compiles(networks, asked):
+            loss, terms = self._loss(leaf_BCHW, targets_BK, networks, asked)
             loss.backward()  # type: ignore[no-untyped-call]
         grads = torch.autograd.grad(viewed_BCHW, parameters, leaf_BCHW.grad)
         number, *parts = torch.stack([loss, *terms]).tolist()  # waits for the device once
@@ -323,7 +324,7 @@ class Recover(Objective):
         asked: list[int],
         compiled: bool = True,
     ) -> tuple[Tensor, Terms]:
-        """The loss, and its parts before `bn_weight`: means over teachers by their weights."""
+        """The loss sum_t w_t (CE_t + b_t BN_t) / sum_t w_t, and the means of CE and BN alike."""
         refuse(self.problems(Context(teachers=len(teachers.members))))
         weights = [1.0 if self.weights is None else self.weights[place] for place in asked]
         matched = self._matched(teachers)
@@ -354,6 +355,7 @@ class Recover(Objective):
 
         Beyond so many graphs of one function torch would go on without compiling, to other bits.
         """
+        # `kept` is of this thread alone; the lock is shared, and held for a first step only
         known: set[int] = teachers.kept.__dict__.setdefault("compiled", set())
         if not self.compile or known.issuperset(asked):
             yield

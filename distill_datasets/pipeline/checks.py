@@ -12,6 +12,7 @@ import torch
 
 from distill_datasets.data.opening import locate
 from distill_datasets.data.provenance import Provenance
+from distill_datasets.data.real import RealData
 from distill_datasets.data.source import SourceDataset, open_source
 from distill_datasets.errors import ArtifactError, RecipeError, refuse
 from distill_datasets.export.content import sibling_of
@@ -21,6 +22,7 @@ from distill_datasets.objectives.objective import Context
 from distill_datasets.recipe import Recipe
 from distill_datasets.selection.selection import Selection
 from distill_datasets.soft_labels.ensemble import ensemble_problems
+from distill_datasets.stages.distill import Distill
 from distill_datasets.stages.source import LoadedSource
 from distill_datasets.stages.squeeze import find_weights
 from distill_datasets.types import Shape
@@ -193,7 +195,7 @@ def part_problems(recipe: Recipe, shape: Shape) -> Iterator[str]:
 
 
 def _raised(check: Callable[[], object]) -> Iterator[str]:
-    """The problem that a check raises, if it does."""
+    """The problem that is raised where a canvas is laid out or a network built: the only check."""
     try:
         check()
     except RecipeError as error:
@@ -236,14 +238,20 @@ def check_teaching(teaching: SourceDataset | None, expected: Shape, names: list[
 
 
 def check_rows(recipe: Recipe, source: LoadedSource) -> None:
-    """Refuse what only the rows tell: too few for a batch, or an order without room for a class."""
-    rows = len(source.real.train.labels_N)
-    wanted = recipe.distill.objective.needs.real_rows
+    """Refuse what only the rows show: too few for a batch, an order without room for a class.
+
+    Raises:
+        RecipeError: lists every problem.
+    """
+    refuse(row_problems(recipe.distill, source.real))
+
+
+def row_problems(settings: Distill, real: RealData) -> Iterator[str]:
+    """What of a recipe does not fit the rows of its source."""
+    rows, wanted = len(real.train.labels_N), settings.objective.needs.real_rows
     if wanted > rows:
-        raise RecipeError(
+        yield (
             f"distill.objective: asks for {wanted} real images at once and the training split has "
             f"{rows}; lower distill.objective.real_batch to at most {rows}"
         )
-    labels, canvas = recipe.distill.labels, recipe.distill.canvas
-    for problem in labels.problems(canvas, source.real.shape, source.real):
-        raise RecipeError(problem)
+    yield from settings.labels.problems(settings.canvas, real.shape, real)

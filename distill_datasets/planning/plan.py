@@ -45,7 +45,7 @@ class Plan:
     costs: Lines
 
 
-class Expected(NamedTuple):
+class SourceSummary(NamedTuple):
     """What is known of a source before it is read; how many rows it has only where one says so."""
 
     name: str
@@ -92,7 +92,7 @@ def plan(
     Raises:
         DistillError: whatever `run` would refuse before its first stage.
     """
-    source = expected_source(recipe, dataset)
+    source = source_summary(recipe, dataset)
     shape = source.shape
     size = recipe.distill.canvas.size(shape)
     network = drawn_network(recipe)
@@ -111,7 +111,7 @@ def plan(
     )
 
 
-def expected_source(recipe: Recipe, dataset: Any) -> Expected:  # noqa: ANN401
+def source_summary(recipe: Recipe, dataset: Any) -> SourceSummary:  # noqa: ANN401
     """Look at a few rows of the source, or at what the recipe says of it, and check all parts.
 
     Raises:
@@ -121,7 +121,7 @@ def expected_source(recipe: Recipe, dataset: Any) -> Expected:  # noqa: ANN401
     if settings.expected is not None and dataset is None:
         shape = settings.expected_shape()
         check_parts(recipe, shape)
-        return Expected(settings.dataset, settings.revision, shape, settings.expected.rows)
+        return SourceSummary(settings.dataset, settings.revision, shape, settings.expected.rows)
     try:
         source = open_source(settings, dataset)
     except DataError as error:
@@ -134,7 +134,7 @@ def expected_source(recipe: Recipe, dataset: Any) -> Expected:  # noqa: ANN401
     shape, names = source.peek()
     check_parts(recipe, shape)
     check_teaching(open_teaching(recipe), shape, names)
-    return Expected(source.name, source.revision, shape, None)
+    return SourceSummary(source.name, source.revision, shape, None)
 
 
 def drawn_network(recipe: Recipe) -> Architecture:
@@ -176,7 +176,7 @@ def work_of(recipe: Recipe, shape: Shape, examples: int) -> Work:
 
 
 def _stages(
-    recipe: Recipe, source: Expected, examples: int, work: Work
+    recipe: Recipe, source: SourceSummary, examples: int, work: Work
 ) -> Iterator[tuple[str, str]]:
     shape = source.shape
     at = f" at {source.revision[:12]}" if source.revision else ""

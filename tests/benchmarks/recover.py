@@ -110,7 +110,7 @@ def ours(fields: dict[str, object], images: int, side: int, device: torch.device
     def step() -> None:
         nonlocal done
         draw = LaneDraws(0, done, 0, 1000)
-        (pixels.grad,) = settings.pull(distilled, teachers, draw).grads.values()
+        (pixels.grad,) = settings.estimate(distilled, teachers, None, draw).grads.values()
         rule.step()
         distilled.project()
         done += 1
@@ -129,7 +129,7 @@ def check() -> dict[str, float]:
     loss = loss_of(shown, labels)
     (expected,) = torch.autograd.grad(loss, pixels)
     settings = Recover(bn_weight=BN_WEIGHT, crop=None, flip=False, roll=0)
-    found = settings.pull(distilled, teachers, LaneDraws(0, 0, 0, 1))
+    found = settings.estimate(distilled, teachers, None, LaneDraws(0, 0, 0, 1))
     (got,) = found.grads.values()
     return {
         "loss": abs(found.loss - loss.item()) / abs(loss.item()),

@@ -242,20 +242,20 @@ def test_a_block_goes_on_inside_from_its_own_state(
     def second_step(objective: Recover, *arguments: Any) -> Any:  # noqa: ANN401
         if arguments[-1].step == 2:
             raise Killed
-        return pull(objective, *arguments)
+        return estimate(objective, *arguments)
 
-    pull = Recover.pull
+    estimate = Recover.estimate
     with monkeypatch.context() as patch:
-        patch.setattr(Recover, "pull", second_step)
+        patch.setattr(Recover, "estimate", second_step)
         with pytest.raises(Killed):
             run(settings(RECOVER), tmp_path)
     steps = []
 
     def noted(objective: Recover, *arguments: Any) -> Any:  # noqa: ANN401
         steps.append(arguments[-1].step)
-        return pull(objective, *arguments)
+        return estimate(objective, *arguments)
 
-    monkeypatch.setattr(Recover, "pull", noted)
+    monkeypatch.setattr(Recover, "estimate", noted)
     run(settings(RECOVER), tmp_path)
     assert len(steps) < 9 and 2 in steps
     assert bits(tmp_path) == alone["recover"]
