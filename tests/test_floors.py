@@ -270,6 +270,8 @@ def test_the_command_line_imports_nothing_slow_before_a_verb_needs_it() -> None:
         "errors",
         "cli",
         "cli.lazy_imports",
+        "cli.run",
+        "cli.share",
         "runtime",
         "runtime.launch",
         "__main__",

@@ -57,7 +57,7 @@ class Expected(Section):
 
     classes: int = Field(ge=2, description="number of classes that are distilled")
     rows: int = Field(gt=0, description="training images")
-    channels: Channels = 3
+    channels: Channels = Field(default=3, description="1 is gray, 3 is color")
     side: int | None = Field(
         default=None, gt=0, description="height and width in pixels; null: source.resolution"
     )
@@ -84,7 +84,9 @@ class Source(Section):
     resolution: int | None = Field(
         default=None, gt=0, description="side in pixels; None keeps the images' own size"
     )
-    channels: Literal["auto", "gray", "rgb"] = "auto"
+    channels: Literal["auto", "gray", "rgb"] = Field(
+        default="auto", description="auto keeps those of the images, which then have to agree"
+    )
     classes: list[str | int] | None = Field(
         default=None, description="names or integers of the classes to keep, in the new order"
     )
@@ -106,7 +108,9 @@ class Source(Section):
         description="add the log share of its training images to every class's logit in losses on "
         "uniformly drawn real images (balanced softmax)",
     )
-    normalization: Kind = "mean_std"
+    normalization: Kind = Field(
+        default="mean_std", description="of what a student sees: each channel, or whitened (zca)"
+    )
     zca_regularization: float = Field(
         default=0.1, ge=0, description="share of the mean eigenvalue added to each eigenvalue"
     )

@@ -49,7 +49,7 @@ OPTIONS = {
     },
     "plan": {"--profile", "--skip-bad-rows", "--flops-per-second", "--probe"},
     "check": {"--profile", "--skip-bad-rows"},
-    "list": set(),
+    "list": {"--keys"},
     "publish": {"--private", "--public", "--tag", "--message", "--allow-license"},
 }
 
@@ -166,7 +166,7 @@ def loaded():
     return {SLOW} & {{name.partition(".")[0] for name in sys.modules}}
 
 folder = Path(sys.argv[1])
-recipes = sorted(folder.glob("*.yaml"))
+recipes = sorted(folder.rglob("*.yaml"))
 assert len(recipes) > 50
 for recipe in recipes:
     assert answer("check", recipe) == 0
@@ -232,6 +232,24 @@ def test_list_shows_every_built_in_part_with_its_paper() -> None:
         for name in table:
             assert f"{axis} {name} " in out
             assert load(axis, name).paper.split()[0] in out
+
+
+def test_the_file_of_all_keys_is_what_is_printed() -> None:
+    from distill_datasets.cli.keys import keys_of
+    from distill_datasets.recipe import Recipe
+
+    file = REPOSITORY / "distill_datasets" / "cli" / "KEYS.md"
+    assert file.read_text(encoding="utf-8") == keys_of(Recipe, BUILT_IN)
+
+
+def test_list_prints_every_key_with_type_default_and_meaning() -> None:
+    out = command("list", "--keys").out
+    assert "| `limit` | integer or null, > 0 | `null` | rows drawn from each split |" in out
+    assert "| `canvas` | a part of canvases | required |" in out
+    for axis, table in BUILT_IN.items():
+        assert f"## Axis: {axis}\n" in out
+        for name in table:
+            assert f"### `{name}`\n" in out
 
 
 # runs
@@ -525,7 +543,7 @@ def test_a_process_that_only_lost_another_says_so_in_one_line(here: Path) -> Non
 
 def test_errors_of_several_processes_are_told_with_their_exit_code(here: Path) -> None:
     ended = Ended(2, {"set steps": 0, "row [9]": 1})
-    with mock.patch("distill_datasets.cli.start", return_value=ended) as started:
+    with mock.patch("distill_datasets.cli.run.start", return_value=ended) as started:
         answer = command("run", "../toy.yaml", "--processes", "2")
     assert answer == Answer(2, "", "error: set steps\n[process 1] error: row [9]\n")
     line = ["run", "../toy.yaml", "--processes", "2"]
@@ -533,12 +551,12 @@ def test_errors_of_several_processes_are_told_with_their_exit_code(here: Path) -
 
 
 def test_several_processes_that_end_well_print_for_themselves(here: Path) -> None:
-    with mock.patch("distill_datasets.cli.start", return_value=Ended(0, {})):
+    with mock.patch("distill_datasets.cli.run.start", return_value=Ended(0, {})):
         assert command("run", "../toy.yaml", "--processes", "2") == Answer(0, "", "")
 
 
 def test_several_processes_are_interrupted_with_one_word(here: Path) -> None:
-    with mock.patch("distill_datasets.cli.start", side_effect=KeyboardInterrupt):
+    with mock.patch("distill_datasets.cli.run.start", side_effect=KeyboardInterrupt):
         answer = command("run", "../toy.yaml", "--processes", "2")
     told = "error: interrupted; the same command resumes where it stopped\n"
     assert answer == Answer(130, "", told)

@@ -1,0 +1,254 @@
+"""The verbs around a recipe: run, plan, check and list.
+
+torch and datasets take seconds to import, so nothing here imports them before a verb needs them.
+"""
+
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from distill_datasets.cli.lazy_imports import put_off
+from distill_datasets.errors import DistillError
+from distill_datasets.runtime.launch import is_main_process, processes_to_start, start
+
+if TYPE_CHECKING:
+    from distill_datasets.pipeline.run import Outcome
+    from distill_datasets.recipe import Recipe
+
+
+class Interrupted(DistillError):
+    """The user pressed Ctrl-C."""
+
+    exit_code = 130
+
+
+SLOW = (
+    *("numpy", "torch", "torch.nn", "torch.nn.functional"),
+    *("torchvision", "torchvision.models"),
+    *("accelerate", "accelerate.utils"),
+    *("safetensors", "safetensors.torch"),
+)
+"""What the modules of a recipe import and use only to compute."""
+
+RecipeArgument = Annotated[Path, typer.Argument(help="A YAML recipe.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[SECTION.KEY=VALUE]...",
+        help="Values that win over the recipe's, for example distill.steps=500.",
+        show_default=False,
+    ),
+]
+SkipBadRows = Annotated[
+    bool, typer.Option("--skip-bad-rows", help="Leave unusable source rows out, and list them.")
+]
+
+Profile = Annotated[
+    str | None,
+    typer.Option(
+        help="One of the recipe's profiles, for example cpu: a setting for two cores.",
+        show_default=False,
+    ),
+]
+
+
+def run(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    profile: Profile = None,
+    runs: Annotated[Path, typer.Option(help="Folder of all runs; resuming looks here.")] = Path(
+        "runs"
+    ),
+    output: Annotated[
+        Path | None,
+        typer.Option(help="New folder for the finished dataset; default: inside --runs."),
+    ] = None,
+    track: Annotated[
+        list[str] | None,
+        typer.Option(help="Log to a tracker of Accelerate: tensorboard, trackio, wandb, ..."),
+    ] = None,
+    processes: Annotated[
+        int | None,
+        typer.Option(help="Processes on this machine that share the work.", show_default=False),
+    ] = None,
+    skip_bad_rows: SkipBadRows = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress, only the result.")] = False,
+) -> None:
+    """Distill, measure and write a dataset. Run again to resume: finished work is kept.
+
+    Several processes share the lanes of an outer step and the students: [bold]--processes N[/bold]
+    on one machine, [bold]accelerate launch -m distill_datasets run RECIPE[/bold] on several.
+    """
+    loaded = _load(recipe, overrides, profile, skip_bad_rows)
+    if dry_run:
+        _print_plan(loaded)
+        return
+    count = processes_to_start(processes)
+    try:
+        if count > 1:
+            _run_in(count)
+            return
+        _log_to_stderr(quiet)
+        from distill_datasets.pipeline.run import run as run_recipe
+
+        outcome = run_recipe(loaded, runs=runs, output=output, quiet=quiet, trackers=track)
+    except KeyboardInterrupt as error:  # typer would exit without a word
+        raise Interrupted("interrupted; the same command resumes where it stopped") from error
+    if is_main_process():
+        _print_outcome(outcome)
+
+
+def plan(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    profile: Profile = None,
+    skip_bad_rows: SkipBadRows = False,
+    flops_per_second: Annotated[
+        float | None,
+        typer.Option(min=1.0, help="Of one GPU, for hours on 1, 8 and 64; for example 2e13."),
+    ] = None,
+    probe: Annotated[
+        bool,
+        typer.Option("--probe", help="Measure that here, and the memory of an unrolled window."),
+    ] = False,
+) -> None:
+    """Print stages, parts, sizes and work of a recipe; reads a few rows and trains nothing.
+
+    With source.expected in the recipe nothing is read, and the dataset need not be there.
+    """
+    loaded = _load(recipe, overrides, profile, skip_bad_rows)
+    _print_plan(loaded, flops_per_second, probe)
+
+
+def check(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    profile: Profile = None,
+    skip_bad_rows: SkipBadRows = False,
+) -> None:
+    """Validate a recipe without reading its data; lists every problem at once.
+
+    Problems between sections show when each section by itself has none.
+    """
+    with put_off(*SLOW):
+        loaded = _load(recipe, overrides, profile, skip_bad_rows)
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"{recipe}: valid, sha256 {loaded.sha256()[:12]}", markup=False)
+
+
+def list_parts(
+    keys: Annotated[
+        bool,
+        typer.Option("--keys", help="Every key of a recipe instead: type, default, meaning."),
+    ] = False,
+) -> None:
+    """Show every part that a recipe can name, with its paper."""
+    from distill_datasets.config import BUILT_IN, load, names
+
+    if keys:
+        from distill_datasets.cli.keys import keys_of
+        from distill_datasets.recipe import Recipe
+
+        typer.echo(keys_of(Recipe, {axis: names(axis) for axis in BUILT_IN}), nl=False)
+        return
+    table = Table("axis", "name", "what", "paper", box=None, header_style="bold")
+    with put_off(*SLOW):
+        for axis in BUILT_IN:
+            for name in sorted(names(axis)):
+                cls = load(axis, name)
+                what = (cls.__doc__ or "").strip().partition("\n")[0]
+                table.add_row(axis, name, escape(what), escape(cls.paper))
+    Console().print(table)
+
+
+def _load(
+    path: Path, overrides: list[str] | None, profile: str | None, skip_bad_rows: bool
+) -> "Recipe":
+    from distill_datasets.recipe import load_recipe
+
+    extra = ["source.skip_bad_rows=true"] if skip_bad_rows else []
+    return load_recipe(path, [*(overrides or []), *extra], profile)
+
+
+def _run_in(processes: int) -> None:
+    """Run this command line in several processes, and exit as they do if they fail."""
+    try:
+        ended = start(processes, [sys.executable, "-m", "distill_datasets", *sys.argv[1:]])
+    finally:
+        Console(stderr=True).show_cursor()  # one that was ended may have hidden it for its bar
+    for message, process in ended.errors.items():
+        print_error(message, process)
+    if ended.code:
+        raise typer.Exit(ended.code)
+
+
+def print_error(message: str, process: int) -> None:
+    """Print an error, and which process had it unless that is the first."""
+    who = f"[process {process}] " if process else ""
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console.print(f"{escape(who)}[red]error:[/red] {escape(message)}")
+
+
+def _log_to_stderr(quiet: bool) -> None:
+    logger = logging.getLogger("distill_datasets")
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger.addHandler(handler)
+    main = is_main_process()
+    logger.setLevel(logging.WARNING if quiet or not main else logging.INFO)
+
+
+def _print_plan(
+    recipe: "Recipe", flops_per_second: float | None = None, probe: bool = False
+) -> None:
+    from distill_datasets.planning.plan import plan as plan_recipe
+
+    planned = plan_recipe(recipe, None, flops_per_second, probe)
+    console = Console(highlight=False)
+    for title, lines in (
+        ("stages", planned.stages),
+        ("parts", planned.parts),
+        ("sizes and work", planned.numbers),
+        *([("costs by stage", planned.costs)] if planned.costs else []),
+    ):
+        table = Table(title, "", box=None, header_style="bold")
+        for name, text in lines:
+            table.add_row(escape(name), escape(text))
+        console.print(table)
+        console.print()
+
+
+def _print_outcome(outcome: "Outcome") -> None:
+    from distill_datasets.export.card import percent
+    from distill_datasets.export.content import per_class
+    from distill_datasets.training.rows import ROWS
+
+    console = Console(highlight=False, soft_wrap=True)
+    table = Table("trained on", "accuracy", "students", "pixels", box=None, header_style="bold")
+    for row in outcome.results:
+        accuracy = f"{percent(row['accuracy'])} %"
+        table.add_row(
+            ROWS[row["from"]].printed, accuracy, f"{row['students']}", f"{row['pixels']:,}"
+        )
+    console.print(table)
+    budget = outcome.manifest["budget"]
+    needed = budget["bytes"]["needed"]
+    console.print(
+        f"\nsize     {budget['pixels']:,} pixels = {per_class(budget)},"
+        f" {budget['values']:,} values, {needed:,} bytes to download and train"
+    )
+    console.print(f"folder   {outcome.folder}", markup=False)
+    console.print(f"picture  {outcome.folder / 'poster.png'}", markup=False)
+    console.print("\nload it with", markup=False)
+    console.print("from datasets import load_dataset", markup=False)
+    console.print(
+        f'rows = load_dataset("{outcome.folder}", "default", split="train")', markup=False
+    )
+    console.print('images, soft_labels = rows["image"], rows["soft_label"]', markup=False)
