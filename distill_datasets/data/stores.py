@@ -13,10 +13,9 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from torch import Tensor
 
 from distill_datasets.errors import DataError
 from distill_datasets.files.artifacts import (
@@ -30,6 +29,9 @@ from distill_datasets.files.artifacts import (
 )
 from distill_datasets.runtime.memory import GIB, available_bytes
 from distill_datasets.runtime.processes import Runtime
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Store(Protocol):

@@ -28,13 +28,17 @@ import struct
 import zlib
 from collections.abc import Sequence
 from io import BytesIO
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
-from torch import Tensor
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    from torch import Tensor
+
+    Bytes = npt.NDArray[np.uint8]
 
 GRAY_MODES = frozenset({"1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L", "I;16N"})
 
@@ -203,9 +207,6 @@ _GAP_PX = 2
 
 
 _MOST_TILES = 400
-
-
-Bytes = npt.NDArray[np.uint8]
 
 
 def to_bytes(image_CHW: Tensor) -> Tensor:
