@@ -236,9 +236,7 @@ class RealData:
         They show what a student sees: for zca the whitened images, clipped to the range shown.
         """
         seen = self.select(index_B.to(self.train.labels_N.device)).images_BCHW
-        shape = (-1, 1, 1)
-        shown = seen * self.normalization.display_std_C.view(shape)
-        return (shown + self.normalization.display_mean_C.view(shape)).clamp(0, 1).cpu()
+        return self.normalization.input_space.to_pixels(seen).clamp(0, 1).cpu()
 
     def warn_of_few(self, per_class: int) -> None:
         """Log which classes have fewer training images than are asked of every class, once."""
@@ -286,8 +284,8 @@ def resident(size: int, device: torch.device) -> bool:
     """
     if device.type == "cpu":
         return True
-    told = getattr(torch.get_device_module(device), "mem_get_info", None)
-    free = available_bytes() if told is None else told(device)[0]
+    memory_info = getattr(torch.get_device_module(device), "mem_get_info", None)
+    free = available_bytes() if memory_info is None else memory_info(device)[0]
     kept = size <= RESIDENT_SHARE * free
     if not kept:
         logger.info(

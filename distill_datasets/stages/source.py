@@ -187,10 +187,11 @@ def fit(decoded: Decoded, section: Source, runtime: Runtime) -> Normalization:
         return Normalization(torch.tensor(section.mean), torch.tensor(section.std))
     if section.normalization != "mean_std":
         return Normalization.fit(decoded.train, section.normalization, section.zca_regularization)
-    processes = runtime.accelerator.num_processes
+    # counts are integers, so that their sum is exact however many processes share the rows
+    processes = runtime.processes
     share = -(-len(images_NCHW) // processes)
-    first = runtime.accelerator.process_index * share
+    first = runtime.index * share
     counts_CV = count_values(images_NCHW[first : first + share]).to(runtime.device)
-    own = {runtime.accelerator.process_index: counts_CV}
+    own = {runtime.index: counts_CV}
     total_CV = runtime.sum_in_order(own, processes, torch.zeros_like(counts_CV))
     return Normalization.of_counts(total_CV.cpu(), len(images_NCHW))
