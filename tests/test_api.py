@@ -84,7 +84,7 @@ def test_the_folder_is_what_would_be_published(distilled: Distillation) -> None:
 def test_the_same_call_again_finds_what_is_done(
     distilled: Distillation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("distill_datasets.stages.distill.optimize", None)
+    monkeypatch.setattr("distill_datasets.stages.distill.OuterLoop.run", None)
     monkeypatch.setattr("distill_datasets.evaluation.evaluate.train_student", None)
     runs = distilled.folder.parent.parent
     assert distill(pets(), ipc=0.75, runs=runs, quiet=True, overrides=SMALL) == distilled

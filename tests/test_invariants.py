@@ -223,7 +223,7 @@ def test_a_finished_run_that_is_run_again_does_nothing_and_changes_nothing(
     before = times(tmp_path)
     for place in (
         "data.source.SourceDataset.read",
-        "stages.distill.optimize",
+        "stages.distill.OuterLoop.run",
         "evaluation.evaluate.train_student",
     ):
         monkeypatch.setattr(f"distill_datasets.{place}", None)

@@ -36,18 +36,18 @@ from distill_datasets.files.artifacts import (
     open_rows,
     read_json,
     sha256_tensors,
-    write_atomically,
     write_json,
     write_rows,
     write_tensors,
 )
-from distill_datasets.media.image import overview, to_bytes
+from distill_datasets.media.image import to_bytes
+from distill_datasets.networks.network import NetworkSource, Teachers
 from distill_datasets.objectives.objective import Block
 from distill_datasets.runtime.draws import rng_for
 from distill_datasets.runtime.processes import Run
 from distill_datasets.runtime.progress import Bar, progress_bar
 from distill_datasets.selection.selection import Selection, Teacher
-from distill_datasets.stages.distill import STATE, Distill, optimize
+from distill_datasets.stages.distill import STATE, Distill, OuterLoop, draw_pictures
 from distill_datasets.stages.source import LoadedSource
 from distill_datasets.stages.squeeze import Members, SqueezedFolder
 from distill_datasets.types import Shape
@@ -154,26 +154,111 @@ SHEET = 400
 """Images on the contact sheet of the finished set."""
 
 
-class _Stopped(Exception):
-    """The stage ends before this block is solved; its state is saved."""
+class BlockBar:
+    """A block's part of the stage's bar, which counts images moved by a step, from any thread."""
 
-
-class _Share:
-    """A block's part of the stage's bar, which counts images moved by a step."""
-
-    def __init__(
-        self, bar: Bar, images: int, lock: threading.Lock, stopping: threading.Event
-    ) -> None:
-        self._bar, self._images, self._lock, self._stopping = bar, images, lock, stopping
+    def __init__(self, bar: Bar, images: int, lock: threading.Lock) -> None:
+        self._bar, self._images, self._lock = bar, images, lock
 
     def advance(self, steps: int, **numbers: float) -> None:
         with self._lock:
             self._bar.advance(steps * self._images, **numbers)
-        if self._stopping.is_set():
-            raise _Stopped
 
     def expect(self, total: int) -> None:
         """The stage knows how many there are."""
+
+
+class BlockSolver:
+    """Solves blocks in any number of threads; where one fails, the others stop."""
+
+    def __init__(
+        self,
+        settings: Distill,
+        real: RealData,
+        run: Run,
+        folder: Path,
+        initial: InitialImages,
+        networks: NetworkSource | Teachers,
+        bar: Bar,
+    ) -> None:
+        self._settings, self._real, self._run, self._folder = settings, real, run, folder
+        self._initial, self._networks, self._bar = initial, networks, bar
+        self._alone = alone_of(settings)
+        # of the bar, the trackers and the headers of files
+        self._lock = threading.Lock()
+        self._stopping = threading.Event()
+
+    def stop(self) -> None:
+        """Let no block begin, and end those that are being solved at their next step."""
+        self._stopping.set()
+
+    def solve(self, number: int, block: Block) -> None:
+        """Solve a block and write its 8-bit images, unless the solver is stopped before."""
+        if self._stopping.is_set():
+            return
+        try:
+            self._solve(number, block)
+        except BaseException:
+            self.stop()
+            raise
+
+    def _solve(self, number: int, block: Block) -> None:
+        run, settings = self._run, self._settings
+        if run.runtime.device.type == "cpu":
+            # values that no pixel shows slow a CPU down fourfold; of this thread, which the pool
+            # ends, and of those that it starts
+            torch.set_flush_denormal(True)
+        classes_B = torch.tensor(block.places_N) // self._alone.per_class
+        with self._lock:  # NumPy parses a header, which CPython 3.11 cannot do in two threads
+            initial_BCHW = self._initial.at(self._folder, block.places_N)
+        distilled = self._distilled(initial_BCHW, classes_B)
+
+        def preview(step: int) -> None:
+            if number == 0:
+                path = self._folder / "previews" / f"step-{step:07d}.png"
+                draw_pictures(path, distilled.preview())
+
+        bar = BlockBar(self._bar, len(block.places_N), self._lock)
+        loop = OuterLoop(
+            settings,
+            distilled,
+            self._networks,
+            self._real,
+            seed=rng_for(run.seed, "block", number).initial_seed(),
+            folder=_state(self._folder, number),
+            runtime=run.runtime.alone(),
+            bar=bar,
+            preview=preview,
+            saves_end=False,
+        )
+        if not loop.run(self._stopping.is_set):
+            logger.info("distill: block %d stops before its last step", number)
+            return
+        saved_BCHW = torch.stack([to_bytes(image) for image in distilled.stored()]).cpu()
+        shown = self._distilled(saved_BCHW.float() / 255, classes_B)
+        facts = settings.objective.facts(shown, self._networks)
+        write_tensors(_file(self._folder, number), {"images": saved_BCHW}, facts)
+        _state(self._folder, number).joinpath(STATE).unlink(missing_ok=True)
+        if settings.steps == 0:
+            bar.advance(1)
+        with self._lock:
+            run.runtime.log({f"distill/block/{name}": facts[name] for name in facts}, number)
+
+    def _distilled(self, pixels_BCHW: Tensor, classes_B: Tensor) -> Distilled:
+        """Images of these classes on the device, as the canvas and the labels start from them."""
+        images = self._alone.start(pixels_BCHW, classes_B)
+        targets = self._settings.labels.start(images.cells, self._real.shape.k)
+        space, device = self._real.normalization.input_space, self._run.runtime.device
+        return Distilled(self._settings.canvas, self._settings.labels, space, images, targets).to(
+            device
+        )
+
+
+def alone_of(settings: Distill) -> Alone:
+    """How the images of a separable recipe begin."""
+    alone = settings.canvas.alone()
+    assert alone is not None, "the recipe was checked"
+    return alone
 
 
 def run_blocks(
@@ -198,8 +283,7 @@ def run_blocks(
         RecipeError: the objective does not fit the source or the networks.
         DistillError: the loss of a block is not finite.
     """
-    alone, real = settings.canvas.alone(), source.real
-    assert alone is not None, "the recipe was checked"
+    alone, real = alone_of(settings), source.real
     blocks = settings.objective.blocks(real.shape.k, alone.per_class)
     teacher = None
     if settings.canvas.needs_squeezed and squeezed is not None:
@@ -211,7 +295,7 @@ def run_blocks(
         identity.append(squeezed.fingerprint)
     folder = run.folder / f"distill-{fingerprint(identity)}"
     if not is_done(folder):
-        _solve(settings, alone, source, run, blocks, initial, folder, squeezed)
+        _solve_mine(settings, real, run, blocks, initial, folder, squeezed)
         run.runtime.wait()
         if run.runtime.is_main:
             _gather(folder, blocks, real.shape)
@@ -224,10 +308,9 @@ def run_blocks(
     )
 
 
-def _solve(
+def _solve_mine(
     settings: Distill,
-    alone: Alone,
-    source: LoadedSource,
+    real: RealData,
     run: Run,
     blocks: list[Block],
     initial: InitialImages,
@@ -235,87 +318,28 @@ def _solve(
     squeezed: SqueezedFolder | None,
 ) -> None:
     """Solve this process's blocks, without a word to any other process."""
-    real, device = source.real, run.runtime.device
-    space = real.normalization.input_space
     mine = run.runtime.mine(len(blocks))
     left = [number for number in mine if not _file(folder, number).exists()]
     if len(left) < len(mine):
         logger.info("distill: %d of %d blocks are there", len(mine) - len(left), len(mine))
     for number in set(mine) - set(left):
         _state(folder, number).joinpath(STATE).unlink(missing_ok=True)
-    labels = sorted(
-        {place // alone.per_class for number in left for place in blocks[number].places_N}
-    )
+    per_class = alone_of(settings).per_class
+    labels = sorted({place // per_class for number in left for place in blocks[number].places_N})
     initial.prepare(folder, labels, run)
     if not left:
         return
-    networks = settings.networks.build(real.shape, device, squeezed)
-    lock, stopping = threading.Lock(), threading.Event()
-
-    def distilled_of(pixels_BCHW: Tensor, classes_B: Tensor) -> Distilled:
-        images = alone.start(pixels_BCHW, classes_B)
-        targets = settings.labels.start(images.cells, real.shape.k)
-        return Distilled(settings.canvas, settings.labels, space, images, targets).to(device)
-
-    def solve_unless_one_failed(number: int) -> None:
-        solved = False
-        try:
-            if not stopping.is_set():
-                solve(number)
-            solved = not stopping.is_set()
-        except _Stopped:
-            logger.info("distill: block %d stops, its state is saved", number)
-        finally:
-            if not solved:
-                stopping.set()
-
-    def solve(number: int) -> None:
-        if device.type == "cpu":
-            # values that no pixel shows slow a CPU down fourfold; of this thread, which the pool
-            # ends, and of those that it starts
-            torch.set_flush_denormal(True)
-        places_N = blocks[number].places_N
-        classes_B = torch.tensor(places_N) // alone.per_class
-        with lock:  # NumPy parses a file's header, which CPython 3.11 cannot do in two threads
-            initial_BCHW = initial.at(folder, places_N)
-        distilled = distilled_of(initial_BCHW, classes_B)
-
-        def preview(step: int) -> None:
-            if number == 0:
-                _picture(folder / "previews" / f"step-{step:07d}.png", distilled.preview())
-
-        share = _Share(bar, len(places_N), lock, stopping)
-        optimize(
-            settings,
-            distilled,
-            networks,
-            real,
-            seed=rng_for(run.seed, "block", number).initial_seed(),
-            folder=_state(folder, number),
-            runtime=run.runtime.alone(),
-            bar=share,
-            preview=preview,
-        )
-        saved_BCHW = torch.stack([to_bytes(image) for image in distilled.stored()]).cpu()
-        shown = distilled_of(saved_BCHW.float() / 255, classes_B)
-        facts = settings.objective.facts(shown, networks)
-        write_tensors(_file(folder, number), {"images": saved_BCHW}, facts)
-        _state(folder, number).joinpath(STATE).unlink(missing_ok=True)
-        if settings.steps == 0:
-            share.advance(1)
-        with lock:
-            run.runtime.log({f"distill/block/{name}": facts[name] for name in facts}, number)
-
-    moves = max(1, settings.steps)
-    total = moves * sum(len(blocks[number].places_N) for number in left)
+    networks = settings.networks.build(real.shape, run.runtime.device, squeezed)
+    images = sum(len(blocks[number].places_N) for number in left)
     with (
-        run.bar("distill", total) as bar,
+        run.bar("distill", max(1, settings.steps) * images) as bar,
         run.runtime.pool(len(blocks)) as run_units,
     ):
+        solver = BlockSolver(settings, real, run, folder, initial, networks, bar)
         try:
-            run_units(solve_unless_one_failed, left)
+            run_units(lambda number: solver.solve(number, blocks[number]), left)
         finally:
-            stopping.set()
+            solver.stop()  # an interrupted run waits for its threads
 
 
 def _gather(folder: Path, blocks: list[Block], shape: Shape) -> None:
@@ -327,7 +351,7 @@ def _gather(folder: Path, blocks: list[Block], shape: Shape) -> None:
     write_json(folder / "blocks.json", facts)
     images_NCHW = open_rows(folder / "images.npy")
     spaced = torch.linspace(0, total - 1, min(total, SHEET)).round().long()
-    _picture(folder / "previews" / "images.png", list(images_NCHW[spaced].float() / 255))
+    draw_pictures(folder / "previews" / "images.png", list(images_NCHW[spaced].float() / 255))
     for name in facts[0] if facts else []:
         mean = sum(fact[name] for fact in facts) / len(facts)
         logger.info("distill: mean %s of the blocks' images %.4g", name, mean)
@@ -379,15 +403,6 @@ def _opened(path: Path) -> Iterator[Any]:
             f"{path}: cannot read this block ({error}); move the file away and run again, it is "
             "then solved again"
         ) from error
-
-
-def _picture(path: Path, images: list[Tensor]) -> None:
-    picture = overview(images)
-    write_atomically(path, lambda temporary: _write(temporary, picture))
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
 
 
 def _file(folder: Path, number: int) -> Path:

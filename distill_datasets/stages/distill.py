@@ -1,7 +1,8 @@
 """The stage that distills, and the one outer loop: every objective that gives a gradient.
 
 A step asks the objective for the gradient of each lane, sums the lanes in order, clips the canvas's
-share, and moves canvas and labels. The loop knows no method: what differs is in the four axes.
+share, and moves canvas and labels. The loop knows no method: what differs is in the four axes, and
+whether images can be solved each for itself is asked of the canvas.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, NoReturn, Self
 
 import torch
 from pydantic import Field, SerializeAsAny, model_validator
@@ -34,7 +36,7 @@ from distill_datasets.labels.labels import Labels
 from distill_datasets.media.image import overview
 from distill_datasets.networks.network import CarryingSource, Networks, NetworkSource, Teachers
 from distill_datasets.objectives.objective import Objective
-from distill_datasets.optimizers import Adam, Optimizer
+from distill_datasets.optimizers import Adam, Optimizer, cosine
 from distill_datasets.runtime.draws import LaneDraws, rng_for
 from distill_datasets.runtime.processes import Run, Runtime
 from distill_datasets.runtime.progress import Bar
@@ -118,7 +120,7 @@ class Distill(Section):
         return self
 
 
-class Progressing:
+class OuterState:
     """Everything that an outer step changes, and how it is saved and restored."""
 
     def __init__(self, settings: Distill, distilled: Distilled) -> None:
@@ -193,132 +195,192 @@ class Progressing:
                 parameter.copy_(moved)
 
 
-def optimize(
-    settings: Distill,
-    distilled: Distilled,
-    networks: NetworkSource | Teachers,
-    real: RealData,
-    *,
-    seed: int,
-    folder: Path,
-    runtime: Runtime,
-    bar: Bar,
-    preview: Callable[[int], None],
-) -> None:
-    """Run the outer loop to its end, from wherever `folder` says it stands.
+class LaneMean(NamedTuple):
+    """What an outer step learns from its lanes: means over those that count."""
 
-    Args:
+    counting: float
+    loss: float
+    grads: dict[str, Tensor]
+    metrics: dict[str, float]
+
+
+RunUnits = Callable[[Callable[[int], "Tensor"], list[int]], list["Tensor"]]
+"""Maps a function of a lane over some lanes; what `Runtime.pool` gives."""
+
+
+@dataclass
+class OuterLoop:
+    """The outer loop of a distilled set, on all processes of a runtime.
+
+    Attributes:
         settings: the `distill` section.
         distilled: changed in place.
-        networks: where lanes draw their networks from.
+        networks: what the objective asks: a source that lanes draw networks from, or teachers.
         real: the source dataset.
         seed: the recipe's seed.
         folder: holds the saved state.
         runtime: processes, threads and device.
         bar: shows steps, loss and speed.
         preview: draws a picture of the current canvas; called with the number of steps done.
-
-    Raises:
-        DistillError: the loss or a gradient is not finite, the state before it stays saved; or no
-            lane counted in a hundred steps in a row, or in any step.
+        saves_end: False leaves out the state after the last step, which another file replaces.
     """
-    progressing = Progressing(settings, distilled)
-    if (folder / STATE).exists():
-        progressing.restore(folder / STATE)
-        for lane, values in progressing.carried.items():
-            assert isinstance(networks, CarryingSource), "the saved state is of this very recipe"
-            networks.carry(lane, values.to(runtime.device))
-        logger.info("distill: resumed after %d of %d steps", progressing.step, settings.steps)
-        bar.advance(progressing.step)
-    runtime.wait()
-    drawn = {
-        settings.steps * (picture + 1) // settings.previews for picture in range(settings.previews)
-    }
-    saved_at = time.monotonic()
-    with runtime.pool(settings.lanes) as run_units:
-        while progressing.step < settings.steps:
-            step = progressing.step
 
-            told: dict[str, float] = {}
+    settings: Distill
+    distilled: Distilled
+    networks: NetworkSource | Teachers
+    real: RealData
+    seed: int
+    folder: Path
+    runtime: Runtime
+    bar: Bar
+    preview: Callable[[int], None]
+    saves_end: bool = True
 
-            def lane_gradient(lane: int, step: int = step, told: dict[str, float] = told) -> Tensor:
-                estimate = settings.objective.estimate(
-                    distilled, networks, real, LaneDraws(seed, step, lane, settings.steps)
-                )
-                if lane == 0:  # one lane is enough to look at, and always the main process's
-                    told.update(estimate.metrics)
-                grads = (estimate.grads[name].flatten() for name in progressing.parameters)
-                loss = torch.tensor([estimate.loss], device=runtime.device)
-                values = torch.cat([torch.ones_like(loss), loss, *grads])
-                return values if estimate.counts else torch.zeros_like(values)
+    def __post_init__(self) -> None:
+        self._state = OuterState(self.settings, self.distilled)
+        self._saved_at = time.monotonic()
 
-            lanes = runtime.mine(settings.lanes)
-            parts = dict(zip(lanes, run_units(lane_gradient, lanes), strict=True))
-            sizes = [parameter.numel() for parameter in progressing.parameters.values()]
-            like = torch.zeros(2 + sum(sizes), device=runtime.device)
-            total = runtime.sum_in_order(parts, settings.lanes, like)
-            finite = total[1:].isfinite().all().to(total.dtype)
-            counting, summed, is_finite = torch.stack([*total[:2], finite]).tolist()  # waits once
-            mean, loss = total[2:] / max(1, counting), summed / max(1, counting)
-            if not is_finite:
-                if runtime.is_main:
-                    progressing.save(folder / STATE)
-                raise DistillError(
-                    f"distill: the loss or its gradient is not finite at outer step {step} (loss "
-                    f"{loss}); lower distill.optimizer.lr or the inner learning rate. "
-                    f"The state before that step is in {folder}"
-                )
-            pieces = torch.split(mean, sizes)
-            grads = {
-                name: piece.view_as(parameter)
-                for (name, parameter), piece in zip(
-                    progressing.parameters.items(), pieces, strict=True
-                )
-            }
-            if counting:
-                progressing.clip(grads, settings.clip)
-                progressing.move(grads, schedule(settings, step))
-                distilled.project()
-            if isinstance(networks, CarryingSource):
+    def run(self, stopping: Callable[[], bool] = lambda: False) -> bool:
+        """Go on to the last step, from wherever the folder says the loop stands.
 
-                def advanced(
-                    lane: int, source: CarryingSource = networks, step: int = step
-                ) -> Tensor:
-                    draw = LaneDraws(seed, step, lane, settings.steps)
-                    return source.advance(distilled, real, draw)
+        Args:
+            stopping: asked before every step; when true, the loop ends there.
 
-                moved = dict(zip(lanes, run_units(advanced, lanes), strict=True))
-                like = torch.zeros(networks.carried_values, device=runtime.device)
-                for lane, values in enumerate(runtime.exchange(moved, settings.lanes, like)):
-                    networks.carry(lane, values)
-                    progressing.carried[lane] = values
-            progressing.step += 1
-            progressing.idle = 0 if counting else progressing.idle + 1
-            if progressing.idle >= min(MOST_IDLE, settings.steps):
-                raise DistillError(
-                    f"distill: no lane counted in {progressing.idle} outer steps up to step "
-                    f"{progressing.step}: each loss was above distill.objective.skip_above, or not "
-                    "finite; raise skip_above, or lower distill.optimizer.lr. An earlier state is "
-                    f"in {folder}"
-                )
-            bar.advance(1, **({"loss": loss} if counting else {}))
-            if counting:
-                seen = {"loss": loss, **told}
-                runtime.log({f"distill/{name}": seen[name] for name in seen}, step)
-            due = time.monotonic() - saved_at >= settings.checkpoint_seconds
-            if runtime.is_main and (due or progressing.step == settings.steps):
-                progressing.save(folder / STATE)
-                saved_at = time.monotonic()
-            if runtime.is_main and progressing.step in drawn:
-                preview(progressing.step)
-    runtime.wait()
+        Returns:
+            True when all steps are done.
+
+        Raises:
+            DistillError: the loss or a gradient is not finite, the state before it stays saved; or
+                no lane counted in a hundred steps in a row, or in any step.
+        """
+        state, settings = self._state, self.settings
+        self._resume()
+        self.runtime.wait()
+        with self.runtime.pool(settings.lanes) as run_units:
+            while state.step < settings.steps:
+                if stopping():
+                    return False
+                mean = self._mean_over_lanes(run_units)
+                if mean.counting:
+                    state.clip(mean.grads, settings.clip)
+                    state.move(mean.grads, schedule(settings, state.step))
+                    self.distilled.project()
+                if isinstance(self.networks, CarryingSource):
+                    self._advance(self.networks, run_units)
+                state.step += 1
+                self._refuse_to_idle(mean)
+                self._report(mean)
+                self._save_when_due()
+                self._draw_when_due()
+        self.runtime.wait()
+        return True
+
+    def _resume(self) -> None:
+        path, state = self.folder / STATE, self._state
+        if not path.exists():
+            return
+        state.restore(path)
+        for lane, values in state.carried.items():
+            assert isinstance(self.networks, CarryingSource), "the state is of this very recipe"
+            self.networks.carry(lane, values.to(self.runtime.device))
+        logger.info("distill: resumed after %d of %d steps", state.step, self.settings.steps)
+        self.bar.advance(state.step)
+
+    def _draw(self, lane: int) -> LaneDraws:
+        return LaneDraws(self.seed, self._state.step, lane, self.settings.steps)
+
+    def _mean_over_lanes(self, run_units: RunUnits) -> LaneMean:
+        """The mean loss and gradient of the lanes that count, the same bits on every process."""
+        parameters, lanes = self._state.parameters, self.settings.lanes
+        device, metrics = self.runtime.device, dict[str, float]()
+
+        def packed(lane: int) -> Tensor:
+            """One lane as a vector: [1, loss, all gradients in a row], zeros if it counts not."""
+            estimate = self.settings.objective.estimate(
+                self.distilled, self.networks, self.real, self._draw(lane)
+            )
+            if lane == 0:  # one lane is enough to look at, and always the main process's
+                metrics.update(estimate.metrics)
+            grads = (estimate.grads[name].flatten() for name in parameters)
+            loss = torch.tensor([estimate.loss], device=device)
+            values = torch.cat([torch.ones_like(loss), loss, *grads])
+            return values if estimate.counts else torch.zeros_like(values)
+
+        mine = self.runtime.mine(lanes)
+        vectors = dict(zip(mine, run_units(packed, mine), strict=True))
+        sizes = [parameter.numel() for parameter in parameters.values()]
+        like = torch.zeros(2 + sum(sizes), device=device)
+        # the one collective of a step: [lanes that count, sum of losses, sums of gradients]
+        total = self.runtime.sum_in_order(vectors, lanes, like)
+        finite = total[1:].isfinite().all().to(total.dtype)
+        counting, summed, is_finite = torch.stack([*total[:2], finite]).tolist()  # waits once
+        mean, loss = total[2:] / max(1, counting), summed / max(1, counting)
+        if not is_finite:
+            self._refuse_infinite(loss)
+        pieces = zip(parameters.items(), torch.split(mean, sizes), strict=True)
+        grads = {name: piece.view_as(parameter) for (name, parameter), piece in pieces}
+        return LaneMean(counting, loss, grads, metrics)
+
+    def _refuse_infinite(self, loss: float) -> NoReturn:
+        if self.runtime.is_main:
+            self._state.save(self.folder / STATE)
+        raise DistillError(
+            f"distill: the loss or its gradient is not finite at outer step {self._state.step} "
+            f"(loss {loss}); lower distill.optimizer.lr or the inner learning rate. "
+            f"The state before that step is in {self.folder}"
+        )
+
+    def _advance(self, networks: CarryingSource, run_units: RunUnits) -> None:
+        """Let the lanes' networks train, and give what they carry to every process."""
+        lanes = self.settings.lanes
+
+        def advanced(lane: int) -> Tensor:
+            return networks.advance(self.distilled, self.real, self._draw(lane))
+
+        mine = self.runtime.mine(lanes)
+        vectors = dict(zip(mine, run_units(advanced, mine), strict=True))
+        like = torch.zeros(networks.carried_values, device=self.runtime.device)
+        for lane, values in enumerate(self.runtime.exchange(vectors, lanes, like)):
+            networks.carry(lane, values)
+            self._state.carried[lane] = values
+
+    def _refuse_to_idle(self, mean: LaneMean) -> None:
+        state = self._state
+        state.idle = 0 if mean.counting else state.idle + 1
+        if state.idle >= min(MOST_IDLE, self.settings.steps):
+            raise DistillError(
+                f"distill: no lane counted in {state.idle} outer steps up to step {state.step}: "
+                "each loss was above distill.objective.skip_above, or not finite; raise "
+                f"skip_above, or lower distill.optimizer.lr. An earlier state is in {self.folder}"
+            )
+
+    def _report(self, mean: LaneMean) -> None:
+        if not mean.counting:
+            self.bar.advance(1)
+            return
+        self.bar.advance(1, loss=mean.loss)
+        metrics = {"loss": mean.loss, **mean.metrics}
+        numbers = {f"distill/{name}": value for name, value in metrics.items()}
+        self.runtime.log(numbers, self._state.step - 1)
+
+    def _save_when_due(self) -> None:
+        due = time.monotonic() - self._saved_at >= self.settings.checkpoint_seconds
+        if self._state.step == self.settings.steps:
+            due = self.saves_end
+        if due and self.runtime.is_main:
+            self._state.save(self.folder / STATE)
+            self._saved_at = time.monotonic()
+
+    def _draw_when_due(self) -> None:
+        pictures = self.settings.previews
+        due = {self.settings.steps * (picture + 1) // pictures for picture in range(pictures)}
+        if self._state.step in due and self.runtime.is_main:
+            self.preview(self._state.step)
 
 
 def schedule(settings: Distill, step: int) -> float:
     """The factor on the outer step size at a step, in [0, 1]."""
-    if settings.schedule == "constant":
-        return 1.0
-    return 0.5 * (1 + math.cos(math.pi * step / settings.steps))
+    return 1.0 if settings.schedule == "constant" else cosine(step, settings.steps)
 
 
 VERSION = 1
@@ -357,18 +419,14 @@ def run_distill(
     done = is_done(folder) and (folder / STATE).exists()
     run.runtime.wait()
     if done:
-        Progressing(settings, distilled).restore(folder / STATE)
+        OuterState(settings, distilled).restore(folder / STATE)
         return distilled, folder
 
     def preview(step: int) -> None:
-        picture = overview(distilled.preview())
-        write_atomically(
-            folder / "previews" / f"step-{step:07d}.png",
-            lambda temporary: _write(temporary, picture),
-        )
+        draw_pictures(folder / "previews" / f"step-{step:07d}.png", distilled.preview())
 
     with run.bar("distill", settings.steps) as bar:
-        optimize(
+        OuterLoop(
             settings,
             distilled,
             networks,
@@ -378,7 +436,7 @@ def run_distill(
             runtime=run.runtime,
             bar=bar,
             preview=preview,
-        )
+        ).run()
     if run.runtime.is_main:
         mark_done(folder, {"steps": settings.steps, "torch": torch.__version__})
     run.runtime.wait()
@@ -410,5 +468,11 @@ def build(
     return Distilled(settings.canvas, settings.labels, space, images, targets, step_sizes)
 
 
-def _write(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
+def draw_pictures(path: Path, images: list[Tensor]) -> None:
+    """Write an overview of displayable images."""
+    picture = overview(images)
+
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(picture)
+
+    write_atomically(path, write)

@@ -293,7 +293,7 @@ def test_the_same_command_again_does_nothing_and_says_the_same(
     before = times(folder)
     with (
         mock.patch("distill_datasets.data.source.SourceDataset.read", side_effect=AssertionError),
-        mock.patch("distill_datasets.stages.distill.optimize", side_effect=AssertionError),
+        mock.patch("distill_datasets.stages.distill.OuterLoop.run", side_effect=AssertionError),
         mock.patch(
             "distill_datasets.evaluation.evaluate.train_student", side_effect=AssertionError
         ),
@@ -373,7 +373,7 @@ def test_a_loss_that_is_not_finite_is_a_failure_with_a_remedy(here: Path) -> Non
 
 
 def test_an_interrupted_run_says_how_to_go_on(here: Path) -> None:
-    with mock.patch("distill_datasets.stages.distill.optimize", side_effect=KeyboardInterrupt):
+    with mock.patch("distill_datasets.stages.distill.OuterLoop.run", side_effect=KeyboardInterrupt):
         answer = command("run", "../toy.yaml", "--quiet")
     refused(answer, "interrupted; the same command resumes where it stopped", code=130)
 

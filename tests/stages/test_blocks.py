@@ -29,7 +29,7 @@ from distill_datasets.runtime.processes import Runtime
 from distill_datasets.selection.coresets import Herding
 from distill_datasets.stages import blocks
 from distill_datasets.stages.blocks import InitialImages
-from distill_datasets.stages.distill import optimize
+from distill_datasets.stages.distill import OuterLoop
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -131,7 +131,7 @@ def test_a_finished_stage_is_not_done_again(
 ) -> None:
     run(settings(RECOVER), tmp_path)
     before = times(tmp_path)
-    monkeypatch.setattr(blocks, "optimize", None)
+    monkeypatch.setattr(OuterLoop, "run", None)
     run(settings(RECOVER), tmp_path)
     assert times(tmp_path) == before
 
@@ -298,13 +298,14 @@ def test_no_collective_is_called_while_blocks_are_solved(
 def test_a_failing_block_stops_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
 
-    def optimized(*arguments: Any, folder: Path, **options: Any) -> None:  # noqa: ANN401
-        seen.append(folder.name)
-        if folder.name == "block-00001":
+    def failing(loop: OuterLoop, *arguments: Any) -> bool:  # noqa: ANN401
+        seen.append(loop.folder.name)
+        if loop.folder.name == "block-00001":
             raise RuntimeError("disk")
-        optimize(*arguments, folder=folder, **options)
+        return run_loop(loop, *arguments)
 
-    monkeypatch.setattr(blocks, "optimize", optimized)
+    run_loop = OuterLoop.run
+    monkeypatch.setattr(OuterLoop, "run", failing)
     runtime = Runtime()
     runtime.cores = 1
     with pytest.raises(RuntimeError, match="disk"):

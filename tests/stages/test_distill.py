@@ -25,7 +25,7 @@ from distill_datasets.objectives.unrolled import Unrolled
 from distill_datasets.optimizers import Adam, Sgd
 from distill_datasets.runtime.draws import LaneDraw, LaneDraws, draws
 from distill_datasets.selection.random import Noise
-from distill_datasets.stages.distill import STATE, Progressing, schedule
+from distill_datasets.stages.distill import STATE, OuterState, schedule
 from distill_datasets.training.examples import Examples, shuffled
 from distill_datasets.training.metrics import accuracy
 from distill_datasets.training.student import train_student
@@ -83,41 +83,41 @@ class Fixed(Examples):
 
 
 @pytest.fixture
-def progressing() -> Progressing:
+def outer() -> OuterState:
     """Two canvas values and one label, none of which has moved."""
     real = flat_real([0, 0], side=1)
-    return Progressing(settings(), distilled_of(real, Pixels(ipc=1), Learned()))
+    return OuterState(settings(), distilled_of(real, Pixels(ipc=1), Learned()))
 
 
-def clipped(progressing: Progressing, norm: float, limit: float | None = 2.0) -> float:
+def clipped(outer: OuterState, norm: float, limit: float | None = 2.0) -> float:
     """The norm that clipping leaves of a canvas gradient, after which a step has passed."""
     grads = {PIXELS: norm * torch.tensor([0.6, 0.8]).view(2, 1, 1, 1), CELLS: torch.ones(2, 2)}
-    progressing.clip(grads, limit)
-    progressing.step += 1
+    outer.clip(grads, limit)
+    outer.step += 1
     assert grads[CELLS].tolist() == [[1, 1], [1, 1]]
     return round(float(grads[PIXELS].norm()), 4)
 
 
 def test_gradients_are_clipped_at_twice_the_moving_average_of_their_norm(
-    progressing: Progressing,
+    outer: OuterState,
 ) -> None:
     # averages 1, then 0.9 * 1 + 0.1 * 10 = 1.9, then 0.9 * 1.9 + 0.1 * 10 = 2.71, then 2.639
-    assert [clipped(progressing, norm) for norm in (1, 10, 10, 2)] == [1, 3.8, 5.42, 2]
-    assert progressing.mean_norm == pytest.approx(2.639)
+    assert [clipped(outer, norm) for norm in (1, 10, 10, 2)] == [1, 3.8, 5.42, 2]
+    assert outer.mean_norm == pytest.approx(2.639)
 
 
-def test_the_first_gradient_is_never_clipped(progressing: Progressing) -> None:
-    assert clipped(progressing, 1000) == 1000
+def test_the_first_gradient_is_never_clipped(outer: OuterState) -> None:
+    assert clipped(outer, 1000) == 1000
 
 
 def test_a_gradient_of_zero_is_left_at_zero_and_starts_no_average(
-    progressing: Progressing,
+    outer: OuterState,
 ) -> None:
-    assert [clipped(progressing, norm) for norm in (0, 0, 3)] == pytest.approx([0, 0, 3])
+    assert [clipped(outer, norm) for norm in (0, 0, 3)] == pytest.approx([0, 0, 3])
 
 
-def test_without_a_limit_nothing_is_clipped(progressing: Progressing) -> None:
-    assert [clipped(progressing, norm, None) for norm in (1, 1000)] == [1, 1000]
+def test_without_a_limit_nothing_is_clipped(outer: OuterState) -> None:
+    assert [clipped(outer, norm, None) for norm in (1, 1000)] == [1, 1000]
 
 
 def test_cosine_falls_from_one_to_zero() -> None:

@@ -14,7 +14,7 @@ from distill_datasets.networks.network import Fresh, NetworkSource
 from distill_datasets.objectives.objective import Estimate, Objective
 from distill_datasets.runtime.draws import LaneDraw
 from distill_datasets.runtime.processes import Runtime
-from distill_datasets.stages.distill import Distill, optimize
+from distill_datasets.stages.distill import Distill, OuterLoop
 from support.tiny import CPU, NET, bits_of, distilled_of, toy_real
 
 
@@ -85,7 +85,7 @@ def run(
     distilled = fresh(settings, real)
     runtime = Runtime()
     runtime.cores = cores
-    optimize(
+    OuterLoop(
         settings,
         distilled,
         settings.networks.build(real.shape, CPU),
@@ -95,7 +95,7 @@ def run(
         runtime=runtime,
         bar=bar or Counting(),
         preview=preview,
-    )
+    ).run()
     return distilled
 
 
