@@ -186,7 +186,7 @@ def test_checks_import_no_torch_and_other_verbs_after_them_do() -> None:
     arguments = [sys.executable, "-c", WITHOUT_TORCH, str(RECIPES)]
     ended = subprocess.run(arguments, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.count(": valid, sha256 ") == len(list(RECIPES.glob("*.yaml")))
+    assert ended.stdout.count(": valid, sha256 ") == len(list(RECIPES.rglob("*.yaml")))
     assert "2 problems" in ended.stderr and "did you mean 'steps'?" in ended.stderr
     assert "did you mean 'resnet18'?" in ended.stderr and "Traceback" not in ended.stderr
     assert "9 outer steps" in ended.stdout
