@@ -154,7 +154,7 @@ def _named(part: str, tensors: Tensors) -> Iterable[tuple[str, Tensor]]:
 
 
 @dataclass(frozen=True)
-class Recovered:
+class DistilledImages:
     """The distilled set of a separable objective, once every block is solved.
 
     `images_NCHW` are 8-bit displayable pixels, mapped from a file; `classes_N` says whose each one

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import distill_datasets
 from distill_datasets.canvases.canvas import Canvas
-from distill_datasets.distilled import Distilled, Recovered
+from distill_datasets.distilled import Distilled, DistilledImages
 from distill_datasets.evaluation.protocol import Evaluate
 from distill_datasets.export.content import STARTS, Content, DisplayPixels, ViewLabels
 from distill_datasets.files.artifacts import fingerprint, sha256_tensors
@@ -29,7 +29,7 @@ _PLAIN |= {AvgPool2d}
 
 def publishable(
     recipe: Recipe,
-    distilled: Distilled | Recovered,
+    distilled: Distilled | DistilledImages,
     source: LoadedSource,
     device: torch.device,
     starts_SP: Tensor | None = None,
@@ -74,8 +74,8 @@ def publishable(
         real_shape=(source.real.shape.c, source.real.shape.h, source.real.shape.w),
         relabel=relabel,
         **(
-            _recovered(section.canvas, distilled, source.real.shape.k)
-            if isinstance(distilled, Recovered)
+            _images(section.canvas, distilled, source.real.shape.k)
+            if isinstance(distilled, DistilledImages)
             else _trained(section.objective, section.canvas, distilled)
         ),
     )
@@ -122,15 +122,15 @@ def _trained(objective: Objective, canvas: Canvas, distilled: Distilled) -> dict
     }
 
 
-def _recovered(canvas: Canvas, recovered: Recovered, classes: int) -> dict[str, Any]:
+def _images(canvas: Canvas, images: DistilledImages, classes: int) -> dict[str, Any]:
     """What 8-bit images with hard labels say, none of them loaded."""
-    classes_N = recovered.classes_N
+    classes_N = images.classes_N
     targets_NK = torch.zeros(len(classes_N), classes, dtype=torch.uint8)
     return {
-        "images_NCHW": recovered.images_NCHW,
+        "images_NCHW": images.images_NCHW,
         "exact_NCHW": None,
         "targets_NK": targets_NK.scatter_(1, classes_N[:, None], 1),
-        "originals": DisplayPixels(recovered.images_NCHW),
+        "originals": DisplayPixels(images.images_NCHW),
         "label_cells": [],
         "geometry": {"canvas": canvas.name},
         "step_sizes": [],

@@ -7,7 +7,7 @@ from typing import Any
 
 from accelerate.utils import broadcast_object_list
 
-from distill_datasets.distilled import Distilled, Recovered
+from distill_datasets.distilled import Distilled, DistilledImages
 from distill_datasets.evaluation.evaluate import run_evaluate
 from distill_datasets.export.content import Content
 from distill_datasets.export.folder import MANIFEST, read_manifest, write_dataset
@@ -109,7 +109,7 @@ def distill(
     source: LoadedSource,
     squeezed: SqueezedFolder | None,
     this: Run,
-) -> tuple[Distilled | Recovered, Path]:
+) -> tuple[Distilled | DistilledImages, Path]:
     """Distill as a whole or block by block, as the objective asks; and the folder of the stage."""
     if not recipe.distill.objective.separable:
         return run_distill(recipe.distill, source, this, squeezed=squeezed)
@@ -120,14 +120,14 @@ def distill(
 def relabel(
     recipe: Recipe,
     source: LoadedSource,
-    distilled: Distilled | Recovered,
+    distilled: Distilled | DistilledImages,
     squeezed: SqueezedFolder | None,
     this: Run,
 ) -> RelabelFolder | None:
     """Let the networks of squeeze label views of the 8-bit images; None when nobody asks."""
     if recipe.relabel is None:
         return None
-    assert isinstance(distilled, Recovered) and squeezed is not None, "the recipe was checked"
+    assert isinstance(distilled, DistilledImages) and squeezed is not None, "the recipe was checked"
     real = source.real
     pictures = Pictures(
         distilled.images_NCHW, distilled.classes_N, real.normalization.input_space, real.shape.k
@@ -156,7 +156,7 @@ def export(
     recipe: Recipe,
     source: LoadedSource,
     teachers: SqueezedFolder | None,
-    distilled: Distilled | Recovered,
+    distilled: Distilled | DistilledImages,
     relabeled: RelabelFolder | None,
     this: Run,
 ) -> Exported:

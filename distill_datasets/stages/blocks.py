@@ -27,7 +27,7 @@ from torch import Tensor
 
 from distill_datasets.canvases.canvas import Alone
 from distill_datasets.data.real import RealData
-from distill_datasets.distilled import Distilled, Recovered
+from distill_datasets.distilled import Distilled, DistilledImages
 from distill_datasets.errors import ArtifactError
 from distill_datasets.files.artifacts import (
     fingerprint,
@@ -49,7 +49,7 @@ from distill_datasets.runtime.progress import Bar, progress_bar
 from distill_datasets.selection.selection import Selection, Teacher
 from distill_datasets.stages.distill import STATE, Distill, OuterLoop, draw_pictures
 from distill_datasets.stages.source import LoadedSource
-from distill_datasets.stages.squeeze import Members, SqueezedFolder
+from distill_datasets.stages.squeeze import SqueezedFolder
 from distill_datasets.types import Shape
 
 
@@ -196,11 +196,13 @@ class BlockSolver:
         """Solve a block and write its 8-bit images, unless the solver is stopped before."""
         if self._stopping.is_set():
             return
+        ended = False
         try:
             self._solve(number, block)
-        except BaseException:
-            self.stop()
-            raise
+            ended = True
+        finally:
+            if not ended:
+                self.stop()
 
     def _solve(self, number: int, block: Block) -> None:
         run, settings = self._run, self._settings
@@ -267,7 +269,7 @@ def run_blocks(
     run: Run,
     *,
     squeezed: SqueezedFolder | None = None,
-) -> Recovered:
+) -> DistilledImages:
     """Distill with a separable objective, or take up where an earlier run stopped.
 
     Args:
@@ -287,7 +289,7 @@ def run_blocks(
     blocks = settings.objective.blocks(real.shape.k, alone.per_class)
     teacher = None
     if settings.canvas.needs_squeezed and squeezed is not None:
-        teacher = Members(squeezed, real.shape, run.runtime.device)
+        teacher = squeezed.on(run.runtime.device)
     initial = InitialImages(alone.init, real, alone.per_class, run.seed, teacher)
     deciding = settings.model_dump(mode="json", exclude={"previews", "checkpoint_seconds"})
     identity = [VERSION, "blocks", deciding, source.fingerprint, run.seed, *initial.identity()]
@@ -300,7 +302,7 @@ def run_blocks(
         if run.runtime.is_main:
             _gather(folder, blocks, real.shape)
         run.runtime.wait()
-    return Recovered(
+    return DistilledImages(
         open_rows(folder / "images.npy"),
         torch.arange(real.shape.k).repeat_interleave(alone.per_class),
         folder,

@@ -20,7 +20,6 @@ from pydantic import Field, SerializeAsAny, model_validator
 
 from distill_datasets.canvases.canvas import Canvas
 from distill_datasets.config import Section, part
-from distill_datasets.data.real import RealData
 from distill_datasets.distilled import Distilled
 from distill_datasets.errors import DistillError
 from distill_datasets.files.artifacts import (
@@ -40,11 +39,13 @@ from distill_datasets.optimizers import Adam, Optimizer, cosine
 from distill_datasets.runtime.draws import LaneDraws, rng_for
 from distill_datasets.runtime.processes import Run, Runtime
 from distill_datasets.runtime.progress import Bar
-from distill_datasets.stages.source import LoadedSource
-from distill_datasets.stages.squeeze import Members, SqueezedFolder
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from distill_datasets.data.real import RealData
+    from distill_datasets.stages.source import LoadedSource
+    from distill_datasets.stages.squeeze import SqueezedFolder
 
 
 logger = logging.getLogger("distill_datasets")
@@ -456,7 +457,7 @@ def build(
     """
     space = real.normalization.to(torch.device("cpu")).input_space
     asked = settings.canvas.needs_squeezed or settings.labels.needs_squeezed
-    teacher = Members(squeezed, real.shape, device) if squeezed is not None and asked else None
+    teacher = squeezed.on(device) if squeezed is not None and asked else None
     images = settings.canvas.start(real, rng_for(seed, "canvas"), teacher)
     logits_MNK = None
     if settings.labels.needs_squeezed and teacher is not None:

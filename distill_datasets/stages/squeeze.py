@@ -9,6 +9,8 @@ Shape suffixes: P all weights of a network, E epochs with the initialization, M 
 K classes.
 """
 
+from __future__ import annotations
+
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -96,6 +98,10 @@ class SqueezedFolder:
             buffers = {name.removeprefix(BUFFERS): file.get_tensor(name) for name in names}
         module = built(self.architectures[member], self.shape)
         return frozen(fill(module, self.weights(member, self.epochs), buffers))
+
+    def on(self, device: torch.device) -> Members:
+        """All members, to be asked for their logits on a device."""
+        return Members(self, self.shape, device)
 
     def accuracies(self) -> list[float]:
         """The share of test images that each member gets right after its last epoch."""

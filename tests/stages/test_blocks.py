@@ -19,7 +19,7 @@ from support.recover_problem import residual
 from support.tiny import toy_real
 from support.toy_runs import times
 
-from distill_datasets.distilled import Recovered
+from distill_datasets.distilled import DistilledImages
 from distill_datasets.errors import ArtifactError
 from distill_datasets.files.artifacts import read_tensors
 from distill_datasets.media.image import to_bytes
@@ -74,7 +74,7 @@ def start(folder: Path, processes: int, objective: str, killed_at: int = 0) -> i
 
 def test_every_image_is_in_its_place(tmp_path: Path) -> None:
     found = run(settings(RECOVER), tmp_path)
-    assert isinstance(found, Recovered)
+    assert isinstance(found, DistilledImages)
     assert found.images_NCHW.shape == (12, 3, 8, 8) and found.images_NCHW.dtype == torch.uint8
     assert found.classes_N.tolist() == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
     whole = Recover(match_batch=4).blocks(4, 3)

@@ -15,7 +15,7 @@ from unittest import mock
 import torch
 from accelerate import PartialState
 
-from distill_datasets.distilled import Recovered
+from distill_datasets.distilled import DistilledImages
 from distill_datasets.models.architecture import Architecture
 from distill_datasets.networks.network import Networks, Teachers, TrainedMembers
 from distill_datasets.runtime.processes import Run, Runtime
@@ -64,7 +64,7 @@ def settings(objective: dict[str, Any], init: str = "herding", **changed: Any) -
     return Distill.model_validate(section | changed)
 
 
-def run(section: Distill, folder: Path, runtime: Runtime | None = None) -> Recovered:
+def run(section: Distill, folder: Path, runtime: Runtime | None = None) -> DistilledImages:
     """Distill the toy source below `folder`."""
     source = LoadedSource(toy_real(SHAPE, per_class=8), None, "toy")  # type: ignore[arg-type]
     made = runtime or Runtime()
