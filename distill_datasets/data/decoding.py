@@ -366,7 +366,7 @@ def decode(
 
 
 @dataclass(frozen=True)
-class Part:
+class SplitRows:
     """The rows that are read of one split; `lengths` counts all rows of each of its pieces."""
 
     role: str

@@ -25,8 +25,8 @@ from distill_datasets.data.decoding import (
     Agreement,
     BadRow,
     Channels,
-    Part,
     Split,
+    SplitRows,
     Table,
     first_image,
     place_of,
@@ -279,7 +279,7 @@ def _labels(table: Table, column: str, role: str, store: Store) -> list[list[col
 
 def _chosen(
     source: Source, layout: _Layout, draw: Draw, store: Store
-) -> tuple[Part, Part, list[str], dict[str, int]]:
+) -> tuple[SplitRows, SplitRows, list[str], dict[str, int]]:
     """Training and test rows, the names of the classes, and how many rows every split has."""
     values = _labels(layout.train, layout.label, "train", store)
     lengths = [len(piece) for piece in values]
@@ -301,8 +301,8 @@ def _chosen(
     if source.imbalance is not None:
         train_rows = rows.imbalanced(train_rows, source.imbalance, len(classes.names), draw)
     return (
-        Part("train", layout.train, train_rows, lengths),
-        Part("test", test_table, test_rows, test_lengths),
+        SplitRows("train", layout.train, train_rows, lengths),
+        SplitRows("test", test_table, test_rows, test_lengths),
         classes.names,
         counts,
     )
