@@ -17,6 +17,7 @@ from pydantic import Field, model_validator
 from distill_datasets.errors import refuse
 from distill_datasets.selection.selection import AT_ONCE, Selection, Teacher, present, repeated
 from distill_datasets.types import Shape
+from distill_datasets.views.crops import LargestArea, SmallestArea, check_areas
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,17 +47,12 @@ class Rded(Selection):
         description="images of a class that crops are cut from, or as many as it has tiles",
     )
     crops: int = Field(default=5, gt=0, description="random crops of each candidate")
-    smallest: float = Field(
-        default=0.08, gt=0, le=1, description="smallest area of a crop, as a share of the image"
-    )
-    largest: float = Field(
-        default=1.0, gt=0, le=1, description="largest area of a crop, as a share of the image"
-    )
+    smallest: SmallestArea = 0.08
+    largest: LargestArea = 1.0
 
     @model_validator(mode="after")
     def _areas_are_in_order(self) -> Self:
-        if self.smallest > self.largest:
-            raise ValueError(f"smallest: {self.smallest} is above largest: {self.largest}")
+        check_areas(self.smallest, self.largest)
         return self
 
     def problems(self, shape: Shape) -> Iterator[str]:

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from distill_datasets.errors import RecipeError
+from distill_datasets.errors import refuse
 from distill_datasets.models.architecture import Architecture, last_linear
 from distill_datasets.models.weights import built, frozen
 from distill_datasets.soft_labels.codes import Classifier
@@ -64,11 +64,16 @@ class TeacherEnsemble:
         self._weights = [weight / total for _, weight in used]
         self._modules = [copy.deepcopy(module).to(device).eval() for module, _ in used]
         self._rescaled = settings.teachers == "rescaled"
+        for module in self._modules:
+            refuse(_module_problems(module, settings, shape, features))
         if features:
-            self.classifier = _split(self._modules[0], shape, device)
+            self.classifier = _split(self._modules[0], shape)
         if settings.batch_norm == "batch":
+            # these layers normalize by the images they are given, the others stay in eval mode
             for module in self._modules:
-                _use_batch_statistics(module)
+                for layer in _norms(module):
+                    layer.train()
+                    layer.track_running_stats = False
 
     @torch.no_grad()
     def __call__(self, images_BCHW: Tensor, group_B: Tensor) -> Tensor:
@@ -80,6 +85,7 @@ class TeacherEnsemble:
             images_BCHW: in the student's input space, on the device.
             group_B: images of one group stand together and share BatchNorm statistics.
         """
+        # one forward pass per group: its mean and variance are over the group's images alone
         _, sizes = torch.unique_consecutive(group_B, return_counts=True)
         outputs = [
             torch.cat([module(group) for group in torch.split(images_BCHW, sizes.tolist())])
@@ -106,49 +112,52 @@ def ensemble_problems(
 ) -> Iterator[str]:
     """What the networks of a squeeze stage cannot follow, before it trains them."""
     problems = list(settings.problems(shape, len(architectures)))
+    yield from problems
     features = settings.store == "features"
     if not problems and (features or settings.batch_norm == "batch"):
-        untrained = [frozen(built(architecture, shape)) for architecture in architectures]
-        try:
-            TeacherEnsemble(untrained, settings, shape, torch.device("cpu"), features=features)
-        except RecipeError as error:
-            problems.append(str(error))
-    yield from problems
+        weights = settings.weights_of(len(architectures))
+        for architecture, weight in zip(architectures, weights, strict=True):
+            if weight:
+                untrained = frozen(built(architecture, shape))
+                yield from _module_problems(untrained, settings, shape, features)
 
 
-def _use_batch_statistics(module: nn.Module) -> None:
-    norms = [layer for layer in module.modules() if isinstance(layer, NORMS)]
-    if not norms:
-        raise RecipeError(
+def _module_problems(
+    module: nn.Module, settings: EnsembleSettings, shape: Shape, features: bool
+) -> Iterator[str]:
+    if settings.batch_norm == "batch" and not _norms(module):
+        yield (
             "relabel.batch_norm: batch needs teachers with BatchNorm, got one without; set "
             "batch_norm: eval or squeeze.network.norm: batch"
         )
-    for layer in norms:
-        layer.train()
-        layer.track_running_stats = False
+    if features and _split(copy.deepcopy(module), shape) is None:
+        yield (
+            "relabel.store: features needs a teacher that ends in a linear layer and gives all of "
+            "its input, which this one does not; set store: logits"
+        )
+
+
+def _norms(module: nn.Module) -> list[nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d]:
+    return [layer for layer in module.modules() if isinstance(layer, NORMS)]
 
 
 @torch.no_grad()
-def _split(module: nn.Module, shape: Shape, device: torch.device) -> Classifier:
-    """Take the last linear layer off a network, which then answers with its input."""
+def _split(module: nn.Module, shape: Shape) -> Classifier | None:
+    """Take the last linear layer off a network, which then gives its input; None if it cannot."""
     found = last_linear(module)
-    refusal = RecipeError(
-        "relabel.store: features needs a teacher that ends in a linear layer and gives all of its "
-        "input, which this one does not; set store: logits"
-    )
     if found is None or not found[0]:
-        raise refusal
+        return None
     name, last = found
-    # any image tells whether the layer is the end, and that the rest is linear in no other way
+    # W f + b of the features f of any image tells whether the layer is the end: if anything came
+    # after it, or the layer saw a part of f only, the logits would be others
     rng = torch.Generator().manual_seed(0)
-    probe_BCHW = torch.randn(2, shape.c, shape.h, shape.w, generator=rng).to(device)
+    probe_BCHW = torch.randn(2, shape.c, shape.h, shape.w, generator=rng).to(last.weight.device)
     logits_BK = module(probe_BCHW)
     module.set_submodule(name, nn.Identity())
     bias_K = last.weight.new_zeros(len(last.weight)) if last.bias is None else last.bias
     classifier = Classifier(last.weight.detach().float().cpu(), bias_K.detach().float().cpu())
     features_BD = module(probe_BCHW)
     if features_BD.shape != (2, last.in_features):
-        raise refusal
-    if not torch.allclose(classifier(features_BD.float()), logits_BK.float(), rtol=1e-3, atol=1e-3):
-        raise refusal
-    return classifier
+        return None
+    same = torch.allclose(classifier(features_BD.float()), logits_BK.float(), rtol=1e-3, atol=1e-3)
+    return classifier if same else None

@@ -51,13 +51,20 @@ class Pictures:
         """Number of images."""
         return len(self.images_NCHW)
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of an image, in pixels."""
+        height, width = self.images_NCHW.shape[2:]
+        return height, width
+
     def render(self, views: Views) -> Tensor:
         """Views in the student's input space, on the device of the labels."""
         return replay(self.images_NCHW, views, self.space).to(self.labels_N.device)
 
     def mixed_labels(self, views: Views) -> Tensor:
         """The classes of both images of every view, by their share of its area, (B, K)."""
-        height, width = self.images_NCHW.shape[2:]
+        # outside of the box the own image has its share; CutMix: share 1, MixUp: no box
+        height, width = self.size
         top_B, left_B, bottom_B, right_B = views.box_B4.unbind(1)
         boxed_B = (bottom_B - top_B) * (right_B - left_B) / (height * width)
         own_B1 = (views.share_B * (1 - boxed_B))[:, None]
@@ -109,7 +116,7 @@ class RecordStream(TrainingStream):
     def __init__(self, settings: Relabel, records: Records, code: Code) -> None:
         self._records, self._names = records, list(code.columns)
         self._batches = settings.batches(records.per_epoch)
-        self.pool = settings.units(records.per_epoch) if settings.keep < 1 else None
+        self.pool = settings.pool(records.per_epoch)
 
     def epoch(self, number: int) -> LabeledViews:
         return self._labeled(*self._records.epoch(number % self._records.epochs))
@@ -140,7 +147,7 @@ class TeacherStream(TrainingStream):
         self._settings, self._pictures, self._draw = settings, pictures, draw
         self._labeler, self._encode = labeler, encode
         self._batches = settings.batches(pictures.count)
-        self.pool = settings.units(pictures.count) if settings.keep < 1 else None
+        self.pool = settings.pool(pictures.count)
         self._drawn, self._lock = OrderedDict[int, Views](), threading.Lock()
 
     def epoch(self, number: int) -> LabeledViews:
@@ -165,10 +172,10 @@ class TeacherStream(TrainingStream):
             return self._drawn[epoch]
 
     def _views(self, epoch: int) -> Views:
-        height, width = self._pictures.images_NCHW.shape[2:]
-        settings, count = self._settings, self._pictures.count
-        groups = settings.norm_groups
-        return draw_views(settings, epoch, count, (height, width), self._draw, groups)
+        settings, pictures = self._settings, self._pictures
+        return draw_views(
+            settings, epoch, pictures.count, pictures.size, self._draw, settings.norm_groups
+        )
 
     def _labeled(self, views: Views) -> LabeledViews:
         output_BX = self._labeler(self._pictures.render(views), views.group_B)
@@ -225,8 +232,7 @@ class HardLabelExamples(Examples):
         return self._pictures.count
 
     def order(self, rng: torch.Generator, batch: int, turn: int) -> Tensor:
-        height, width = self._pictures.images_NCHW.shape[2:]
-        views = draw_views(self._settings, turn, self.count, (height, width), self._draw)
+        views = draw_views(self._settings, turn, self.count, self._pictures.size, self._draw)
         if self._real is not None and self._real.sampling == "balanced":
             drawn_N = self._real.order(rng).int()
             views = views._replace(

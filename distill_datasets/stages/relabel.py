@@ -263,9 +263,8 @@ class _Labeling:
         return 2 * torch.int32.itemsize + sum(column.nbytes for column in columns)
 
     def _views(self, epoch: int, count: int) -> Views:
-        height, width = self.pictures.images_NCHW.shape[2:]
-        groups = self.settings.norm_groups
-        return draw_views(self.settings, epoch, count, (height, width), self.draw, groups)
+        size, groups = self.pictures.size, self.settings.norm_groups
+        return draw_views(self.settings, epoch, count, size, self.draw, groups)
 
     def _unit(self, epoch: int, batch: int, views: Views) -> dict[str, Tensor]:
         needed_nCHW, moved = _needed(self.pictures.images_NCHW, views, self.device)

@@ -176,3 +176,7 @@ class Relabel(LabelStorage, EnsembleSettings, ViewSettings):
     def units(self, count: int) -> int:
         """Batches that are labeled, counted over all epochs: the first `keep` of them."""
         return max(1, round(self.keep * self.epochs * len(self.batches(count))))
+
+    def pool(self, count: int) -> int | None:
+        """Units that students draw from with replacement; None where they take whole epochs."""
+        return self.units(count) if self.keep < 1 else None

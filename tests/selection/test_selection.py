@@ -264,7 +264,9 @@ def test_rded_of_a_class_with_three_images_repeats_crops() -> None:
 def test_rded_refuses_more_tiles_than_pixels_and_areas_in_disorder() -> None:
     with pytest.raises(RecipeError, match=r"init.factor: 9 tiles along a side of 8 px"):
         Rded(factor=9).images(toy_real(), 1, rng_for(0), BrightnessTeacher())
-    with pytest.raises(ValidationError, match=r"smallest: 0.9 is above largest: 0.5"):
+    with pytest.raises(
+        ValidationError, match=r"smallest: got 0.9, expected at most largest, which is 0.5"
+    ):
         Rded(smallest=0.9, largest=0.5)
 
 
