@@ -71,12 +71,16 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        # in the same folder, since a rename is atomic only within one file system; with a name of
+        # its own, since other processes may write the same file
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         os.close(handle)
         temporary = Path(name)
         try:
             write(temporary)
-            temporary.chmod(0o644)
+            temporary.chmod(0o644)  # mkstemp lets nobody else read
+            # first the bytes, then the name: a machine that loses power in between must not leave
+            # the name on an empty file
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
             temporary.replace(path)
@@ -231,6 +235,8 @@ def fill_rows(path: Path, first: int, rows: Tensor) -> None:
     if rows.shape[1:] != whole.shape[1:] or rows.dtype != whole.dtype:
         raise ArtifactError(f"{path.name}: got rows {tuple(rows.shape)} {rows.dtype}")
     content = rows.detach().cpu().contiguous().numpy().data
+    # an .npy file is a header and then the rows, each at a place known beforehand: processes write
+    # different bytes of the one file and need no lock
     header = path.stat().st_size - whole.numel() * whole.element_size()
     try:
         with path.open("r+b") as file:

@@ -155,8 +155,8 @@ def test_the_license_of_the_source_goes_with_the_data(
 ) -> None:
     source = {"dataset": "images", "license": stated}
     assert license_fields(source) == fields
-    found = why_restricted(source)
-    assert found == reason or (reason is not None and reason in str(found))
+    why = why_restricted(source)
+    assert why == reason or (reason is not None and reason in str(why))
 
 
 def test_an_unclear_license_links_to_the_source() -> None:

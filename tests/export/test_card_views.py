@@ -1,4 +1,4 @@
-"""Cards of labels of views: their lines render what was labeled, and train on what was said."""
+"""Cards of labels of views: their lines render what was labeled, and train on the labels."""
 
 import dataclasses
 from pathlib import Path
@@ -20,8 +20,8 @@ from distill_datasets.export.reading import load_rows
 from distill_datasets.soft_labels.codes import published_code
 from distill_datasets.views.recorded import replay
 train = scopes[1]
-said = next(train["blocks"]())
-view = {name: torch.as_tensor(column) for name, column in said.items()}
+block = next(train["blocks"]())
+view = {name: torch.as_tensor(column) for name, column in block.items()}
 seen = torch.stack([train["picture"]({name: view[name][i] for name in view}) for i in range(9)])
 views, columns = RECORDS
 if not POOL:

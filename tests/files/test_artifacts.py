@@ -97,11 +97,11 @@ def test_tensors_and_note_come_back_bit_for_bit(tmp_path: Path) -> None:
     }
     note = {"step": 3, "norm": (0.1).hex(), "names": ["é", None]}
     write_tensors(tmp_path / "state.safetensors", tensors, note)
-    found, found_note = read_tensors(tmp_path / "state.safetensors")
-    assert found_note == note and found.keys() == tensors.keys()
+    stored, stored_note = read_tensors(tmp_path / "state.safetensors")
+    assert stored_note == note and stored.keys() == tensors.keys()
     for name, tensor in tensors.items():
-        assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor.data)
-    assert torch.signbit(found["float"][1])
+        assert stored[name].dtype == tensor.dtype and torch.equal(stored[name], tensor.data)
+    assert torch.signbit(stored["float"][1])
 
 
 def test_equal_tensors_are_equal_files(tmp_path: Path) -> None:
@@ -209,7 +209,7 @@ def test_no_rows_at_all_are_an_empty_array(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("chunks", "said"),
+    ("chunks", "problem"),
     [
         ([torch.zeros(2, 3, dtype=torch.uint8)], "got 2 rows, expected 4"),
         ([torch.zeros(5, 3, dtype=torch.uint8)], "got 5 rows, expected 4"),
@@ -218,9 +218,9 @@ def test_no_rows_at_all_are_an_empty_array(tmp_path: Path) -> None:
     ],
 )
 def test_rows_that_do_not_fit_leave_no_file(
-    tmp_path: Path, chunks: list[torch.Tensor], said: str
+    tmp_path: Path, chunks: list[torch.Tensor], problem: str
 ) -> None:
-    with pytest.raises(ArtifactError, match=said):
+    with pytest.raises(ArtifactError, match=problem):
         write_rows(tmp_path / "rows.npy", (4, 3), chunks)
     assert list(tmp_path.iterdir()) == []
 

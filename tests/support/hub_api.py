@@ -92,15 +92,15 @@ class HubApi:
 
     def info(self, request: "Request", repo: str, rev: str = "main") -> "Answer":
         """GET /api/datasets/{id}[/revision/{rev}]."""
-        found = self.open(request, repo)
-        commit = revision(found, rev)
+        opened = self.open(request, repo)
+        commit = revision(opened, rev)
         siblings = [{"rfilename": path} for path in sorted(commit.files)]
         return ok(
             {
                 "_id": "0" * 24,
                 "id": repo,
                 "sha": commit.oid,
-                "private": found.private,
+                "private": opened.private,
                 "gated": False,
                 "disabled": False,
                 "tags": [],
@@ -151,22 +151,22 @@ class HubApi:
 
     def refs(self, request: "Request", repo: str) -> "Answer":
         """GET .../refs."""
-        found = self.open(request, repo)
-        main = {"name": "main", "ref": "refs/heads/main", "targetCommit": found.head.oid}
+        opened = self.open(request, repo)
+        main = {"name": "main", "ref": "refs/heads/main", "targetCommit": opened.head.oid}
         tags = [
             {"name": name, "ref": f"refs/tags/{name}", "targetCommit": oid}
-            for name, oid in found.tags.items()
+            for name, oid in opened.tags.items()
         ]
         return ok({"branches": [main], "tags": tags, "converts": []})
 
     def make_tag(self, request: "Request", repo: str, rev: str) -> "Answer":
         """POST .../tag/{rev}."""
         body = request.json({"tag", "message"})
-        found = self.open(request, repo, write=True)
-        commit = revision(found, rev)
-        if body["tag"] in found.tags:
+        opened = self.open(request, repo, write=True)
+        commit = revision(opened, rev)
+        if body["tag"] in opened.tags:
             raise Refusal(409, "Tag reference exists already")
-        found.tags[body["tag"]] = commit.oid
+        opened.tags[body["tag"]] = commit.oid
         return ok({})
 
     def validate_card(self, request: "Request") -> "Answer":
@@ -232,14 +232,14 @@ class HubApi:
 
     def make_commit(self, request: "Request", repo: str, rev: str) -> "Answer":
         """POST .../commit/{rev}."""
-        found = self.open(request, repo, write=True)
+        opened = self.open(request, repo, write=True)
         if request.headers.get("content-type") != "application/x-ndjson":
             raise Violation("commit that is not application/x-ndjson")
         lines = [json.loads(line) for line in request.body.splitlines() if line.strip()]
         if rev != "main" or [line["key"] for line in lines].count("header") != 1:
             raise Violation("commit without one header, or not to main")
         header, *operations = lines
-        files = dict(found.head.files)
+        files = dict(opened.head.files)
         touched: set[str] = set()
         for line in lines:
             unknown = line["value"].keys() - _COMMIT_KEYS.get(line["key"], set())
@@ -247,7 +247,7 @@ class HubApi:
                 raise Violation(f"commit line {line['key']} with {sorted(unknown)}")
         if "parentCommit" not in header["value"]:
             raise Violation("commit without a parent, which may undo somebody else's")
-        if header["value"]["parentCommit"] != found.head.oid:
+        if header["value"]["parentCommit"] != opened.head.oid:
             raise Refusal(412, "A commit has happened since. Please refresh and try again.")
         for line in operations:
             path = line["value"]["path"]
@@ -255,13 +255,13 @@ class HubApi:
                 raise Violation(f"bad or repeated path {path}")
             touched.add(path)
             self._apply(files, line["key"], line["value"])
-        if files == found.head.files:
+        if files == opened.head.files:
             raise Violation("a commit that changes nothing")
         if "README.md" in touched and (
             errors := self.card_errors(files["README.md"].data.decode())
         ):
             raise Refusal(400, "; ".join(errors))
-        commit = found.add(files, header["value"]["summary"])
+        commit = opened.add(files, header["value"]["summary"])
         url = f"{self.url}/datasets/{repo}/commit/{commit.oid}"
         return ok({"success": True, "commitOid": commit.oid, "commitUrl": url, "hookOutput": ""})
 
