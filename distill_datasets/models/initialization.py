@@ -1,4 +1,8 @@
-"""How fresh weights of any network are drawn, from a generator instead of global state."""
+"""How fresh weights of any network are drawn, from a generator instead of global state.
+
+`models.layers` is imported by the functions: it subclasses torch's modules, and recipes whose
+networks are only checked import this file.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +34,6 @@ def initialize(module: nn.Module, rng: torch.Generator) -> None:
     Raises:
         RecipeError: a layer with weights of a kind that this rule does not know.
     """
-    # layers are subclasses of torch's, which this module's importers do without
     from distill_datasets.models.layers import XavierChain
 
     with torch.no_grad():
@@ -43,6 +46,7 @@ def initialize(module: nn.Module, rng: torch.Generator) -> None:
             if not own:
                 continue
             if isinstance(layer, nn.Conv2d | nn.Linear) and isinstance(module, XavierChain):
+                # N(0, 2 / (fan in + fan out))
                 drawn = nn.init.xavier_normal_(torch.empty(layer.weight.shape), generator=rng)
                 layer.weight.copy_(drawn)
                 if layer.bias is not None:

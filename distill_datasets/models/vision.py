@@ -114,8 +114,8 @@ class Torchvision(Architecture):
         return self
 
     def cited(self) -> list[str]:
-        found = [paper for start, paper in PAPERS.items() if self.model.startswith(start)]
-        return [*self.paper.split("; "), *found[:1]]
+        papers = [paper for start, paper in PAPERS.items() if self.model.startswith(start)]
+        return [*self.paper.split("; "), *papers[:1]]
 
     def build(self, shape: Shape) -> nn.Module:
         try:

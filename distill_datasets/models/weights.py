@@ -128,18 +128,18 @@ def _misfit(
     expected: Tensor,
 ) -> str:
     """What to say of a tensor of another shape: classes and channels show in the first number."""
-    said = (
+    misfit = (
         f"squeeze.weights: {title}: {name} has the shape {tuple(got.shape)}, expected "
         f"{tuple(expected.shape)} of {_described(architecture)}"
     )
     if expected.shape[0] == shape.k != got.shape[0] and got.shape[1:] == expected.shape[1:]:
         return (
-            f"{said}; it tells {got.shape[0]} classes apart and the source has {shape.k}: train it "
-            "on the source, or take the source of its classes"
+            f"{misfit}; it tells {got.shape[0]} classes apart and the source has {shape.k}: train "
+            "it on the source, or take the source of its classes"
         )
     if got.ndim == 4 and got.shape[1] in (1, 3) and expected.shape[1] == shape.c != got.shape[1]:
-        return f"{said}; set source.channels to {'gray' if got.shape[1] == 1 else 'rgb'}"
-    return f"{said}; set squeeze.network and source.resolution to those it was trained with"
+        return f"{misfit}; set source.channels to {'gray' if got.shape[1] == 1 else 'rgb'}"
+    return f"{misfit}; set squeeze.network and source.resolution to those it was trained with"
 
 
 def _described(architecture: Architecture) -> str:
@@ -182,13 +182,13 @@ def locate(name: str) -> Path:
         )
     if path.is_file():
         return path
-    found = HUB_ID.fullmatch(name)
-    if found is None or path.suffix == ".safetensors":
+    hub = HUB_ID.fullmatch(name)
+    if hub is None or path.suffix == ".safetensors":
         raise RecipeError(
             f"squeeze.weights: no file {name}; expected a safetensors file, or a Hub model as "
             "org/name or org/name@revision"
         )
-    return model_file(found["model"], found["revision"], FILE)
+    return model_file(hub["model"], hub["revision"], FILE)
 
 
 def read_checkpoint(path: Path, *, shapes_only: bool = False) -> Checkpoint:

@@ -12,7 +12,6 @@ import torch
 from pydantic import Field, model_validator
 
 from distill_datasets.config import Section
-from distill_datasets.errors import RecipeError, refuse
 from distill_datasets.models.architecture import Architecture
 from distill_datasets.networks.network import (
     FlatNetwork,
@@ -21,42 +20,15 @@ from distill_datasets.networks.network import (
     NetworkSource,
     Sampled,
     TrainedMembers,
+    present,
     skeleton_of,
+    squeezed_architecture,
 )
 from distill_datasets.runtime.draws import Draw, LaneDraw
 from distill_datasets.types import Shape
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-def present(squeezed: TrainedMembers | None, networks: Networks) -> TrainedMembers:
-    """The members of the squeeze stage, when they are there and will do.
-
-    Raises:
-        RecipeError: there are none, or they do not fit.
-    """
-    if squeezed is None:
-        raise RecipeError(
-            f"distill.networks: {networks.name!r} needs networks that are trained on the real data "
-            "first; add a section squeeze, for example squeeze: {epochs: 5}"
-        )
-    refuse(networks.problems(squeezed))
-    return squeezed
-
-
-def squeezed_architecture(squeezed: Architecture | None, networks: Networks) -> Architecture:
-    """The network of the squeeze stage.
-
-    Raises:
-        RecipeError: the recipe has no such stage.
-    """
-    if squeezed is None:
-        raise RecipeError(
-            f"distill.networks: {networks.name!r} takes its architecture from squeeze.network; add "
-            "a section squeeze, for example squeeze: {epochs: 5}"
-        )
-    return squeezed
 
 
 class Growth(Section):

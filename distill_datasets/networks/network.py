@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import nn
 
 from distill_datasets.config import Part
-from distill_datasets.errors import RecipeError
+from distill_datasets.errors import RecipeError, refuse
 from distill_datasets.models.architecture import Architecture, ArchitectureField, last_linear
 from distill_datasets.models.convnets import ConvNet
 from distill_datasets.models.initialization import initialize
@@ -171,6 +171,35 @@ class Networks(Part, ABC):
         return 0.0
 
 
+def present(squeezed: TrainedMembers | None, networks: Networks) -> TrainedMembers:
+    """The members of the squeeze stage, when they are there and will do.
+
+    Raises:
+        RecipeError: there are none, or they do not fit.
+    """
+    if squeezed is None:
+        raise RecipeError(
+            f"distill.networks: {networks.name!r} needs networks that are trained on the real data "
+            "first; add a section squeeze, for example squeeze: {epochs: 5}"
+        )
+    refuse(networks.problems(squeezed))
+    return squeezed
+
+
+def squeezed_architecture(squeezed: Architecture | None, networks: Networks) -> Architecture:
+    """The network of the squeeze stage.
+
+    Raises:
+        RecipeError: the recipe has no such stage.
+    """
+    if squeezed is None:
+        raise RecipeError(
+            f"distill.networks: {networks.name!r} takes its architecture from squeeze.network; add "
+            "a section squeeze, for example squeeze: {epochs: 5}"
+        )
+    return squeezed
+
+
 class FlatNetwork:
     """A module called with all of its weights in one vector.
 
@@ -197,24 +226,25 @@ class FlatNetwork:
         return logits_BK
 
     def layers(self, weights_P: Tensor, images_BCHW: Tensor) -> Layers:
-        kept = list[torch.Tensor]()
+        maps = list[torch.Tensor]()
         hooks = [
-            layer.register_forward_hook(lambda _, inputs, output: kept.append(output))
+            layer.register_forward_hook(lambda _, inputs, output: maps.append(output))
             for layer in self._module.modules()
             if isinstance(layer, nn.ReLU)
         ]
         embedded = list[torch.Tensor]()
-        found = last_linear(self._module)
-        assert found is not None, "objectives that look at layers refuse a network without one"
+        last = last_linear(self._module)
+        assert last is not None, "objectives that look at layers refuse a network without one"
+        _, classifier = last
         hooks.append(
-            found[1].register_forward_pre_hook(lambda _, inputs: embedded.append(inputs[0]))
+            classifier.register_forward_pre_hook(lambda _, inputs: embedded.append(inputs[0]))
         )
         try:
             logits_BK = self(weights_P, images_BCHW)
         finally:
             for hook in hooks:
                 hook.remove()
-        return Layers(kept, embedded[0], logits_BK)
+        return Layers(maps, embedded[0], logits_BK)
 
     def _named(self, weights_P: Tensor) -> dict[str, Tensor]:
         # layer after layer, as `nn.utils.parameters_to_vector` puts them: weight, bias, weight, ...

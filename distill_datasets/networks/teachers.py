@@ -17,13 +17,14 @@ from torch import nn
 
 from distill_datasets.errors import RecipeError, refuse
 from distill_datasets.models.architecture import Architecture
-from distill_datasets.networks.experts import present, squeezed_architecture
 from distill_datasets.networks.network import (
     Networks,
     TeacherNetwork,
     Teachers,
     TrainedMembers,
+    present,
     skeleton_of,
+    squeezed_architecture,
 )
 from distill_datasets.types import Shape
 

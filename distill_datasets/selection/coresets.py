@@ -187,15 +187,15 @@ class Correct(Selection):
         """The first `count` correct images of a class in random order, or all there are."""
         own_N = real.rows_of_class[label]
         order_N = torch.randperm(len(own_N), generator=rng)
-        found: list[int] = []
+        correct: list[int] = []
         for places_B in torch.split(order_N, AT_ONCE):
             images_BCHW = real.select(own_N[places_B.to(own_N.device)]).images_BCHW
             right_MB = teacher(images_BCHW).argmax(dim=2) == label
             enough_B = right_MB.sum(dim=0) >= self.share * len(right_MB)
-            found += places_B[enough_B.cpu()].tolist()
-            if len(found) >= count:
+            correct += places_B[enough_B.cpu()].tolist()
+            if len(correct) >= count:
                 break
-        return found[:count]
+        return correct[:count]
 
 
 ROUNDS = 10
