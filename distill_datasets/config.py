@@ -48,6 +48,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "distribution": "distill_datasets.objectives.distribution:Distribution",
         "gradient": "distill_datasets.objectives.gradient:Gradient",
         "recover": "distill_datasets.objectives.recover:Recover",
+        "regression": "distill_datasets.objectives.regression:Regression",
         "selected": "distill_datasets.objectives.selected:Selected",
         "trajectory": "distill_datasets.objectives.trajectory:Trajectory",
         "unrolled": "distill_datasets.objectives.unrolled:Unrolled",
@@ -61,10 +62,12 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "area": "distill_datasets.labels.fixed:Area",
         "learned": "distill_datasets.labels.learned:Learned",
         "logits": "distill_datasets.labels.learned:Logits",
+        "vectors": "distill_datasets.labels.learned:Vectors",
     },
     "networks": {
         "fixed": "distill_datasets.networks.network:Fixed",
         "fresh": "distill_datasets.networks.network:Fresh",
+        "pool": "distill_datasets.networks.pool:Pool",
         "pretrained": "distill_datasets.networks.experts:Pretrained",
         "teachers": "distill_datasets.networks.teachers:TeacherNetworks",
         "trained_on_distilled": "distill_datasets.networks.online:TrainedOnDistilled",
@@ -74,6 +77,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
     "architectures": {
         "convnet": "distill_datasets.models.convnets:ConvNet",
         "lenet": "distill_datasets.models.convnets:LeNet",
+        "mlp": "distill_datasets.models.convnets:Mlp",
         "resnet": "distill_datasets.models.vision:ResNet",
         "torchvision": "distill_datasets.models.vision:Torchvision",
     },

@@ -1,4 +1,4 @@
-"""Learned labels: distributions of cells, or logits, which a softmax keeps a distribution.
+"""Learned labels: distributions of cells, logits of cells, or a vector for each example.
 
 Shape suffixes: B examples of a batch, N all examples, G cells, K classes, M members of the squeeze
 stage.
@@ -101,6 +101,32 @@ class Logits(Labels):
 
     def stored(self, tensors: Tensors) -> Tensor:
         return tensors["logits_GK"].detach().softmax(dim=1)
+
+
+class Vectors(Labels):
+    """One learned vector for each example, whatever cells it shows, as ridge regression fits them.
+
+    A target is softmax(sharpness x vector). Unlike labels of cells, an example of a poster may say
+    anything: the mean of a few cells by area caps what its crops can tell.
+    """
+
+    paper: ClassVar[str] = "FRePo, arXiv:2206.00719"
+    name: Literal["vectors"] = "vectors"
+    sharpness: float = Field(
+        default=10.0, gt=0, description="factor on a vector before the softmax makes it a target"
+    )
+
+    def start(self, cells: Cells, classes: int, logits_MNK: Tensor | None = None) -> LabelStart:
+        """The shares of the classes that an example shows, centered over the classes."""
+        shares_NK = mix(cells.shown, F.one_hot(cells.classes_G, classes).float())
+        return LabelStart({"vectors_NK": shares_NK - 1 / classes}, {})
+
+    def targets(self, tensors: Tensors, index_B: Tensor) -> Tensor:
+        vectors_BK = tensors["vectors_NK"].index_select(0, index_B)
+        return (self.sharpness * vectors_BK).softmax(dim=1)
+
+    def stored(self, tensors: Tensors) -> Tensor:
+        return (self.sharpness * tensors["vectors_NK"].detach()).softmax(dim=1)
 
 
 def _sums(cells: Cells, values_NK: Tensor) -> tuple[Tensor, Tensor]:

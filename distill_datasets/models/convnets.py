@@ -1,4 +1,4 @@
-"""The plain networks that recipes name: the field's ConvNet, and LeNet."""
+"""The plain networks that recipes name: the field's ConvNet, LeNet, and a perceptron."""
 
 from __future__ import annotations
 
@@ -107,3 +107,20 @@ class LeNet(Architecture):
             nn.ReLU(),
             nn.Linear(84, shape.k),
         )
+
+
+class Mlp(Architecture):
+    """Linear layers with ReLU on the pixels in a row; without a hidden layer it is linear."""
+
+    paper: ClassVar[str] = "multilayer perceptron, doi:10.1038/323533a0"
+    name: Literal["mlp"] = "mlp"
+    depth: int = Field(default=1, ge=0, description="hidden layers; 0: a linear classifier")
+    width: int = Field(default=128, ge=1, description="units of a hidden layer")
+
+    def build(self, shape: Shape) -> nn.Module:
+        layers: list[nn.Module] = [nn.Flatten()]
+        features = shape.c * shape.h * shape.w
+        for _ in range(self.depth):
+            layers.extend([nn.Linear(features, self.width), nn.ReLU()])
+            features = self.width
+        return nn.Sequential(*layers, nn.Linear(features, shape.k))

@@ -1,0 +1,160 @@
+"""Kernel ridge regression: what a network's features of the distilled set predict of real images.
+
+With the features F_s (N, D) of all distilled examples, their label vectors Y_s (N, K) and the
+features F_t (B, D) of a real batch, the last layer that fits the distilled set best predicts
+
+    P = F_t F_s^T (F_s F_s^T + r I)^-1 Y_s,    r = ridge * trace(F_s F_s^T) / N,
+
+and the loss compares P with the real labels. The layer is solved, not trained: no step is unrolled,
+and the gradient goes through F_s and Y_s alone, in a system of N equations.
+
+A label vector is the logarithm of a target, centered over the classes and divided by `sharpness`:
+with the labels `vectors` it is what they train. Real labels are centered likewise, 1 - 1/K for the
+right class and -1/K for others.
+
+Shape suffixes: B real images, N distilled examples, K classes, D values of a feature.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+
+from distill_datasets.networks.network import NetworkSource, Sampled
+from distill_datasets.objectives.objective import Estimate, Needs, Objective
+from distill_datasets.runtime.draws import LaneDraw
+from distill_datasets.views.augment import Augment
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from distill_datasets.data.real import RealData
+    from distill_datasets.distilled import Distilled
+
+
+def ridge_prediction(
+    real_BD: Tensor, distilled_ND: Tensor, vectors_NK: Tensor, ridge: float
+) -> Tensor:
+    """What the ridge solution on the distilled features predicts of the real ones, (B, K).
+
+    The system is solved in double precision.
+
+    Source: KIP (arXiv:2011.00050), equation 5; FRePo (arXiv:2206.00719), equation 6.
+    """
+    kernel_NN = (distilled_ND @ distilled_ND.T).double()
+    added = ridge * kernel_NN.diagonal().mean()
+    kernel_NN = kernel_NN + added * torch.eye(len(kernel_NN)).to(kernel_NN)
+    weights_NK = torch.linalg.solve(kernel_NN, vectors_NK.double())
+    predicted_BK: Tensor = (real_BD @ distilled_ND.T).double() @ weights_NK
+    return predicted_BK.to(vectors_NK.dtype)
+
+
+class Regression(Objective):
+    """Loss of ridge regression from distilled to real images in a network's features (FRePo)."""
+
+    paper: ClassVar[str] = (
+        "FRePo, arXiv:2206.00719; RFAD, arXiv:2210.12067; KIP, arXiv:2011.00050; "
+        "UniDD, arXiv:2503.01212"
+    )
+    name: Literal["regression"] = "regression"
+    real_batch: int = Field(gt=0, description="real images that are predicted in a step")
+    ridge: float = Field(
+        default=0.000001,
+        gt=0,
+        description="added to the kernel's diagonal, as a share of its mean (lambda)",
+    )
+    ridge_start: float | None = Field(
+        default=None,
+        gt=0,
+        description="where ridge falls from, geometrically over the run (UniDD); null keeps it",
+    )
+    loss: Literal["mse", "cross_entropy"] = Field(
+        default="mse",
+        description="half the squared distance of predictions and real label vectors, or the "
+        "cross-entropy of softmax(sharpness x prediction)",
+    )
+    sharpness: float = Field(
+        default=10.0, gt=0, description="of a target: softmax(sharpness x label vector)"
+    )
+    augment: Augment = Field(
+        default=Augment(), description="of distilled and of real images, each with its own draw"
+    )
+    precision: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="of the networks; kernels are float32, solved in float64"
+    )
+
+    def cited(self) -> list[str]:
+        frepo, rfad, kip, unidd = self.paper.split("; ")
+        return [frepo, kip, *([rfad] if self.loss == "cross_entropy" else []),
+                *([unidd] if self.ridge_start is not None else [])]  # fmt: skip
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(real_rows=self.real_batch)
+
+    def work(self, flops_per_image: float, examples: int, classes: int) -> float:
+        # real images forward, distilled ones forward and back to the pixels
+        return flops_per_image * (self.real_batch + 2 * examples)
+
+    def estimate(
+        self, distilled: Distilled, networks: NetworkSource, real: RealData, draw: LaneDraw
+    ) -> Estimate:
+        """Loss of the prediction of one real batch, and its gradient.
+
+        Source: FRePo (arXiv:2206.00719), equations 5 and 6.
+        """
+        network = networks.sample(draw)
+        index_N = torch.arange(distilled.count, device=distilled.device)
+        images_NCHW, targets_NK = distilled(index_N)
+        images_NCHW = self.augment(images_NCHW, draw("augment"))
+        rng = draw("real")
+        real_BCHW, real_BK = real.batch(rng, self.real_batch)
+        with torch.no_grad():
+            real_BD = self._features(network, self.augment(real_BCHW, rng))
+        shown_ND = self._features(network, images_NCHW)
+        vectors_NK = self._vectors(targets_NK)
+        # the loss sees images and labels through these two alone: small leaves, then one way back
+        leaf_ND = shown_ND.detach().requires_grad_()
+        leaf_NK = vectors_NK.detach().requires_grad_()
+        predicted_BK = ridge_prediction(real_BD, leaf_ND, leaf_NK, self._ridge(draw.progress))
+        loss = self._loss(predicted_BK, real_BK, real)
+        pulls = torch.autograd.grad(loss, [leaf_ND, leaf_NK])
+        ends = [(shown_ND, pulls[0]), (vectors_NK, pulls[1])]
+        trained = [(end, pull) for end, pull in ends if end.requires_grad]
+        grads = torch.autograd.grad(
+            [end for end, _ in trained],
+            list(distilled.parameters.values()),
+            [pull for _, pull in trained],
+            materialize_grads=True,
+        )
+        right = (predicted_BK.argmax(dim=1) == real_BK.argmax(dim=1)).float().mean()
+        named = dict(zip(distilled.parameters, grads, strict=True))
+        return Estimate(loss.item(), named, {"accuracy": right.item()})
+
+    def _features(self, network: Sampled, images_BCHW: Tensor) -> Tensor:
+        """The inputs of the network's last linear layer, (B, D) in float32 or better."""
+        lower = self.precision == "bfloat16"
+        with torch.autocast(images_BCHW.device.type, torch.bfloat16, enabled=lower):
+            layers = network.layers(network.weights_P.detach(), images_BCHW)
+        return layers.embedding_BD.flatten(1).to(images_BCHW.dtype)
+
+    def _vectors(self, targets_NK: Tensor) -> Tensor:
+        """Label vectors of the targets; hard labels that nobody trains are centered as they are."""
+        if not targets_NK.requires_grad:
+            return targets_NK - targets_NK.mean(dim=1, keepdim=True)
+        log_NK = targets_NK.clamp(min=torch.finfo(targets_NK.dtype).tiny).log()
+        return (log_NK - log_NK.mean(dim=1, keepdim=True)) / self.sharpness
+
+    def _ridge(self, progress: float) -> float:
+        if self.ridge_start is None:
+            return self.ridge
+        return float(self.ridge_start * (self.ridge / self.ridge_start) ** progress)
+
+    def _loss(self, predicted_BK: Tensor, real_BK: Tensor, real: RealData) -> Tensor:
+        if self.loss == "cross_entropy":
+            return real.cross_entropy(self.sharpness * predicted_BK, real_BK)
+        centered_BK = real_BK - real_BK.mean(dim=1, keepdim=True)
+        return 0.5 * F.mse_loss(predicted_BK, centered_BK, reduction="sum") / len(real_BK)
