@@ -110,7 +110,7 @@ class PoolSource(CarryingSource):
         """The member of this step: every member has a turn, then the first one again."""
         members, age = self._settings.members, self._settings.age
         # lanes begin with different members, so that a step with several shows several
-        turn, number = divmod(draw.step + draw.lane, members)
+        turn, number = draw.step // members, (draw.step + draw.lane) % members
         first = self._slots * sum(self._sizes[:number])
         # as if it had been drawn at another time than the others; the first turn finds it fresh
         birthday = number * age // members

@@ -45,7 +45,8 @@ def ridge_prediction(
     Source: KIP (arXiv:2011.00050), equation 5; FRePo (arXiv:2206.00719), equation 6.
     """
     kernel_NN = (distilled_ND @ distilled_ND.T).double()
-    added = ridge * kernel_NN.diagonal().mean()
+    # features that are all zero leave nothing to solve, and predict nothing
+    added = (ridge * kernel_NN.diagonal().mean()).clamp(min=1e-30)
     kernel_NN = kernel_NN + added * torch.eye(len(kernel_NN)).to(kernel_NN)
     weights_NK = torch.linalg.solve(kernel_NN, vectors_NK.double())
     predicted_BK: Tensor = (real_BD @ distilled_ND.T).double() @ weights_NK
@@ -119,7 +120,7 @@ class Regression(Objective):
         # the loss sees images and labels through these two alone: small leaves, then one way back
         leaf_ND = shown_ND.detach().requires_grad_()
         leaf_NK = vectors_NK.detach().requires_grad_()
-        predicted_BK = ridge_prediction(real_BD, leaf_ND, leaf_NK, self._ridge(draw.progress))
+        predicted_BK = ridge_prediction(real_BD, leaf_ND, leaf_NK, self._ridge(draw))
         loss = self._loss(predicted_BK, real_BK, real)
         pulls = torch.autograd.grad(loss, [leaf_ND, leaf_NK])
         ends = [(shown_ND, pulls[0]), (vectors_NK, pulls[1])]
@@ -148,10 +149,10 @@ class Regression(Objective):
         log_NK = targets_NK.clamp(min=torch.finfo(targets_NK.dtype).tiny).log()
         return (log_NK - log_NK.mean(dim=1, keepdim=True)) / self.sharpness
 
-    def _ridge(self, progress: float) -> float:
+    def _ridge(self, draw: LaneDraw) -> float:
         if self.ridge_start is None:
             return self.ridge
-        return float(self.ridge_start * (self.ridge / self.ridge_start) ** progress)
+        return float(self.ridge_start * (self.ridge / self.ridge_start) ** draw.progress)
 
     def _loss(self, predicted_BK: Tensor, real_BK: Tensor, real: RealData) -> Tensor:
         if self.loss == "cross_entropy":
