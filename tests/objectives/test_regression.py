@@ -15,7 +15,7 @@ from support.tiny import (
     double_distilled,
     double_networks,
     double_real,
-    spent_and_said,
+    spent_and_counted,
     toy_real,
 )
 
@@ -137,8 +137,8 @@ def test_steps_down_the_gradient_predict_real_images_better(labels: Any) -> None
 
 
 def test_work_is_about_what_the_counter_of_torch_counts() -> None:
-    spent, said = spent_and_said(regression(real_batch=24))
-    assert said == pytest.approx(spent, rel=0.15)
+    spent, counted = spent_and_counted(regression(real_batch=24))
+    assert counted == pytest.approx(spent, rel=0.15)
 
 
 def test_a_network_that_shows_nothing_predicts_nothing() -> None:
