@@ -51,7 +51,7 @@ def recorded(draws, *first):
         return draws(seed, *what)
     return draw
 
-optimize.LaneDraws = recorded(optimize.LaneDraws, "distill")
+optimize.LaneDraw = recorded(optimize.LaneDraw, "distill")
 evaluate.draws = recorded(evaluate.draws)
 sys.argv[1:] = sys.argv[2:]
 main()
@@ -72,7 +72,7 @@ there = f"rank-{os.environ.get('RANK')}-of-{os.environ.get('WORLD_SIZE')}"
 atexit.register((pathlib.Path(__file__).parent / there).touch)
 """
 KILLS = {
-    "in a lane of the second outer step": ("distill_datasets.stages.distill", "LaneDraws", 5),
+    "in a lane of the second outer step": ("distill_datasets.stages.distill", "LaneDraw", 5),
     # before it: labels, twice room, pixels, a mark and an end, three files of the source, the first
     # state and its picture
     "while the second state is written": ("os", "fsync", 15),

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import torch
 
@@ -15,31 +14,6 @@ class Draw(Protocol):
     """Randomness as a pure function: the same words give the same stream, on any process."""
 
     def __call__(self, *what: str | int) -> torch.Generator: ...
-
-
-class LaneDraw(Draw, Protocol):
-    """The randomness of one lane of one outer step, and which lane and step that is."""
-
-    @property
-    def step(self) -> int:
-        """Outer step, from 0."""
-
-    @property
-    def progress(self) -> float:
-        """The share of the outer steps that are done, in [0, 1)."""
-
-    @property
-    def lane(self) -> int:
-        """Lane, from 0."""
-
-    def always(self, *what: str | int) -> torch.Generator:
-        """A stream that is the same in every lane of every step."""
-
-
-logger = logging.getLogger("distill_datasets")
-
-
-T = TypeVar("T")
 
 
 def rng_for(seed: int, *what: str | int) -> torch.Generator:
@@ -68,8 +42,15 @@ def draws(seed: int, *prefix: str | int) -> Draw:
 
 
 @dataclass(frozen=True)
-class LaneDraws:
-    """The randomness of one lane of one outer step: `rng_for` with its place given."""
+class LaneDraw:
+    """The randomness of one lane of one outer step: `rng_for` with its place given.
+
+    Attributes:
+        seed: the recipe's seed.
+        step: outer step, from 0.
+        lane: lane, from 0.
+        steps: outer steps in all.
+    """
 
     seed: int
     step: int
@@ -86,4 +67,5 @@ class LaneDraws:
         return rng_for(self.seed, "distill", self.step, self.lane, *what)
 
     def always(self, *what: str | int) -> torch.Generator:
+        """A stream that is the same in every lane of every step."""
         return rng_for(self.seed, "distill", *what)

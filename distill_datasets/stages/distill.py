@@ -36,7 +36,7 @@ from distill_datasets.media.image import overview
 from distill_datasets.networks.network import CarryingSource, Networks, NetworkSource, Teachers
 from distill_datasets.objectives.objective import Objective
 from distill_datasets.optimizers import Adam, Optimizer, cosine
-from distill_datasets.runtime.draws import LaneDraws, rng_for
+from distill_datasets.runtime.draws import LaneDraw, rng_for
 from distill_datasets.runtime.processes import Run, Runtime
 from distill_datasets.runtime.progress import Bar
 
@@ -287,8 +287,8 @@ class OuterLoop:
         logger.info("distill: resumed after %d of %d steps", state.step, self.settings.steps)
         self.bar.advance(state.step)
 
-    def _draw(self, lane: int) -> LaneDraws:
-        return LaneDraws(self.seed, self._state.step, lane, self.settings.steps)
+    def _draw(self, lane: int) -> LaneDraw:
+        return LaneDraw(self.seed, self._state.step, lane, self.settings.steps)
 
     def _mean_over_lanes(self, run_units: RunUnits) -> LaneMean:
         """The mean loss and gradient of the lanes that count, the same bits on every process."""

@@ -15,7 +15,7 @@ from distill_datasets.objectives.distribution import Distribution
 from distill_datasets.objectives.objective import Objective
 from distill_datasets.objectives.unrolled import Unrolled
 from distill_datasets.optimizers import Adam
-from distill_datasets.runtime.draws import LaneDraws
+from distill_datasets.runtime.draws import LaneDraw
 from distill_datasets.types import Batch
 from distill_datasets.views.augment import Augment
 from tests.benchmarks.data import (
@@ -32,7 +32,7 @@ from tests.support.tiny import DoubleNetworks, DoubleReal
 
 FLIP_ROTATE = Augment(operations=["flip", "rotate"])
 DSA = Augment(operations=["color", "crop", "cutout", "flip", "scale", "rotate"])
-DRAW = LaneDraws(0, 0, 0)
+DRAW = LaneDraw(0, 0, 0)
 CPU = torch.device("cpu")
 
 

@@ -15,7 +15,7 @@ from accelerate import PartialState
 from torch import Tensor
 
 from distill_datasets.objectives.unrolled import Unrolled
-from distill_datasets.runtime.draws import LaneDraws
+from distill_datasets.runtime.draws import LaneDraw
 from distill_datasets.runtime.processes import Runtime
 from tests.benchmarks.outer_steps import TINY, Problem, Window
 from tests.benchmarks.work import REFERENCE, Size, Work, relative_error
@@ -31,7 +31,7 @@ CPU = torch.device("cpu")
 
 def lane_gradient(problem: Problem, objective: Unrolled, lane: int) -> Tensor:
     """What one lane adds to the gradient of an outer step."""
-    draw = LaneDraws(0, 0, lane)
+    draw = LaneDraw(0, 0, lane)
     estimate = objective.estimate(problem.distilled, problem.networks, problem.real, draw)
     (grad,) = estimate.grads.values()
     return grad

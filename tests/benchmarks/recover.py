@@ -17,7 +17,7 @@ from distill_datasets.data.normalization import InputSpace
 from distill_datasets.distilled import Distilled
 from distill_datasets.networks.network import TeacherNetwork, Teachers
 from distill_datasets.objectives.recover import Recover
-from distill_datasets.runtime.draws import LaneDraws
+from distill_datasets.runtime.draws import LaneDraw
 from tests.benchmarks.work import REFERENCE, Run, Size, Work, relative_error
 from tests.support.tiny import images_of
 
@@ -109,7 +109,7 @@ def ours(fields: dict[str, object], images: int, side: int, device: torch.device
 
     def step() -> None:
         nonlocal done
-        draw = LaneDraws(0, done, 0, 1000)
+        draw = LaneDraw(0, done, 0, 1000)
         (pixels.grad,) = settings.estimate(distilled, teachers, None, draw).grads.values()
         rule.step()
         distilled.project()
@@ -129,7 +129,7 @@ def check() -> dict[str, float]:
     loss = loss_of(shown, labels)
     (expected,) = torch.autograd.grad(loss, pixels)
     settings = Recover(bn_weight=BN_WEIGHT, crop=None, flip=False, roll=0)
-    found = settings.estimate(distilled, teachers, None, LaneDraws(0, 0, 0, 1))
+    found = settings.estimate(distilled, teachers, None, LaneDraw(0, 0, 0, 1))
     (got,) = found.grads.values()
     return {
         "loss": abs(found.loss - loss.item()) / abs(loss.item()),

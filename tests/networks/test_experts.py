@@ -23,7 +23,7 @@ from distill_datasets.networks.network import (
     fresh_weights,
     skeleton_of,
 )
-from distill_datasets.runtime.draws import LaneDraws, draws
+from distill_datasets.runtime.draws import LaneDraw, draws
 
 SIZE = len(fresh_weights(skeleton_of(NET, TOY), torch.Generator(), CPU))
 
@@ -70,7 +70,7 @@ def source_of(networks: Networks, store: Store | None = None) -> NetworkSource:
 
 def sampled(networks: Networks, store: Store, step: int, lanes: int = 60) -> list[Sampled]:
     source = source_of(networks, store)
-    return [source.sample(LaneDraws(0, step, lane)) for lane in range(lanes)]
+    return [source.sample(LaneDraw(0, step, lane)) for lane in range(lanes)]
 
 
 def starts(networks: Trajectories, step: int) -> set[int]:
@@ -197,7 +197,7 @@ def test_fixed_networks_never_change_and_students_get_the_same() -> None:
     source = source_of(networks)
     begun = [source.start(student, draws(7, "distill")) for student in range(6)]
     weights = [
-        source.sample(LaneDraws(7, step, lane)).weights_P for step in range(4) for lane in range(5)
+        source.sample(LaneDraw(7, step, lane)).weights_P for step in range(4) for lane in range(5)
     ]
     tuples = {tuple(one_P.tolist()) for one_P in weights}
     assert len(tuples) == 3
@@ -211,7 +211,7 @@ def test_fixed_networks_never_change_and_students_get_the_same() -> None:
 def test_one_fixed_network_is_the_same_everywhere_and_another_seed_is_another() -> None:
     source = source_of(Fixed(network=NET))
     one_P, other_P, seed_P = (
-        source.sample(LaneDraws(seed, step, step)).weights_P
+        source.sample(LaneDraw(seed, step, step)).weights_P
         for seed, step in ((0, 0), (0, 9), (1, 0))
     )
     assert torch.equal(one_P, other_P) and not torch.equal(one_P, seed_P)

@@ -13,7 +13,7 @@ from distill_datasets.errors import RecipeError
 from distill_datasets.models.convnets import ConvNet, LeNet
 from distill_datasets.models.initialization import initialize
 from distill_datasets.networks.network import FlatNetwork, Fresh, FreshSource
-from distill_datasets.runtime.draws import LaneDraws, rng_for
+from distill_datasets.runtime.draws import LaneDraw, rng_for
 from distill_datasets.types import Shape
 
 
@@ -179,8 +179,8 @@ def test_a_lenet_on_too_small_images_is_refused() -> None:
 
 def test_a_sampled_network_is_the_module_with_these_weights() -> None:
     module = NET.build(TOY)
-    initialize(module, LaneDraws(0, 4, 0)("network"))
-    sampled = FreshSource(NET, TOY, CPU).sample(LaneDraws(0, 4, 0))
+    initialize(module, LaneDraw(0, 4, 0)("network"))
+    sampled = FreshSource(NET, TOY, CPU).sample(LaneDraw(0, 4, 0))
     images_BCHW = torch.randn(5, 1, 8, 8, generator=rng_for(0))
     assert torch.equal(sampled.weights_P, parameters_to_vector(module.parameters()))
     assert torch.equal(sampled(sampled.weights_P, images_BCHW), module(images_BCHW))
@@ -195,7 +195,7 @@ def test_a_sampled_network_is_the_same_whenever_it_is_asked() -> None:
 
 
 def test_a_sampled_network_depends_on_the_vector_it_is_called_with() -> None:
-    sampled = FreshSource(NET, TOY, CPU).sample(LaneDraws(0, 4, 0))
+    sampled = FreshSource(NET, TOY, CPU).sample(LaneDraw(0, 4, 0))
     weights_P = torch.zeros_like(sampled.weights_P)
     weights_P[-3:] = torch.tensor([1.0, 2.0, 3.0])  # the biases of the last layer
     assert sampled(weights_P, torch.ones(1, 1, 8, 8)).tolist() == [[1, 2, 3]]
@@ -203,7 +203,7 @@ def test_a_sampled_network_depends_on_the_vector_it_is_called_with() -> None:
 
 def test_a_sampled_network_is_differentiable_twice_in_its_vector() -> None:
     sampled = FreshSource(ConvNet(depth=1, width=2), Shape(1, 4, 4, 2), CPU).sample(
-        LaneDraws(0, 4, 0)
+        LaneDraw(0, 4, 0)
     )
     images_BCHW = torch.randn(2, 1, 4, 4, generator=rng_for(0), dtype=torch.float64)
     weights_P = sampled.weights_P.double().requires_grad_()
@@ -217,13 +217,13 @@ def test_a_sampled_network_is_differentiable_twice_in_its_vector() -> None:
 def test_drawing_a_network_leaves_global_randomness_alone() -> None:
     source = Fresh(network=NET).build(TOY, CPU)
     before = torch.get_rng_state()
-    first, second, other = (source.sample(LaneDraws(0, seed, 0)).weights_P for seed in (1, 1, 2))
+    first, second, other = (source.sample(LaneDraw(0, seed, 0)).weights_P for seed in (1, 1, 2))
     assert torch.equal(before, torch.get_rng_state())
     assert torch.equal(first, second) and not torch.equal(first, other)
 
 
 def test_networks_of_one_source_do_not_share_weights() -> None:
     source = FreshSource(NET, TOY, CPU)
-    first, second = source.sample(LaneDraws(0, 1, 0)), source.sample(LaneDraws(0, 1, 0))
+    first, second = source.sample(LaneDraw(0, 1, 0)), source.sample(LaneDraw(0, 1, 0))
     first.weights_P.zero_()
     assert bool(second.weights_P.any())

@@ -28,7 +28,7 @@ from distill_datasets.networks.network import CarryingSource, FreshSource
 from distill_datasets.networks.online import Trained, TrainedOnDistilled, TrainedOnReal, cut_and_mix
 from distill_datasets.objectives.gradient import Gradient
 from distill_datasets.optimizers import Adam, Optimizer, Sgd
-from distill_datasets.runtime.draws import LaneDraws, rng_for
+from distill_datasets.runtime.draws import LaneDraw, rng_for
 from distill_datasets.stages.distill import STATE
 from distill_datasets.types import Batch
 from distill_datasets.views.augment import Augment
@@ -111,14 +111,14 @@ def by_hand(batches: list[Batch], rule: Optimizer, start_P: Tensor) -> Tensor:
 
 
 def start_of(step: int, lane: int = 0) -> Tensor:
-    return FreshSource(NET, TOY, CPU).sample(LaneDraws(0, step, lane)).weights_P
+    return FreshSource(NET, TOY, CPU).sample(LaneDraw(0, step, lane)).weights_P
 
 
 def follow(networks: CarryingSource, steps: range, distilled: Distilled, real: RealData) -> Tensor:
     """Take one lane through some outer steps, as the loop does; the weights after the last."""
     for step in steps:
-        networks.carry(0, networks.advance(distilled, real, LaneDraws(0, step, 0)))
-    return networks.sample(LaneDraws(0, steps.stop, 0)).weights_P
+        networks.carry(0, networks.advance(distilled, real, LaneDraw(0, step, 0)))
+    return networks.sample(LaneDraw(0, steps.stop, 0)).weights_P
 
 
 @pytest.mark.parametrize("settings", [on_distilled(), on_real()])
@@ -128,7 +128,7 @@ def test_networks_are_fresh_exactly_where_a_cycle_starts(
     networks = source(settings)
     seen = []
     for step in range(7):
-        draw = LaneDraws(0, step, 0)
+        draw = LaneDraw(0, step, 0)
         weights_P = networks.sample(draw).weights_P
         assert torch.equal(weights_P, start_of(step)) == (step in (0, 3, 6))
         seen.append(weights_P)
@@ -148,7 +148,7 @@ def test_the_last_step_of_a_cycle_does_not_train(distilled: Recorder, real: Real
     networks = source(on_distilled())
     follow(networks, range(2), distilled, real)
     shown = len(distilled.asked)
-    networks.advance(distilled, real, LaneDraws(0, 2, 0))
+    networks.advance(distilled, real, LaneDraw(0, 2, 0))
     assert len(distilled.asked) == shown
 
 
@@ -212,7 +212,7 @@ def test_training_images_are_augmented(make: Any, distilled: Recorder, real: Rea
 def test_advancing_is_a_pure_function_of_what_was_carried(
     settings: Trained, distilled: Recorder, real: RealData
 ) -> None:
-    networks, draw = source(settings), LaneDraws(0, 1, 0)
+    networks, draw = source(settings), LaneDraw(0, 1, 0)
     follow(networks, range(1), distilled, real)
     before = networks.sample(draw).weights_P.clone()
     first, second = (networks.advance(distilled, real, draw) for _ in range(2))
@@ -224,8 +224,8 @@ def test_advancing_is_a_pure_function_of_what_was_carried(
 def test_lanes_have_networks_of_their_own(distilled: Recorder, real: RealData) -> None:
     networks = source(on_distilled())
     for lane in range(2):
-        networks.carry(lane, networks.advance(distilled, real, LaneDraws(0, 0, lane)))
-    one, two = (networks.sample(LaneDraws(0, 1, lane)).weights_P for lane in range(2))
+        networks.carry(lane, networks.advance(distilled, real, LaneDraw(0, 0, lane)))
+    one, two = (networks.sample(LaneDraw(0, 1, lane)).weights_P for lane in range(2))
     assert not torch.equal(one, two)
     assert torch.equal(one, follow(source(on_distilled()), range(1), distilled, real))
 
@@ -235,7 +235,7 @@ def test_work_is_what_the_counter_of_torch_counts_in_a_cycle(
     settings: Trained, distilled: Recorder, real: RealData
 ) -> None:
     networks = source(settings)
-    sampled = networks.sample(LaneDraws(0, 0, 0))
+    sampled = networks.sample(LaneDraw(0, 0, 0))
     per_image = flops(lambda: sampled(sampled.weights_P, torch.zeros(1, 1, 8, 8)))
     spent = flops(lambda: follow(networks, range(3), distilled, real))
     assert 3 * settings.work(per_image, 9) == pytest.approx(spent, rel=0.1)
@@ -261,12 +261,12 @@ def test_boxes_are_pasted_and_targets_mixed_by_their_area() -> None:
 
 def test_about_half_of_the_batches_are_mixed(distilled: Recorder, real: RealData) -> None:
     batches = list(
-        on_real(cutmix=True, batch=4, real_images=120).examples(distilled, real, LaneDraws(0, 0, 0))
+        on_real(cutmix=True, batch=4, real_images=120).examples(distilled, real, LaneDraw(0, 0, 0))
     )
     mixed = sum(bool(((batch.targets_BK > 0) & (batch.targets_BK < 1)).any()) for batch in batches)
     # some boxes are empty, and some pairs are of one class
     assert len(batches) == 30 and 7 < mixed < 22
-    plain = list(on_real().examples(distilled, real, LaneDraws(0, 0, 0)))
+    plain = list(on_real().examples(distilled, real, LaneDraw(0, 0, 0)))
     assert all(set(values(batch.targets_BK)) == {0, 1} for batch in plain)
 
 

@@ -22,7 +22,7 @@ from distill_datasets.networks.network import fresh_weights
 from distill_datasets.networks.pool import Pool, PoolSource
 from distill_datasets.objectives.regression import Regression
 from distill_datasets.optimizers import Sgd
-from distill_datasets.runtime.draws import LaneDraws
+from distill_datasets.runtime.draws import LaneDraw
 from distill_datasets.stages.distill import STATE
 from distill_datasets.views.augment import Augment
 
@@ -49,7 +49,7 @@ def advanced(networks: PoolSource, distilled: Distilled, steps: int, lane: int =
     """The weights that every step uses while the pool is trained."""
     used = []
     for step in range(steps):
-        draw = LaneDraws(0, step, lane, steps)
+        draw = LaneDraw(0, step, lane, steps)
         used.append(networks.sample(draw).weights_P.clone())
         networks.carry(lane, networks.advance(distilled, REAL, draw))
     return used
@@ -64,7 +64,7 @@ def test_members_have_turns_and_take_the_architectures_in_turn(distilled: Distil
 def test_a_member_is_drawn_anew_when_it_is_old_and_members_are_of_different_ages() -> None:
     networks = source()
     ages = [
-        [networks._member(LaneDraws(0, 3 * turn + number, 0, 1)).age for turn in range(8)]
+        [networks._member(LaneDraw(0, 3 * turn + number, 0, 1)).age for turn in range(8)]
         for number in range(3)
     ]
     assert ages == [[0, 1, 2, 3, 0, 1, 2, 3], [0, 1, 2, 0, 1, 2, 3, 0], [0, 1, 0, 1, 2, 3, 0, 1]]
@@ -75,7 +75,7 @@ def test_a_fresh_member_is_a_new_draw(distilled: Distilled) -> None:
     used = advanced(networks, distilled, 4)
     for step in (0, 2):
         skeleton = networks._skeletons[0]
-        fresh_P = fresh_weights(skeleton, LaneDraws(0, step, 0, 4)("network"), CPU)
+        fresh_P = fresh_weights(skeleton, LaneDraw(0, step, 0, 4)("network"), CPU)
         torch.testing.assert_close(used[step], fresh_P, rtol=0, atol=0)
     assert not torch.equal(used[0], used[2])
 
@@ -121,7 +121,7 @@ def test_lanes_have_pools_of_their_own(distilled: Distilled) -> None:
 
 
 def test_work_is_what_the_counter_of_torch_counts(distilled: Distilled) -> None:
-    wide, draw = [ConvNet(depth=2, width=32)], LaneDraws(0, 0, 0, 1)
+    wide, draw = [ConvNet(depth=2, width=32)], LaneDraw(0, 0, 0, 1)
     networks = source(networks=wide, members=1)
     sampled = networks.sample(draw)
     images_BCHW = torch.zeros(1, TOY.c, TOY.h, TOY.w)

@@ -41,12 +41,12 @@ from distill_datasets.models.convnets import ConvNet, LeNet
 from distill_datasets.networks.network import FreshSource, Layers, Sampled
 from distill_datasets.objectives.distribution import Attention, Characteristic, Distribution, Mean
 from distill_datasets.objectives.objective import Context, Estimate
-from distill_datasets.runtime.draws import LaneDraw, LaneDraws, rng_for
+from distill_datasets.runtime.draws import LaneDraw, rng_for
 from distill_datasets.selection.random import Noise
 from distill_datasets.types import Shape
 from distill_datasets.views.augment import Augment
 
-DRAW = LaneDraws(3, 5, 0)
+DRAW = LaneDraw(3, 5, 0)
 MOVING = Augment(operations=["flip", "rotate", "color", "cutout"], choose="all")
 TWO_EACH = Pixels(ipc=2, init=Noise(std=0.2))
 SMOOTH: list[dict[str, object]] = [
@@ -177,7 +177,7 @@ def test_waves_are_of_unit_embeddings_at_frequencies_of_the_lane() -> None:
     torch.testing.assert_close(sine_BT, angles_BT.sin())
     scaled = statistic.features(DRAW)(layers(9 * rows_BD, [], rows_BD), torch.float64)
     torch.testing.assert_close(scaled[0], cosine_BT)
-    other = statistic.features(LaneDraws(3, 6, 0))(seen, torch.float64)
+    other = statistic.features(LaneDraw(3, 6, 0))(seen, torch.float64)
     assert not torch.allclose(other[0], cosine_BT)
 
 
@@ -325,7 +325,7 @@ def test_the_term_of_the_network_is_its_mean_loss_on_each_class() -> None:
 words: list[tuple[str | int, ...]] = []
 
 
-class Asked(LaneDraws):
+class Asked(LaneDraw):
     """Remembers the words that were drawn."""
 
     def __call__(self, *what: str | int) -> torch.Generator:
@@ -358,7 +358,7 @@ def test_a_step_may_see_some_of_the_classes_and_others_later() -> None:
     objective = distribution(classes_per_step=2)
     moved = set()
     for step in range(8):
-        grad = estimate(objective, distilled, LaneDraws(0, step, 0)).grads["canvas.trained_NCHW"]
+        grad = estimate(objective, distilled, LaneDraw(0, step, 0)).grads["canvas.trained_NCHW"]
         moved.add(tuple(grad.flatten(1).abs().amax(dim=1).gt(0).tolist()))
     # both images of two classes move, those of the third get a gradient of zero
     assert {sum(kept) for kept in moved} == {4}
@@ -507,13 +507,13 @@ def test_descent_lowers_the_loss_on_draws_that_it_never_saw(fields: dict[str, ob
     objective = distribution(real_batch=12, **fields)
 
     def held_out() -> float:
-        return sum(estimate(objective, distilled, LaneDraws(9, step, 0)).loss for step in range(5))
+        return sum(estimate(objective, distilled, LaneDraw(9, step, 0)).loss for step in range(5))
 
     before = held_out()
     (parameter,) = distilled.parameters.values()
     descent = torch.optim.Adam([parameter], lr=0.1)
     for step in range(30):
-        (parameter.grad,) = estimate(objective, distilled, LaneDraws(0, step, 0)).grads.values()
+        (parameter.grad,) = estimate(objective, distilled, LaneDraw(0, step, 0)).grads.values()
         descent.step()
     assert held_out() < 0.8 * before
 

@@ -33,12 +33,12 @@ from distill_datasets.labels.fixed import Area
 from distill_datasets.networks.network import Sampled
 from distill_datasets.objectives.gradient import Distance, Gradient, Matched, gradient_distance
 from distill_datasets.objectives.objective import Estimate
-from distill_datasets.runtime.draws import LaneDraw, LaneDraws, rng_for
+from distill_datasets.runtime.draws import LaneDraw, rng_for
 from distill_datasets.selection.random import Noise
 from distill_datasets.types import Shape
 from distill_datasets.views.augment import Augment
 
-DRAW = LaneDraws(3, 5, 0)
+DRAW = LaneDraw(3, 5, 0)
 FLIP_ROTATE = Augment(operations=["flip", "rotate"], choose="all")
 TWO_EACH = Pixels(ipc=2, init=Noise(std=0.2))
 CELLS = "labels.cells_GK"
@@ -213,14 +213,14 @@ def test_real_and_distilled_images_are_moved_alike(operations: list[str]) -> Non
     distilled = distilled.to(dtype=torch.float64)
     objective = gradient(distance="mse", augment=Augment.model_validate({"operations": operations}))
     for step in range(3):
-        draw = LaneDraws(0, step, 0)
+        draw = LaneDraw(0, step, 0)
         assert objective.estimate(distilled, double_networks(), real, draw).loss < 1e-8
 
 
 def test_every_class_has_a_move_of_its_own() -> None:
     asked: list[tuple[Any, ...]] = []
 
-    class Asked(LaneDraws):
+    class Asked(LaneDraw):
         def __call__(self, *what: str | int) -> torch.Generator:
             asked.append(what)
             return super().__call__(*what)
@@ -251,7 +251,7 @@ def test_a_bound_on_the_examples_takes_some_of_the_class_and_others_later(spread
     own.constants["labels.targets_NK"].mul_(1 - spread).add_(spread / 3)
     shown = Recorder(own)
     for step in range(3):
-        estimate(gradient(match_batch=4), shown, LaneDraws(0, step, 0))
+        estimate(gradient(match_batch=4), shown, LaneDraw(0, step, 0))
     assert len({tuple(asked) for asked in shown.asked}) > 3
     for place, asked in enumerate(shown.asked):
         assert len(asked) == 4 and asked == sorted(set(asked))

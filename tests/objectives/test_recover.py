@@ -21,13 +21,13 @@ from distill_datasets.objectives.objective import Context
 from distill_datasets.objectives.recover import Recover, matching_terms
 from distill_datasets.optimizers import Adam
 from distill_datasets.recipe import recipe_from
-from distill_datasets.runtime.draws import LaneDraws
+from distill_datasets.runtime.draws import LaneDraw
 from distill_datasets.stages.distill import schedule
 from distill_datasets.types import Shape
 from distill_datasets.views.crops import RandomCrop, draw_view
 
 REAL = toy_real(Shape(3, 8, 8, 4), per_class=5)
-DRAW = LaneDraws(3, 2, 0, 10)
+DRAW = LaneDraw(3, 2, 0, 10)
 CLASSES = [0, 1, 2, 3, 0, 1]
 PIXELS = "canvas.trained_NCHW"
 
@@ -97,7 +97,7 @@ def test_the_gradient_is_that_of_the_formulas(settings: Recover) -> None:
 def test_a_later_step_has_another_view_and_the_same_step_the_same() -> None:
     net, distilled = residual(), block(CLASSES)
     losses = [
-        Recover().estimate(distilled, teachers(net), REAL, LaneDraws(3, step, 0, 10)).loss
+        Recover().estimate(distilled, teachers(net), REAL, LaneDraw(3, step, 0, 10)).loss
         for step in (0, 1, 0)
     ]
     assert losses[0] == losses[2] != losses[1]
@@ -107,7 +107,7 @@ def test_the_curriculum_begins_with_whole_images_and_ends_with_crops() -> None:
     networks, distilled = teachers(residual()), block(CLASSES)
 
     def loss(settings: Recover, step: int) -> float:
-        return settings.estimate(distilled, networks, REAL, LaneDraws(0, step, 0, 1000)).loss
+        return settings.estimate(distilled, networks, REAL, LaneDraw(0, step, 0, 1000)).loss
 
     still: dict[str, Any] = {"flip": False, "roll": 0}
     whole, cropped = Recover(crop=None, **still), Recover(**still)
@@ -234,7 +234,7 @@ def test_every_teacher_may_have_its_own_weight_of_the_statistics() -> None:
 def test_teachers_take_turns_step_by_step() -> None:
     nets, distilled = [residual(seed) for seed in range(3)], block(CLASSES)
     for step in range(4):
-        draw = LaneDraws(0, step, 0, 4)
+        draw = LaneDraw(0, step, 0, 4)
         found = Recover(teachers="in_turn").estimate(distilled, teachers(*nets), REAL, draw)
         assert (
             found.loss == Recover().estimate(distilled, teachers(nets[step % 3]), REAL, draw).loss
@@ -245,11 +245,11 @@ def test_a_block_draws_its_teachers_once() -> None:
     nets, distilled = [residual(seed) for seed in range(4)], block(CLASSES)
     settings, pairs = Recover(teachers="drawn", drawn=2), set()
     for seed in range(12):
-        asked = [settings._asked(teachers(*nets), LaneDraws(seed, step, 0, 5)) for step in range(5)]
+        asked = [settings._asked(teachers(*nets), LaneDraw(seed, step, 0, 5)) for step in range(5)]
         assert asked == [asked[0]] * 5 and len(set(asked[0])) == 2
         pairs.add(tuple(asked[0]))
     assert len(pairs) > 2
-    draw = LaneDraws(0, 1, 0, 5)
+    draw = LaneDraw(0, 1, 0, 5)
     own = [nets[place] for place in settings._asked(teachers(*nets), draw)]
     expected = Recover().estimate(distilled, teachers(*own), REAL, draw).loss
     assert settings.estimate(distilled, teachers(*nets), REAL, draw).loss == expected

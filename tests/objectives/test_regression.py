@@ -27,12 +27,12 @@ from distill_datasets.networks.network import FreshSource
 from distill_datasets.objectives.objective import Estimate
 from distill_datasets.objectives.regression import Regression, ridge_prediction
 from distill_datasets.optimizers import Adam
-from distill_datasets.runtime.draws import LaneDraws, rng_for
+from distill_datasets.runtime.draws import LaneDraw, rng_for
 
 PIXELS, VECTORS = "canvas.trained_CHW", "labels.vectors_NK"
 NET_SOURCE = FreshSource(NET, TOY, CPU)
 STEP = 1e-6
-DRAW = LaneDraws(3, 0, 0, 10)
+DRAW = LaneDraw(3, 0, 0, 10)
 
 
 def regression(**fields: Any) -> Regression:  # noqa: ANN401
@@ -96,7 +96,7 @@ def test_the_loss_is_half_the_squared_distance_to_centered_labels() -> None:
 
 def test_the_ridge_falls_geometrically() -> None:
     objective = regression(ridge=0.001, ridge_start=0.1)
-    draws = [LaneDraws(0, step, 0, 10) for step in (0, 5, 10)]
+    draws = [LaneDraw(0, step, 0, 10) for step in (0, 5, 10)]
     assert [objective._ridge(draw) for draw in draws] == pytest.approx([0.1, 0.01, 0.001])
     assert regression()._ridge(draws[1]) == 0.01
 

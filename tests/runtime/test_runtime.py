@@ -12,7 +12,7 @@ from support.tiny import double_distilled, double_networks, double_real
 from torch import Tensor
 
 from distill_datasets.objectives.unrolled import Unrolled
-from distill_datasets.runtime.draws import LaneDraws, draws, rng_for
+from distill_datasets.runtime.draws import LaneDraw, draws, rng_for
 from distill_datasets.runtime.memory import images_at_once
 from distill_datasets.runtime.processes import Runtime
 from distill_datasets.types import Shape
@@ -144,7 +144,7 @@ def test_the_number_of_workers_does_not_change_a_bit(runtime: Runtime) -> None:
     objective = Unrolled(inner_steps=4, window=2, real_batch=8)
 
     def loss_and_gradient(unit: int) -> list[Tensor]:
-        estimate = objective.estimate(distilled, networks, real, LaneDraws(0, unit, 0))
+        estimate = objective.estimate(distilled, networks, real, LaneDraw(0, unit, 0))
         return [torch.tensor(estimate.loss), *estimate.grads.values()]
 
     results = []

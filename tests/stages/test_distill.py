@@ -23,7 +23,7 @@ from distill_datasets.networks.network import Fresh, FreshSource, NetworkSource
 from distill_datasets.objectives.objective import Estimate
 from distill_datasets.objectives.unrolled import Unrolled
 from distill_datasets.optimizers import Adam, Sgd
-from distill_datasets.runtime.draws import LaneDraw, LaneDraws, draws
+from distill_datasets.runtime.draws import LaneDraw, draws
 from distill_datasets.selection.random import Noise
 from distill_datasets.stages.distill import STATE, OuterState, schedule
 from distill_datasets.training.examples import Examples, shuffled
@@ -164,7 +164,7 @@ def test_a_step_follows_the_mean_of_its_lanes(tmp_path: Path) -> None:
     distilled = fresh(given, toy_real())
     networks = FreshSource(NET, TOY, CPU)
     lanes = [
-        given.objective.estimate(distilled, networks, toy_real(), LaneDraws(0, 0, lane))
+        given.objective.estimate(distilled, networks, toy_real(), LaneDraw(0, 0, lane))
         for lane in range(3)
     ]
     mean = torch.stack([lane.grads[PIXELS] for lane in lanes]).mean(dim=0)

@@ -25,7 +25,7 @@ from distill_datasets.models.convnets import ConvNet
 from distill_datasets.models.layers import AvgPool2d
 from distill_datasets.networks.network import FreshSource, NetworkSource, Sampled
 from distill_datasets.objectives.objective import Estimate, Objective
-from distill_datasets.runtime.draws import LaneDraw, LaneDraws, rng_for
+from distill_datasets.runtime.draws import LaneDraw, rng_for
 from distill_datasets.selection.random import Noise
 from distill_datasets.types import Batch, Shape
 
@@ -176,7 +176,7 @@ def flops(work: Callable[[], object]) -> int:
 def spent_and_counted(objective: Objective) -> tuple[float, float]:
     """What an estimate on twelve hard-labeled images of four classes costs, and `work` of it."""
     shape = Shape(3, 16, 16, 4)
-    real, draw = toy_real(shape), LaneDraws(0, 0, 0)
+    real, draw = toy_real(shape), LaneDraw(0, 0, 0)
     distilled = distilled_of(real, Pixels(ipc=3), Area())
     networks = FreshSource(ConvNet(depth=2, width=32), shape, CPU)
     sampled = networks.sample(draw)
