@@ -48,7 +48,7 @@ def test_a_second_run_does_nothing_and_returns_the_same(tmp_path: Path) -> None:
     before = times(tmp_path)
     with (
         mock.patch("distill_datasets.data.source.SourceDataset.read", side_effect=AssertionError),
-        mock.patch("distill_datasets.stages.distill.optimize", side_effect=AssertionError),
+        mock.patch("distill_datasets.stages.distill.OuterLoop.run", side_effect=AssertionError),
         mock.patch(
             "distill_datasets.evaluation.evaluate.train_student", side_effect=AssertionError
         ),
@@ -60,7 +60,7 @@ def test_a_second_run_does_nothing_and_returns_the_same(tmp_path: Path) -> None:
 def test_other_students_are_trained_on_what_was_distilled_already(tmp_path: Path) -> None:
     quick(tmp_path)
     before = times(tmp_path)
-    with mock.patch("distill_datasets.stages.distill.optimize", side_effect=AssertionError):
+    with mock.patch("distill_datasets.stages.distill.OuterLoop.run", side_effect=AssertionError):
         outcome = quick(tmp_path, "evaluate.steps=3")
     assert outcome.results[0]["steps"] == 3
     assert before.items() <= times(tmp_path).items()  # nothing of the first run has changed
@@ -172,7 +172,7 @@ def test_a_run_that_fails_keeps_what_it_had(tmp_path: Path) -> None:
     ):
         quick(tmp_path, output=tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    with mock.patch("distill_datasets.stages.distill.optimize", side_effect=AssertionError):
+    with mock.patch("distill_datasets.stages.distill.OuterLoop.run", side_effect=AssertionError):
         quick(tmp_path, output=tmp_path / "out")
     assert verify(tmp_path / "out") == []
 

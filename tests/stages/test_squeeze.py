@@ -291,7 +291,7 @@ def test_a_whole_run_squeezes_distills_and_measures(tmp_path: Path, name: str) -
     before = times(tmp_path / "runs" / "toy")
     with (
         mock.patch("distill_datasets.stages.squeeze.MemberTraining", side_effect=AssertionError),
-        mock.patch("distill_datasets.stages.distill.optimize", side_effect=AssertionError),
+        mock.patch("distill_datasets.stages.distill.OuterLoop.run", side_effect=AssertionError),
     ):
         answer = command(*run, tmp_path / "followed", *following)
     assert answer.code == 0, answer.err
