@@ -82,6 +82,13 @@ def _first(true_N: Tensor) -> int:
     return int(true_N.nonzero()[0])
 
 
+def _own_pixels(real: RealData, label: int, per_class: int) -> tuple[Tensor, Tensor]:
+    """The rows (N,) of a class and its normalized pixels (N, D), on the CPU."""
+    real.warn_of_few(per_class)
+    own_N = real.rows_of_class[label]
+    return own_N, real.select(own_N).images_BCHW.flatten(1).cpu()
+
+
 class Greedy(Selection):
     """Training images of a class, chosen one after another by their normalized pixels."""
 
@@ -97,9 +104,7 @@ class Greedy(Selection):
         rng: torch.Generator,
         teacher: Teacher | None = None,
     ) -> Tensor:
-        real.warn_of_few(per_class)
-        own_N = real.rows_of_class[label]
-        pixels_ND = real.select(own_N).images_BCHW.flatten(1).cpu()
+        own_N, pixels_ND = _own_pixels(real, label, per_class)
         places = self.places(pixels_ND, min(per_class, len(own_N)))
         return real.displayable(own_N.cpu()[repeated(places, per_class)])
 
@@ -219,9 +224,7 @@ class ClassMean(Selection):
         rng: torch.Generator,
         teacher: Teacher | None = None,
     ) -> Tensor:
-        real.warn_of_few(per_class)
-        own_N = real.rows_of_class[label]
-        pixels_ND = real.select(own_N).images_BCHW.flatten(1).cpu()
+        own_N, pixels_ND = _own_pixels(real, label, per_class)
         clusters = min(per_class, len(own_N))
         cluster_N = k_means(pixels_ND, clusters, rng)
         shown_NCHW = real.displayable(own_N)

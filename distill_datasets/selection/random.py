@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from pydantic import Field
 
-from distill_datasets.selection.selection import Selection, Teacher
+from distill_datasets.selection.selection import Selection, Teacher, repeated
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,4 +70,4 @@ class Real(Selection):
         real.warn_of_few(per_class)
         own_N = real.rows_of_class[label].cpu()
         drawn_N = torch.randperm(len(own_N), generator=rng)[:per_class]
-        return real.displayable(own_N[drawn_N.repeat(-(-per_class // len(drawn_N)))[:per_class]])
+        return real.displayable(own_N[repeated(drawn_N.tolist(), per_class)])

@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -15,6 +13,7 @@ import torch
 from pydantic import ValidationError
 from support import TESTS
 from support.blocks_problem import RECOVER, SELECTED, SHAPE, run, settings
+from support.launch import launch
 from support.recover_problem import residual
 from support.tiny import toy_real
 from support.toy_runs import times
@@ -55,19 +54,8 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, bytes
 
 def start(folder: Path, processes: int, objective: str, killed_at: int = 0) -> int:
     """Run the toy problem in some processes; returns how they ended."""
-    program = [str(TESTS / "support" / "blocks_problem.py"), str(folder), objective]
-    program.append(str(killed_at))
-    launch = [sys.executable]
-    if processes > 1:
-        launch += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    settings = {
-        "ACCELERATE_USE_CPU": "true",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(TESTS),
-    }
-    finished = subprocess.run(
-        [*launch, *program], env={**os.environ, **settings}, capture_output=True, text=True
-    )
+    program = TESTS / "support" / "blocks_problem.py"
+    finished = launch(program, folder, objective, killed_at, processes=processes)
     assert finished.returncode == 0 or killed_at, finished.stderr
     return finished.returncode
 

@@ -1,10 +1,7 @@
 """Labels of views: they belong to exactly the recorded pixels, whoever made or reads them."""
 
 import io
-import os
 import signal
-import subprocess
-import sys
 import tarfile
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support import TESTS
+from support.launch import launch
 from support.relabel_problem import MEAN_C, SHAPE, SPACE, STD_C, Store, images, relabel, several
 from support.toy_runs import times
 from torch import Tensor
@@ -327,18 +325,8 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 def start(folder: Path, processes: int, killed_at: int = 0) -> int:
     """Run the toy problem in some processes; returns how they ended."""
-    program = [str(TESTS / "support" / "relabel_problem.py"), str(folder), str(killed_at)]
-    launch = [sys.executable]
-    if processes > 1:
-        launch += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    settings = {
-        "ACCELERATE_USE_CPU": "true",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(TESTS),
-    }
-    finished = subprocess.run(
-        [*launch, *program], env={**os.environ, **settings}, capture_output=True, text=True
-    )
+    program = TESTS / "support" / "relabel_problem.py"
+    finished = launch(program, folder, killed_at, processes=processes)
     assert finished.returncode == 0 or killed_at, finished.stderr
     return finished.returncode
 

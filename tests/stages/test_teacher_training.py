@@ -1,15 +1,12 @@
 """The training of members: resumed after any epoch, and shared by processes in pieces."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import pytest
 import torch
-from support import TESTS
+from support.launch import launch
 from support.tiny import NET, toy_real
 from support.toy_runs import hashes
 from torch import Tensor, nn
@@ -184,15 +181,7 @@ def test_two_and_four_processes_share_a_batch_and_make_the_same_bits(
         interrupted(tmp_path / "runs", 1, **SHARED)
     program = tmp_path / "program.py"
     program.write_text(PROGRAM.format(tests=str(Path(__file__).parent)), encoding="utf-8")
-    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    words = [sys.executable, *launch, str(program), str(tmp_path / "runs")]
-    environment = {
-        **os.environ,
-        "ACCELERATE_USE_CPU": "true",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(TESTS),
-    }
-    finished = subprocess.run(words, env=environment, capture_output=True, text=True)
+    finished = launch(program, tmp_path / "runs", processes=processes)
     assert finished.returncode == 0, finished.stderr
     (folder,) = (tmp_path / "runs").glob("squeeze-*")
     assert {name: value for name, value in hashes(folder).items() if name[0] != "."} == by_one
