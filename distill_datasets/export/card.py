@@ -14,7 +14,7 @@ Shape suffixes: N examples, G cells of a label poster, K classes.
 import re
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jinja2
 import torch
@@ -72,7 +72,7 @@ def card(
         repo=PLACEHOLDER,
         follows=content.student.get("follows", {}),
         rebuilds=_is_cut_from_one_poster(content),
-        labels_follow=_labels_follow_areas(content),
+        labels_follow=_how_labels_follow(content),
         sibling=SIBLING,
         classifier=CLASSIFIER,
         **_results(content, results or []),
@@ -221,25 +221,32 @@ def _is_cut_from_one_poster(content: Content) -> bool:
     return len(content.label_cells) == 1 and cut
 
 
-def _labels_follow_areas(content: Content) -> bool:
-    """Whether the published labels are the mean of the cells weighted by visible area."""
-    if "territories" not in content.geometry or not _is_cut_from_one_poster(content):
-        return False
+def _how_labels_follow(content: Content) -> Literal["rows", "areas"] | None:
+    """How the published labels follow from the label poster, in the lines of `rebuild.py`.
+
+    It has a row for each crop, or for each cell, and a label is the mean of the cells weighted by
+    visible area; None where neither gives the labels.
+    """
+    if not _is_cut_from_one_poster(content):
+        return None
+    table_GK, labels_NK = content.label_cells[0].float().cpu(), content.targets_NK.float().cpu()
+    if _close(table_GK, labels_NK):
+        return "rows"
+    if len(content.geometry.get("territories", [])) != len(table_GK):
+        return None
     corner_N2 = torch.tensor(content.geometry["corners_yx"])
     crop_N4 = torch.cat([corner_N2, corner_N2 + torch.tensor(content.geometry["crop"])], dim=1)
     cell_G4 = torch.tensor(content.geometry["territories"])
-    table_GK = content.label_cells[0].float().cpu()
-    if len(cell_G4) != len(table_GK):
-        return False
     first_NG2 = torch.maximum(crop_N4[:, None, :2], cell_G4[None, :, :2])
     last_NG2 = torch.minimum(crop_N4[:, None, 2:], cell_G4[None, :, 2:])
     area_NG = (last_NG2 - first_NG2).clamp(min=0).prod(dim=2).float()
     mixed_NK: Tensor = area_NG @ table_GK
-    labels_NK = mixed_NK / mixed_NK.sum(dim=1, keepdim=True)
-    expected_NK = content.targets_NK.float().cpu()
-    return labels_NK.shape == expected_NK.shape and bool(
-        torch.allclose(labels_NK, expected_NK, atol=1e-4)
-    )
+    return "areas" if _close(mixed_NK / mixed_NK.sum(dim=1, keepdim=True), labels_NK) else None
+
+
+def _close(found_NK: Tensor, wanted_NK: Tensor) -> bool:
+    same = found_NK.shape == wanted_NK.shape
+    return same and bool(torch.allclose(found_NK, wanted_NK, atol=1e-4))
 
 
 def _source(provenance: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Learned labels: distributions of cells, logits of cells, or a vector for each example.
+"""Learned labels: distributions or a vector for each example, distributions or logits of cells.
 
 Shape suffixes: B examples of a batch, N all examples, G cells, K classes, M members of the squeeze
 stage.
@@ -21,17 +21,32 @@ if TYPE_CHECKING:
 
 
 class Learned(Labels):
-    """Labels trained with the pixels, from the labels that geometry gives (PoDDL)."""
+    """Labels trained with the pixels, from the labels that geometry gives.
+
+    The mean of a few cells by area caps what the crops of a poster can say: where many cells meet
+    no class can be likely. So every crop has a label of its own, unless the paper's is asked for.
+    """
 
     paper: ClassVar[str] = "PoDD, arXiv:2403.12040, PoDDL; SLDD, arXiv:1910.02551"
     name: Literal["learned"] = "learned"
+    of: Literal["example", "area"] = Field(
+        default="example",
+        description="what has a label: every example of a canvas whose examples show several "
+        "classes, or every cell, of which an example takes the mean by area (PoDDL)",
+    )
     floor: float = Field(
         default=0.0001, gt=0, le=0.1, description="smallest value of a cell, so that no sum is zero"
     )
 
+    def cited(self) -> list[str]:
+        poddl, sldd = self.paper.split("; ")
+        return [poddl, sldd] if self.of == "area" else [sldd]
+
     def start(self, cells: Cells, classes: int, logits_MNK: Tensor | None = None) -> LabelStart:
-        cells_GK = F.one_hot(cells.classes_G, classes).float().clamp(min=self.floor)
-        return LabelStart({"cells_GK": cells_GK}, {"shown": cells.shown})
+        cells_GK, shown = F.one_hot(cells.classes_G, classes).float(), cells.shown
+        if self.of == "example" and shown.dim() > 1:  # from here on an example is its only cell
+            cells_GK, shown = mix(shown, cells_GK), torch.arange(len(shown))
+        return LabelStart({"cells_GK": cells_GK.clamp(min=self.floor)}, {"shown": shown})
 
     def targets(self, tensors: Tensors, index_B: Tensor) -> Tensor:
         """The mean of an example's cells by area, normalized."""
@@ -44,7 +59,10 @@ class Learned(Labels):
             tensors["cells_GK"].clamp_(min=self.floor)
 
     def stored(self, tensors: Tensors) -> Tensor:
-        return tensors["cells_GK"].detach()
+        """The cells; where an example shows one of them only, the labels that they make."""
+        cells_GK = tensors["cells_GK"].detach()
+        alone = tensors["shown"].dim() == 1
+        return cells_GK / cells_GK.sum(dim=1, keepdim=True) if alone else cells_GK
 
 
 class Logits(Labels):

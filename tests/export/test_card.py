@@ -91,6 +91,15 @@ def test_every_example_of_the_card_runs_as_it_stands(tmp_path: Path) -> None:
     run([*examples(tmp_path / "data"), CHECK], tmp_path)
 
 
+def test_the_labels_of_crops_are_read_as_they_are(tmp_path: Path) -> None:
+    own_NK = torch.rand(6, 3, generator=torch.Generator().manual_seed(1)).softmax(dim=1)
+    content = sample(label_cells=[own_NK], targets_NK=own_NK)
+    write_dataset(tmp_path / "data", content, RESULTS)
+    pieces = examples(tmp_path / "data")
+    assert "territories" not in pieces[-1]
+    run([*pieces, CHECK], tmp_path)
+
+
 def test_examples_of_gray_separate_images_run(tmp_path: Path) -> None:
     gray = sample(channels=1)
     content = dataclasses.replace(

@@ -1,5 +1,7 @@
 """Targets from the area that an example shows of each class, fixed or learned."""
 
+from typing import Literal
+
 import pytest
 import torch
 from support.tiny import distilled_of, flat_real, values
@@ -112,10 +114,37 @@ def test_fixed_labels_have_nothing_to_train() -> None:
 
 def test_learned_labels_start_from_geometry() -> None:
     index_N = torch.arange(5)
-    fixed, learned = (
-        strip(5, labels).targets(index_N) for labels in (Area(), Learned(floor=0.0001))
-    )
-    torch.testing.assert_close(learned, fixed, atol=0.0002, rtol=0)
+    fixed = strip(5, Area()).targets(index_N)
+    for labels in (Learned(floor=0.0001), Learned(of="area", floor=0.0001)):
+        learned = strip(5, labels).targets(index_N)
+        torch.testing.assert_close(learned, fixed, atol=0.0002, rtol=0)
+
+
+def test_a_crop_has_a_label_of_its_own_that_no_other_crop_shares() -> None:
+    poster = strip(5, Learned())
+    with torch.no_grad():
+        poster.parameters[CELLS][1] = torch.tensor([1.0, 3.0])
+    assert targets(poster)[1] == [0.25, 0.75]
+    others = torch.tensor([0, 2, 3, 4])
+    torch.testing.assert_close(poster.targets(others), strip(5, Learned()).targets(others))
+    # five labels are published, as the examples have them; of cells there are two
+    assert poster.stored_labels()[1].tolist() == [0.25, 0.75]
+    assert [
+        len(strip(5, labels).stored_labels()) for labels in (Learned(), Learned(of="area"))
+    ] == [
+        5,
+        2,
+    ]
+
+
+def test_an_image_that_shows_one_class_has_the_same_label_either_way() -> None:
+    real = flat_real([0, 0])
+    for labels in (Learned(), Learned(of="area")):
+        found = distilled_of(real, Pixels(ipc=2), labels)
+        torch.testing.assert_close(
+            found.targets(torch.arange(4)), torch.eye(2).repeat_interleave(2, 0), atol=2e-4, rtol=0
+        )
+        assert found.parameters[CELLS].shape == (4, 2)
 
 
 def test_learned_target_is_the_normalized_mean_of_the_cells_by_area() -> None:
@@ -129,7 +158,7 @@ def test_learned_target_is_the_normalized_mean_of_the_cells_by_area() -> None:
 
 
 def test_gradient_reaches_the_cells_of_an_example_and_no_others() -> None:
-    poster = strip(3, Learned())
+    poster = strip(3, Learned(of="area"))
     poster.targets(torch.tensor([0]))[0, 0].backward()
     grad_GK = poster.parameters[CELLS].grad
     assert grad_GK is not None
@@ -137,8 +166,11 @@ def test_gradient_reaches_the_cells_of_an_example_and_no_others() -> None:
 
 
 @pytest.mark.parametrize("value", [0.0, -3.0, 1e-12])
-def test_labels_stay_distributions_after_their_cells_were_driven_to_zero(value: float) -> None:
-    poster = strip(5, Learned())
+@pytest.mark.parametrize("of", ["example", "area"])
+def test_labels_stay_distributions_after_their_cells_were_driven_to_zero(
+    value: float, of: Literal["example", "area"]
+) -> None:
+    poster = strip(5, Learned(of=of))
     with torch.no_grad():
         poster.parameters[CELLS].fill_(value)
     poster.project()
@@ -150,7 +182,8 @@ def test_labels_stay_distributions_after_their_cells_were_driven_to_zero(value: 
 
 
 def test_projection_moves_only_what_is_below_the_floor() -> None:
-    labels, tensors = Learned(floor=0.01), {"cells_GK": torch.tensor([[-1.0, 5.0], [0.5, 0.001]])}
+    labels = Learned(of="area", floor=0.01)
+    tensors = {"cells_GK": torch.tensor([[-1.0, 5.0], [0.5, 0.001]]), "shown": torch.eye(2)}
     labels.project(tensors)
     assert values(labels.stored(tensors)) == [0.01, 5, 0.5, 0.01]
 
@@ -159,7 +192,7 @@ def test_rows_of_any_labels_sum_to_one() -> None:
     for classes in (2, 3, 7, 10):
         for orientation in ("landscape", "portrait"):
             poster = Poster(ipc=0.7, crops=30, orientation=orientation)
-            for rule in (Area(), Learned()):
+            for rule in (Area(), Learned(), Learned(of="area")):
                 distilled = distilled_of(flat_real([0] * classes), poster, rule)
                 drawn_NK = distilled.targets(torch.arange(distilled.count))
                 assert float(drawn_NK.detach().min()) >= 0
