@@ -1,11 +1,15 @@
 """Which split, which column, which class: found by type, or named by the user and checked.
 
-Nothing here looks at pixels. A label column is a `ClassLabel`, or integers, booleans or strings; a
-field inside a JSON column is written with a dot, as in `json.label`.
+Nothing here looks at pixels. A label column is a `ClassLabel`, or integers, booleans, strings or
+whole floats, alone or as the only element of a list, or a one-hot list of numbers; a field inside a
+JSON column is written with a dot, as in `json.label`. An image column is an `Image`, or bytes that
+PIL identifies, alone or as the field `bytes` of a struct.
 """
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +23,14 @@ LABEL_NAMES = frozenset(
 )
 TEST_NAMES = ("test", "validation", "valid", "val")
 
-# One cell of a label column as Arrow gives it.
-Value = int | str | bool | float | None
+# One cell of a label column: its class, or what stands there in place of one.
+Value = int | str | bool | float | list[Any] | None
+
+LISTS = frozenset({"List", "LargeList", "Sequence"})
+SHOWN_CHARACTERS = 60
+LONGEST_NAME = 256
+MOST_CLASSES = 100_000
+LISTED_CLASSES = 200
 
 
 def _kind(feature: Any) -> str:  # noqa: ANN401
@@ -69,23 +79,98 @@ def column_path(features: Mapping[str, Any], column: str) -> list[str]:
 def describe(features: Mapping[str, Any]) -> str:
     """The columns with their types, for an error message."""
 
-    def words(feature: Any) -> str:  # noqa: ANN401
-        if _kind(feature) == "ClassLabel":
-            return f"ClassLabel of {feature.num_classes} classes"
-        return _dtype(feature) or _kind(feature)
-
-    return ", ".join(f"{name} ({words(feature)})" for name, feature in flat(features).items())
+    columns = flat(features)
+    listed = [f"{name} ({_words(columns[name])})" for name in list(columns)[:LISTED_CLASSES]]
+    more = [] if len(columns) <= LISTED_CLASSES else [f"... ({len(columns)} columns)"]
+    return ", ".join([*listed, *more])
 
 
-def _is_label(feature: Any) -> bool:  # noqa: ANN401
+def _words(feature: Any) -> str:  # noqa: ANN401
+    """A type as a message names it."""
+    if _kind(feature) == "ClassLabel":
+        return f"ClassLabel of {feature.num_classes} classes"
+    if _kind(feature) in LISTS:
+        return f"list of {_words(feature.feature)}"
+    return _dtype(feature) or _kind(feature)
+
+
+def _is_scalar_label(feature: Any) -> bool:  # noqa: ANN401
     if _kind(feature) == "ClassLabel":
         return True
     return _dtype(feature).startswith(("int", "uint", "string", "large_string", "bool"))
 
 
+def _is_label(feature: Any) -> bool:  # noqa: ANN401
+    """Whether rows of this type can hold one class each; what they do hold, only they can tell."""
+    inner = feature.feature if _kind(feature) in LISTS else feature
+    return _is_scalar_label(inner) or _dtype(inner).startswith(("float", "double"))
+
+
+def _class_label(feature: Any) -> Any:  # noqa: ANN401
+    """The `ClassLabel` that a label column is, or is a list of; else None."""
+    inner = feature.feature if _kind(feature) in LISTS else feature
+    return inner if _kind(inner) == "ClassLabel" else None
+
+
 def names_classes(feature: Any) -> bool:  # noqa: ANN401
     """True when the type alone says what the classes are, so that no row has to be read."""
-    return _kind(feature) == "ClassLabel"
+    return _class_label(feature) is not None
+
+
+def plain(feature: Any, values: Iterable[Any]) -> list[Value]:  # noqa: ANN401
+    """The cells of a label column as classes, where floats or lists say one.
+
+    A whole float is its integer and NaN is missing; a list of one element is that element; where
+    all lists are equally long, one that holds a single 1 and 0 otherwise is the place of the 1. All
+    else stays as it is, and is no class.
+
+    Args:
+        feature: the type of the column.
+        values: its cells as Arrow gives them.
+    """
+    if _kind(feature) not in LISTS:
+        floats = _dtype(feature).startswith(("float", "double"))
+        return [_whole(value) for value in values] if floats else list(values)
+    cells = [None if value is None else list(value) for value in values]
+    # a list of ClassLabel holds classes, never a one-hot code of them
+    numbers = not names_classes(feature) and len({len(cell) for cell in cells if cell}) == 1
+    return [_one_of(cell, numbers) for cell in cells]
+
+
+def _whole(value: Any) -> Value:  # noqa: ANN401
+    if not isinstance(value, float):
+        return value  # type: ignore[no-any-return]
+    if math.isnan(value):
+        return None
+    return int(value) if value.is_integer() else value
+
+
+def _one_of(cell: list[Any] | None, one_hot: bool) -> Value:
+    if not cell:
+        return None
+    if len(cell) == 1:
+        return _whole(cell[0])
+    if one_hot and all(each in (0, 1) for each in cell) and sum(cell) == 1:
+        return cell.index(1)
+    return cell
+
+
+def shortened(value: object) -> str:
+    """What was got, as one line of bounded length."""
+    text = repr(value)
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[: SHOWN_CHARACTERS - 4]} ..."
+
+
+def holds_bytes(feature: Any) -> bool:  # noqa: ANN401
+    """Whether a column holds bytes that may be images: by themselves, or in a struct with them."""
+    if isinstance(feature, dict):
+        return "bytes" in feature and _dtype(feature["bytes"]).endswith("binary")
+    return _dtype(feature).endswith("binary")
+
+
+def image_mode(feature: Any) -> str | None:  # noqa: ANN401
+    """The PIL mode that an image column asks for."""
+    return feature.mode if _kind(feature) == "Image" else None
 
 
 def _check_named(features: Mapping[str, Any], field: str, name: str) -> Any:  # noqa: ANN401
@@ -98,12 +183,16 @@ def _check_named(features: Mapping[str, Any], field: str, name: str) -> Any:  # 
     return columns[name]
 
 
-def image_column(features: Mapping[str, Any], named: str | None) -> str:
+def image_column(
+    features: Mapping[str, Any], named: str | None, identified: Callable[[str], bool]
+) -> str:
     """The column that holds the images.
 
     Args:
         features: the dataset's columns.
-        named: `source.image_column`, or None to find the only `Image` column.
+        named: `source.image_column`, or None to find the only `Image` column, else the only one
+            whose bytes are images.
+        identified: whether the first cells of a column of bytes are images.
 
     Raises:
         DataError: there is none, there are several, or the named one holds no images.
@@ -113,23 +202,36 @@ def image_column(features: Mapping[str, Any], named: str | None) -> str:
         'dataset.map(...).cast_column("image", datasets.Image())'
     )
     if named is not None:
+        if named in features and holds_bytes(features[named]):
+            if identified(named):
+                return named
+            raise DataError(
+                f"source.image_column: the bytes in {named!r} are no images that PIL identifies; "
+                "expected whole image files, such as PNG or JPEG, in every cell"
+            )
         feature = _check_named(features, "image_column", named)
         if _kind(feature) != "Image":
             raise DataError(
-                f"source.image_column: {named!r} is {_dtype(feature) or _kind(feature)}, "
-                f"expected an Image column; arrays and bare bytes are not images: {remedy}"
+                f"source.image_column: {named!r} is {_words(feature)}, expected an Image column or "
+                f"the bytes of image files; arrays are not images: {remedy}"
             )
         return named
     found = [name for name, feature in features.items() if _kind(feature) == "Image"]
+    unidentified = list[str]()
+    if not found:
+        candidates = [name for name, feature in features.items() if holds_bytes(feature)]
+        found = [name for name in candidates if identified(name)]
+        unidentified = [repr(name) for name in candidates if name not in found]
     if len(found) == 1:
         return found[0]
     if found:
         raise DataError(
             f"several image columns: {', '.join(found)}; set source.image_column to one of them"
         )
+    tried = f"the bytes in {', '.join(unidentified)} are no images that PIL identifies; "
     raise DataError(
-        f"no image column among: {describe(features)}; arrays and bare bytes are not images: "
-        f"{remedy}"
+        f"no image column among: {describe(features)}; {tried if unidentified else ''}"
+        f"arrays are not images: {remedy}"
     )
 
 
@@ -139,42 +241,49 @@ def label_column(features: Mapping[str, Any], named: str | None) -> str:
     Args:
         features: the dataset's columns.
         named: `source.label_column`, or None to find the only `ClassLabel` column, else the only
-            integer or string column with a usual name.
+            integer or string column with a usual name, else the only one of floats or lists.
 
     Raises:
         DataError: there is none, there are several, or the named one holds no classes.
     """
+    expected = "one class a row: ClassLabel, integers, strings, whole floats or a one-hot list"
     if named is not None:
         feature = _check_named(features, "label_column", named)
         if not _is_label(feature):
             raise DataError(
-                f"source.label_column: {named!r} is {_dtype(feature) or _kind(feature)}, expected "
-                "one class a row: ClassLabel, integers or strings"
+                f"source.label_column: {named!r} is {_words(feature)}, expected {expected}"
             )
         return named
     columns = flat(features)
-    found = [name for name, feature in columns.items() if _kind(feature) == "ClassLabel"]
-    found = found or [
-        name
+    usual = {
+        name: feature
         for name, feature in columns.items()
-        if _is_label(feature) and name.rpartition(".")[2].lower() in LABEL_NAMES
-    ]
+        if name.rpartition(".")[2].lower() in LABEL_NAMES
+    }
+    found = [name for name, feature in columns.items() if _kind(feature) == "ClassLabel"]
+    found = found or [name for name, feature in usual.items() if _is_scalar_label(feature)]
+    found = found or [name for name, feature in columns.items() if names_classes(feature)]
+    found = found or [name for name, feature in usual.items() if _is_label(feature)]
     if len(found) == 1:
         return found[0]
     if found:
         raise DataError(
             f"several label columns: {', '.join(found)}; set source.label_column to one of them"
         )
+    unfit = [f"column {name!r} is {_words(feature)}" for name, feature in usual.items()]
     raise DataError(
-        f"no label column among: {describe(features)}; expected one ClassLabel column, or integers "
-        "or strings in a column called label, labels, cls or alike; set source.label_column"
+        f"no label column among: {describe(features)}; {'; '.join([*unfit, ''])}expected {expected}"
+        ", in one ClassLabel column or a column called label, labels, cls or alike; set "
+        "source.label_column"
     )
 
 
 def choose_splits(
     splits: Iterable[str], train_split: str | None, test_split: str | None
-) -> tuple[str, str | None]:
-    """The names of the training and the test split; None when the test rows are to be cut off.
+) -> tuple[str, list[str]]:
+    """The training split, and those that may serve for testing, the best first.
+
+    There are none of these where the test rows are to be cut off.
 
     Raises:
         DataError: a named split does not exist, both are the same, or no split is called train.
@@ -188,15 +297,19 @@ def choose_splits(
             f"no split is called 'train'; set source.train_split to one of: {', '.join(names)}"
         )
     train = train_split or "train"
-    test = test_split or next(
-        (name for name in TEST_NAMES if name in names and name != train), None
-    )
-    if test == train:
+    if test_split == train:
         raise DataError(
-            f"source.test_split: {test!r} is also the training split; test images must not be "
-            "trained on; leave source.test_split out to cut a test part off"
+            f"source.test_split: {test_split!r} is also the training split; test images must not "
+            "be trained on; leave source.test_split out to cut a test part off"
         )
-    return train, test
+    if test_split is not None:
+        return train, [test_split]
+    return train, [name for name in TEST_NAMES if name in names and name != train]
+
+
+def unlabeled(values: Iterable[Value]) -> bool:
+    """Whether no row has a label: each is missing or negative, as rows to be predicted have it."""
+    return all(value is None or (isinstance(value, int) and value < 0) for value in values)
 
 
 @dataclass(frozen=True)
@@ -213,13 +326,16 @@ class Classes:
             return "the label is missing"
         if isinstance(value, float):
             return f"the label {value} is not a class"
+        if isinstance(value, list):
+            several = f"the label {shortened(value)} is a list of {len(value)}"
+            return f"{several}, expected one class, alone or one-hot"
         if value in self.values:
             return self.values[value]
         if value in self.left_out:
             return None
         if isinstance(value, int) and value < 0:
             return f"the label {value} is negative, which usually marks an unlabeled row"
-        return f"the label {value!r} is none of the {self._known()} known classes"
+        return f"the label {shortened(value)} is none of the {self._known()} known classes"
 
     def _known(self) -> int:
         return len(self.values) + len(self.left_out)
@@ -247,35 +363,61 @@ def class_table(
         DataError: a class of the subset does not exist or stands there twice, or fewer than two
             classes remain.
     """
-    if _kind(feature) == "ClassLabel":
-        values: list[int | str] = list(range(feature.num_classes))
-        names = [str(name) for name in feature.names]
+    declared_classes = _class_label(feature)
+    if declared_classes is not None:
+        values: list[int | str] = list(range(declared_classes.num_classes))
+        names = [str(name) for name in declared_classes.names]
     else:
         values = _sorted_values(train_values or [])
         names = [str(value) for value in values]
     if subset is not None:
         by_name = dict(zip(names, values, strict=True))
-        chosen = []
+        name_of = dict(zip(values, names, strict=True))
+        chosen: dict[int | str, str] = {}
         for wanted in subset:
             value = by_name.get(wanted) if isinstance(wanted, str) else wanted
-            if value is None or value not in values:
+            if value is None or value not in name_of:
                 raise DataError(f"source.classes: no class {wanted!r}; {_valid(wanted, names)}")
             if value in chosen:
-                raise DataError(
-                    f"source.classes: {wanted!r} names class {names[values.index(value)]!r} again"
-                )
-            chosen.append(value)
+                raise DataError(f"source.classes: {wanted!r} names class {chosen[value]!r} again")
+            chosen[value] = name_of[value]
         left_out = frozenset(values) - frozenset(chosen)
-        names = [names[values.index(value)] for value in chosen]
-        values = chosen
+        names, values = list(chosen.values()), list(chosen)
     else:
         left_out = frozenset()
+    _check_count(names)
     if len(values) < 2:
         raise DataError(
             f"{len(values)} class{'' if len(values) == 1 else 'es'} in the label column, "
             "expected at least 2; check source.label_column and source.classes"
         )
     return Classes(names, {value: place for place, value in enumerate(values)}, left_out)
+
+
+def _check_count(names: Sequence[str]) -> None:
+    if len(names) > MOST_CLASSES:
+        raise DataError(
+            f"{len(names):,} classes in the label column, at most {MOST_CLASSES:,} can be "
+            "distilled; check source.label_column, or name the classes to use in source.classes"
+        )
+    longest = max(names, key=len, default="")
+    if len(longest) > LONGEST_NAME:
+        raise DataError(
+            f"a class name of {len(longest):,} characters ({shortened(longest)}), expected at most "
+            f"{LONGEST_NAME}; check source.label_column"
+        )
+
+
+def line_that_keeps(names: Sequence[str]) -> str:
+    """The line of a recipe that keeps these classes alone.
+
+    Args:
+        names: what the classes are called, in their order.
+    """
+    # JSON's strings are YAML's, whatever stands in a name
+    listed = ", ".join(json.dumps(name, ensure_ascii=False) for name in names[:LISTED_CLASSES])
+    more = "" if len(names) <= LISTED_CLASSES else f", ... ({len(names)} names)"
+    return f"classes: [{listed}{more}]"
 
 
 def _valid(wanted: str | int, names: list[str]) -> str:

@@ -47,6 +47,9 @@ CELLS_AT_ONCE = 64
 UNIT_ROWS = 4 * BATCH_ROWS
 
 
+LOOKED_AT = 64
+
+
 Channels = Literal[1, 3]
 
 
@@ -131,7 +134,7 @@ class Table:
                 values = [row[root] for row in self._piece(narrow, piece)]
         for key in inner:
             values = [None if value is None else value.get(key) for value in values]
-        return values
+        return columns.plain(columns.flat(self.features)[column], values)
 
     def encoded(
         self, column: str, numbers: Sequence[int] | None, piece: int | None = None, first: int = 0
@@ -142,9 +145,9 @@ class Table:
         """
         import datasets
 
-        undecoded = self._rows.select_columns([column]).cast_column(
-            column, datasets.Image(decode=False)
-        )
+        undecoded = self._rows.select_columns([column])
+        if not columns.holds_bytes(self.features[column]):
+            undecoded = undecoded.cast_column(column, datasets.Image(decode=False))
         if self._indexed:
             chosen = range(len(undecoded)) if numbers is None else numbers
             batches = undecoded.select(chosen).with_format("arrow").iter(batch_size=BATCH_ROWS)
@@ -162,6 +165,17 @@ class Table:
                     following = next(wanted, None)
                     if following is None:
                         return
+
+    def holds_images(self, column: str) -> bool:
+        """Whether PIL identifies the first bytes in a column of bytes."""
+        for _, cell in itertools.islice(self.encoded(column, None), LOOKED_AT):
+            try:
+                encoded = _bytes_of(cell)
+            except images.UnusableImage:
+                continue
+            if encoded:
+                return images.is_image(encoded)
+        return False
 
     def units(self, rows: Sequence[Row], lengths: Sequence[int]) -> list[Unit]:
         """How the usable `rows` (ascending) fall into units; `lengths` counts those of each piece.
@@ -187,7 +201,9 @@ class Table:
 
 
 def _bytes_of(cell: Any) -> bytes:  # noqa: ANN401
-    """The encoded bytes of one cell of an `Image(decode=False)` column."""
+    """The encoded bytes of one cell: bytes, or a struct of bytes and path."""
+    if isinstance(cell, bytes):
+        return cell
     if cell is None or (cell.get("bytes") is None and cell.get("path") is None):
         raise images.UnusableImage("the image is missing")
     if cell.get("bytes") is not None:

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import torch
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from distill_datasets.config import Section
@@ -25,7 +24,6 @@ from distill_datasets.data.decoding import (
     Agreement,
     BadRow,
     Channels,
-    Split,
     SplitRows,
     Table,
     first_image,
@@ -193,10 +191,13 @@ EMBEDDED_CARDS = {"embedded:uci-digits": "https://doi.org/10.24432/C50P49"}
 
 @dataclass(frozen=True)
 class _Layout:
-    """Which splits and columns are used; `test` is None when test rows are cut off from train."""
+    """Which splits and columns are used; `tests` are those that may serve for testing.
+
+    Test rows are cut off from train where there are none of these, or none has labels.
+    """
 
     train: Table
-    test: Table | None
+    tests: list[Table]
     image: str
     label: str
 
@@ -205,7 +206,7 @@ class _Layout:
         return columns.flat(self.train.features)[self.label]
 
     def agreement(self, source: Source) -> Agreement:
-        mode = self.train.features[self.image].mode
+        mode = columns.image_mode(self.train.features[self.image])
         return Agreement(source.resolution, CHANNELS[source.channels], mode)
 
 
@@ -215,22 +216,35 @@ def _layout(
     guard: Callable[[], AbstractContextManager[None]] = nullcontext,
     kept: Path | None = None,
 ) -> _Layout:
-    train_name, test_name = columns.choose_splits(splits, source.train_split, source.test_split)
+    train_name, test_names = columns.choose_splits(splits, source.train_split, source.test_split)
     train = Table(train_name, splits[train_name], guard, kept)
-    image = columns.image_column(train.features, source.image_column)
+    image = columns.image_column(train.features, source.image_column, train.holds_images)
     label = columns.label_column(train.features, source.label_column)
-    if test_name is None:
-        return _Layout(train, None, image, label)
-    test = Table(test_name, splits[test_name], guard, kept)
+    tests = [Table(name, splits[name], guard, kept) for name in test_names]
+    labeled = [table for table in tests if label in columns.flat(table.features)]
+    for table in tests:
+        if source.test_split is None and table not in labeled:
+            logger.warning(
+                "nothing is tested on the %s split: no column %r among: %s",
+                table.split, label, columns.describe(table.features),
+            )  # fmt: skip
+    layout = _Layout(train, labeled if source.test_split is None else tests, image, label)
+    if layout.tests:
+        _check_agreement(layout, layout.tests[0])
+    return layout
+
+
+def _check_agreement(layout: _Layout, test: Table) -> None:
+    """Refuse a test split whose columns differ."""
+    train = layout.train
     ours, theirs = (columns.flat(table.features) for table in (train, test))
-    for column in (image, label):
-        if theirs.get(column) != ours[column]:
+    for column in (layout.image, layout.label):
+        if theirs.get(column) != ours.get(column):
             raise DataError(
-                f"the column {column!r} of the {train_name} split differs in the {test_name} "
+                f"the column {column!r} of the {train.split} split differs in the {test.split} "
                 f"split: {columns.describe(train.features)} against "
                 f"{columns.describe(test.features)}; name columns and splits that agree"
             )
-    return _Layout(train, test, image, label)
 
 
 def _report(bad: list[BadRow], skip: bool) -> None:
@@ -247,18 +261,33 @@ def _report(bad: list[BadRow], skip: bool) -> None:
     logger.warning("%s left out:\n%s%s", count, listed, more)
 
 
-def _check_classes(train: Split, test: Split, names: list[str]) -> None:
-    def absent(split: Split) -> list[str]:
-        counts = torch.bincount(split.labels_N, minlength=len(names)).tolist()
-        return [name for name, count in zip(names, counts, strict=True) if count == 0]
+def _absent(labels: Iterable[int], names: list[str]) -> list[str]:
+    present = set(labels)
+    return [name for label, name in enumerate(names) if label not in present]
 
-    untrained, untested = absent(train), absent(test)
-    if untrained:
+
+def _check_trained(labels: Iterable[int], names: list[str]) -> None:
+    """Refuse classes without a training image."""
+    untrained = set(_absent(labels, names))
+    present = [name for name in names if name not in untrained]
+    if len(untrained) > len(present) > 1:
         raise DataError(
-            f"no training image of {len(untrained)} of {len(names)} classes: "
-            f"{', '.join(untrained[:LISTED_ROWS])}{', ...' if len(untrained) > LISTED_ROWS else ''}"
+            f"no training image of {len(untrained)} of {len(names)} classes; images are there of "
+            f"{len(present)}; keep these with this line under source:\n"
+            f"  {columns.line_that_keeps(present)}"
+        )
+    if untrained:
+        absent = [name for name in names if name in untrained]
+        raise DataError(
+            f"no training image of {len(absent)} of {len(names)} classes: "
+            f"{', '.join(absent[:LISTED_ROWS])}{', ...' if len(absent) > LISTED_ROWS else ''}"
             "; name the classes to use in source.classes, or raise source.limit"
         )
+
+
+def _check_tested(labels: Iterable[int], names: list[str]) -> None:
+    """Refuse when nothing can be tested; say which classes cannot."""
+    untested = _absent(labels, names)
     if len(untested) == len(names):
         raise DataError(
             "no test image is left; set source.test_split to a split whose rows have labels"
@@ -277,6 +306,34 @@ def _labels(table: Table, column: str, role: str, store: Store) -> list[list[col
     return store.each(f"labels-{role}", table.pieces, lambda piece: table.labels(column, piece))
 
 
+def _labeled_test(
+    source: Source, layout: _Layout, store: Store
+) -> tuple[Table, list[list[columns.Value]]] | None:
+    """The first split for testing whose rows have labels, with these; None where none has.
+
+    Raises:
+        DataError: the split that the recipe names has none.
+    """
+    for place, table in enumerate(layout.tests):
+        _check_agreement(layout, table)
+        values = _labels(table, layout.label, f"test{place or ''}", store)
+        if not columns.unlabeled(itertools.chain.from_iterable(values)):
+            return table, values
+        others = [other.split for other in layout.tests[place + 1 :]]
+        if source.test_split is not None:
+            raise DataError(
+                f"source.test_split: no row of {table.split!r} has a label (each is missing or "
+                "negative); name a split that has them, or leave it out to find one"
+            )
+        cut = f"{source.test_share:g} of each class of {layout.train.split} is cut off for testing"
+        instead = f"{others[0]} is taken" if others else cut
+        logger.warning(
+            "no row of the %s split has a label (each is missing or negative): %s instead",
+            table.split, instead,
+        )  # fmt: skip
+    return None
+
+
 def _chosen(
     source: Source, layout: _Layout, draw: Draw, store: Store
 ) -> tuple[SplitRows, SplitRows, list[str], dict[str, int]]:
@@ -287,12 +344,12 @@ def _chosen(
     train_values = list(itertools.chain.from_iterable(values))
     classes = columns.class_table(layout.label_feature, train_values, source.classes)
     train_rows = rows.labeled(train_values, classes)
-    if layout.test is None:
+    chosen = _labeled_test(source, layout, store)
+    if chosen is None:
         test_table, test_lengths = layout.train, lengths
         train_rows, test_rows = rows.cut(train_rows, source.test_share, len(classes.names), draw)
     else:
-        test_table = layout.test
-        values = _labels(test_table, layout.label, "test", store)
+        test_table, values = chosen
         test_lengths = [len(piece) for piece in values]
         counts[test_table.split] = sum(test_lengths)
         test_rows = rows.labeled(itertools.chain.from_iterable(values), classes)
@@ -421,6 +478,9 @@ class SourceDataset:
         store = store or InMemory()
         layout = self._layout(streaming=False)
         train_part, test_part, names, counts = _chosen(self.section, layout, draw, store)
+        if self.section.skip_bad_rows or len(train_part.usable) == len(train_part.chosen):
+            # otherwise the rows that cannot be used are reported first, with the broken images
+            _check_trained((int(row.label) for row in train_part.usable), names)
         agreement = layout.agreement(self.section)
         total = len(train_part.chosen) + len(test_part.chosen)
         parts = [train_part, test_part]
@@ -437,7 +497,8 @@ class SourceDataset:
         )
         bad = sorted({*bad, *bad_test}, key=lambda row: (row.split != layout.train.split, row))
         _report(bad, self.section.skip_bad_rows)
-        _check_classes(train, test, names)
+        _check_trained(train.labels_N.tolist(), names)
+        _check_tested(test.labels_N.tolist(), names)
         return Decoded(train, test, names, bad, replace(self.provenance, splits=counts))
 
 

@@ -27,6 +27,7 @@ import math
 import struct
 import zlib
 from collections.abc import Sequence
+from functools import cache
 from io import BytesIO
 from typing import TYPE_CHECKING, Literal
 
@@ -50,6 +51,15 @@ SOLID_MODES = frozenset({"1", "L", "RGB"})
 
 
 LONGEST_SIDE_RATIO = 100
+
+
+# those that plug-ins of PIL bring (HEIF, JXL) only where one is imported
+RASTER_FORMATS = (
+    *("PNG", "JPEG", "MPO", "GIF", "BMP", "DIB", "TIFF", "WEBP", "AVIF", "HEIF", "JXL"),
+    *("JPEG2000", "PPM", "TGA", "ICO", "CUR", "ICNS", "PCX", "DCX", "SGI", "SUN", "DDS", "FTEX"),
+    *("QOI", "PSD", "XBM", "XPM", "IM", "MSP", "PIXAR", "SPIDER", "FITS", "BLP", "FLI", "GBR"),
+    *("XVTHUMB", "IMT", "MCIDAS", "PCD"),
+)
 
 
 # What PIL raises on files that are broken, each seen in its decoders.
@@ -85,7 +95,7 @@ def open_image(encoded: bytes, mode: str | None = None) -> Image.Image:
     if not encoded:
         raise UnusableImage("the image has no bytes")
     try:
-        image = Image.open(BytesIO(encoded))
+        image = Image.open(BytesIO(encoded), formats=raster_formats())
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
         return image if mode is None or mode == image.mode else image.convert(mode)
@@ -93,6 +103,25 @@ def open_image(encoded: bytes, mode: str | None = None) -> Image.Image:
         raise UnusableImage(f"{len(encoded)} bytes that are no image PIL can identify") from error
     except BROKEN_IMAGE as error:
         raise UnusableImage(f"the image cannot be decoded ({error})") from error
+
+
+def is_image(encoded: bytes) -> bool:
+    """Whether bytes begin as an image file of a kind that is read does."""
+    try:
+        with Image.open(BytesIO(encoded), formats=raster_formats()):
+            return True
+    except BROKEN_IMAGE:
+        return False
+
+
+@cache
+def raster_formats() -> tuple[str, ...]:
+    """PIL's names of the formats that are read: pixels in a file, and no program that draws them.
+
+    EPS is a program for Ghostscript, WMF one for Windows; MPEG, HDF5 and the like are only stubs.
+    """
+    Image.init()
+    return tuple(name for name in RASTER_FORMATS if name in Image.OPEN)
 
 
 def own_channels(image: Image.Image) -> Literal[1, 3]:

@@ -132,12 +132,6 @@ def test_broken_rows_of_the_test_split_come_after_those_of_train() -> None:
     assert [(row.split, row.row) for row in skipped] == [("train", 4), ("test", 1)]
 
 
-def test_a_test_split_without_labels_is_refused_with_advice() -> None:
-    rows = datasets.DatasetDict(train=dataset([0, 1]), test=dataset([-1, -1], first_value=9))
-    with pytest.raises(DataError, match=r"no test image is left; set source.test_split"):
-        read_object(rows, skip_bad_rows=True)
-
-
 def test_gray_and_color_together_are_refused_with_advice() -> None:
     cells = [GOOD[0], GOOD[1], png(Image.new("RGB", (2, 2)))]
     with pytest.raises(

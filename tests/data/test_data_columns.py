@@ -6,9 +6,11 @@ import datasets
 import numpy as np
 import pytest
 import torch
+import yaml
 from pydantic import ValidationError
-from support.image_sets import both, dataset, draw, gray, values
+from support.image_sets import both, dataset, draw, gray, png, values
 
+from distill_datasets.data import columns
 from distill_datasets.data.real import Decoded
 from distill_datasets.data.source import Source, open_source
 from distill_datasets.errors import DataError
@@ -134,9 +136,7 @@ def test_arrays_are_not_images() -> None:
         {"image": [np.zeros((2, 2), np.uint8)] * 4, "label": [0, 1] * 2},
         {"image": datasets.Array2D((2, 2), "uint8"), "label": datasets.ClassLabel(2)},
     )
-    with pytest.raises(
-        DataError, match=r"no image column among: image .*arrays and bare bytes are "
-    ):
+    with pytest.raises(DataError, match=r"no image column among: image .*arrays are not images"):
         read_object(rows)
     with pytest.raises(DataError, match=r"source.image_column: 'image' is .*encode them as PNG"):
         read_object(rows, image_column="image")
@@ -144,11 +144,172 @@ def test_arrays_are_not_images() -> None:
 
 def test_several_labels_a_row_are_refused() -> None:
     rows = named(
-        {"image": [gray(0)], "label": [[0, 1]]},
+        {"image": [gray(row) for row in range(4)], "label": [[0, 2], [1, 0], [0, 1], [1, 1]]},
         {"image": datasets.Image(), "label": datasets.Sequence(datasets.Value("int64"))},
     )
-    with pytest.raises(DataError, match=r"'label' is List, expected one class a row"):
+    with pytest.raises(
+        DataError,
+        match=r"2 rows cannot be used:\n  train row 0: the label \[0, 2\] is a list of 2, expected "
+        r"one class, alone or one-hot\n  train row 3: the label \[1, 1\]",
+    ):
         read_object(rows, label_column="label")
+
+
+LABELS = [0, 1, 1, 0, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("cells", "kind", "names"),
+    [
+        ([float(label) for label in LABELS], datasets.Value("float32"), ["0", "1"]),
+        ([label / 1 for label in LABELS], datasets.Value("float64"), ["0", "1"]),
+        ([[1 - label, label] for label in LABELS], datasets.List(datasets.Value("int8")), None),
+        ([[1 - label, label] for label in LABELS], datasets.List(datasets.Value("bool")), None),
+        ([[1.0 - label, label] for label in LABELS], datasets.List(datasets.Value("double")), None),
+        (
+            [[1 - label, label] for label in LABELS],
+            datasets.Sequence(datasets.Value("int64"), 2),
+            0,
+        ),
+        ([[label] for label in LABELS], datasets.List(datasets.Value("int64")), None),
+        (
+            [[f"c{label}"] for label in LABELS],
+            datasets.List(datasets.Value("string")),
+            ["c0", "c1"],
+        ),
+        ([[label] for label in LABELS], datasets.LargeList(datasets.Value("uint8")), None),
+        (
+            [[label] for label in LABELS],
+            datasets.List(datasets.ClassLabel(names=["a", "b"])),
+            ["a", "b"],
+        ),
+    ],
+)
+def test_whole_floats_and_lists_that_hold_one_class_are_labels(
+    cells: list[Any],
+    kind: Any,  # noqa: ANN401
+    names: list[str] | None,
+) -> None:
+    images = [gray(10 * label + row) for row, label in enumerate(LABELS)]
+    rows = named({"image": images, "label": cells}, {"image": datasets.Image(), "label": kind})
+    decoded = read_object(datasets.DatasetDict(train=rows, test=rows))
+    assert decoded.class_names == (names or ["0", "1"])
+    assert decoded.train.labels_N.tolist() == LABELS
+    assert open_source(Source(dataset="ignored"), rows).peek()[1] == decoded.class_names
+
+
+def test_floats_between_classes_are_bad_rows() -> None:
+    cells = [0.0, 1.0, 0.5, float("nan"), float("inf"), 1.0]
+    rows = dataset(cells, datasets.Value("float64"))
+    with pytest.raises(DataError) as caught:
+        read_object(rows)
+    assert str(caught.value).splitlines()[1:4] == [
+        "  train row 2: the label 0.5 is not a class",
+        "  train row 3: the label is missing",
+        "  train row 4: the label inf is not a class",
+    ]
+
+
+def test_lists_of_classes_are_never_taken_for_one_hot_codes() -> None:
+    kind = datasets.List(datasets.ClassLabel(names=["a", "b"]))
+    with pytest.raises(DataError, match=r"train row 1: the label \[0, 1\] is a list of 2"):
+        read_object(dataset([[0], [0, 1], [1], [1]], kind))
+    with pytest.raises(DataError, match=r"train row 0: the label \[0, 1\] is a list of 2"):
+        read_object(dataset([[0, 1], [1, 0], [0, 1], [1, 0]], kind))
+
+
+def test_a_label_of_another_type_is_named_with_its_type() -> None:
+    rows = named(
+        {"image": [gray(0)], "label": [b"x"]},
+        {"image": datasets.Image(), "label": datasets.Value("binary")},
+    )
+    with pytest.raises(DataError, match=r"; column 'label' is binary; expected one class a row: "):
+        read_object(rows)
+
+
+def test_integers_win_over_a_list_of_the_same_kind_of_name() -> None:
+    rows = dataset([0, 1] * 4, datasets.Value("int64")).add_column("labels", [[0.5, 0.5]] * 8)
+    assert read_object(rows).class_names == ["0", "1"]
+
+
+def test_a_test_split_without_labels_gives_way_to_validation(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    rows = datasets.DatasetDict(
+        train=dataset([0, 1]),
+        test=dataset([-1, -1], first_value=9),
+        validation=dataset([0, 1], first_value=50),
+    )
+    assert values(read_object(rows).test.images_NCHW) == [50, 51]
+    assert (
+        "no row of the test split has a label (each is missing or negative): validation is taken "
+        "instead" in caplog.text
+    )
+    with pytest.raises(DataError, match=r"source.test_split: no row of 'test' has a label"):
+        read_object(rows, test_split="test")
+
+
+def test_without_any_labeled_test_split_a_part_of_train_is_cut_off(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    unlabeled = dataset([None, None], datasets.Value("int64"), first_value=90)
+    train = dataset([0, 1] * 5, datasets.Value("int64"))
+    decoded = read_object(datasets.DatasetDict(train=train, test=unlabeled))
+    assert len(decoded.test.labels_N) == 2
+    assert max(values(decoded.test.images_NCHW)) < 90
+    assert "0.2 of each class of train is cut off for testing instead" in caplog.text
+
+
+def test_a_test_split_without_a_label_column_is_left_out_and_named(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    rows = datasets.DatasetDict(
+        train=dataset([0, 1]),
+        test=dataset([0, 1], first_value=9).remove_columns("label"),
+        valid=dataset([0, 1], first_value=50),
+    )
+    assert values(read_object(rows).test.images_NCHW) == [50, 51]
+    assert "nothing is tested on the test split: no column 'label' among: image" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        datasets.Value("binary"),
+        datasets.Value("large_binary"),
+        {"bytes": datasets.Value("binary"), "path": datasets.Value("string")},
+        {"path": datasets.Value("string"), "bytes": datasets.Value("binary")},
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_bytes_that_are_images_are_read(kind: Any, stream: bool) -> None:  # noqa: ANN401
+    cells: list[Any] = [png(gray(row)) for row in range(6)]
+    if isinstance(kind, dict):
+        cells = [{"bytes": cell, "path": f"{row}.png"} for row, cell in enumerate(cells)]
+    rows = named(
+        {"image": cells, "label": [0, 1] * 3, "hash": [b"\x89PNG no image"] * 6},
+        {"image": kind, "label": datasets.Value("int64"), "hash": datasets.Value("binary")},
+    )
+    splits: Any = datasets.DatasetDict(train=rows, test=rows)
+    if stream:
+        splits = datasets.IterableDatasetDict(
+            {name: rows.to_iterable_dataset() for name in ("train", "test")}
+        )
+    decoded = read_object(splits)
+    assert values(decoded.train.images_NCHW) == list(range(6))
+    assert open_source(Source(dataset="ignored"), splits).peek()[0] == decoded.shape
+    assert len(read_object(splits, image_column="image").test.labels_N) == 6
+    with pytest.raises(DataError, match=r"source.image_column: the bytes in 'hash' are no images"):
+        read_object(splits, image_column="hash")
+
+
+def test_bytes_that_are_no_images_are_named() -> None:
+    rows = named(
+        {"data": [b"x", b"y"], "label": [0, 1]},
+        {"data": datasets.Value("binary"), "label": datasets.Value("int64")},
+    )
+    with pytest.raises(DataError, match=r"the bytes in 'data' are no images that PIL identifies"):
+        read_object(rows)
 
 
 def test_a_misspelled_split_is_answered_with_the_splits() -> None:
@@ -271,6 +432,25 @@ def test_a_class_without_training_images_is_refused() -> None:
         DataError, match=r"no training image of 1 of 3 classes: eel; name the classes"
     ):
         read_object(dataset([0, 1] * 5, kind))
+
+
+def test_of_a_column_that_names_many_absent_classes_the_present_ones_are_listed() -> None:
+    names = [f"class {number:03d}" for number in range(1000)]
+    rows = dataset([0, 217, 482, 491] * 4, datasets.ClassLabel(names=names))
+    with pytest.raises(DataError) as caught:
+        read_object(rows)
+    line = 'classes: ["class 000", "class 217", "class 482", "class 491"]'
+    assert str(caught.value) == (
+        "no training image of 996 of 1000 classes; images are there of 4; keep these with this "
+        f"line under source:\n  {line}"
+    )
+    kept = yaml.safe_load(line)["classes"]
+    assert read_object(rows, classes=kept).class_names == kept
+
+
+def test_the_line_that_keeps_classes_is_yaml_whatever_their_names() -> None:
+    names = ["no", "a: b", 'quo"te', "3", "tab\t", "ü\u2028", "[x]", "#h", "null", "0x1F"]
+    assert yaml.safe_load(columns.line_that_keeps(names)) == {"classes": names}
 
 
 def test_a_class_without_test_images_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
