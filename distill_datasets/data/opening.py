@@ -13,8 +13,9 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from distill_datasets.data.account import Account
 from distill_datasets.data.provenance import local_files
 from distill_datasets.errors import DataError, did_you_mean
 from distill_datasets.hub import pinned as hub
@@ -27,6 +28,13 @@ SUGGESTIONS = 5
 
 # `datasets.Dataset` or `datasets.IterableDataset`, neither of which is typed.
 Splits = dict[str, Any]
+
+
+class Opened(NamedTuple):
+    """The splits that have labels, and the account of all files; None where no files are listed."""
+
+    splits: Splits
+    account: Account | None = None
 
 
 def _nearby(path: Path) -> str:
@@ -218,7 +226,7 @@ class Place:
         with online, _explained(self.dataset, where, self.config, self.revision, local=local):
             yield
 
-    def splits(self, *, streaming: bool = False) -> Splits:
+    def open(self, *, streaming: bool = False) -> Opened:
         """Open the splits.
 
         Args:
@@ -236,14 +244,19 @@ class Place:
             )
         with self.explained():
             if self.path is not None:
-                return as_splits(self._local(self.path, streaming))
-            return as_splits(
-                datasets.load_dataset(
-                    self.dataset, self.config, revision=self.revision, streaming=streaming
+                return self._local(self.path, streaming)
+            return Opened(
+                as_splits(
+                    datasets.load_dataset(
+                        self.dataset, self.config, revision=self.revision, streaming=streaming
+                    )
                 )
             )
 
-    def _local(self, path: Path, streaming: bool) -> Any:  # noqa: ANN401
+    def _local(self, path: Path, streaming: bool) -> Opened:
+        return Opened(as_splits(self._read(path, streaming)))
+
+    def _read(self, path: Path, streaming: bool) -> Any:  # noqa: ANN401
         import datasets
         import pyarrow.parquet as pq
 
@@ -284,4 +297,4 @@ def open_splits(dataset: str, config: str | None, revision: str | None) -> Split
     Raises:
         DataError: it does not exist or cannot be read; the message says what to do.
     """
-    return Place(dataset, locate(dataset), config, revision).splits()
+    return Place(dataset, locate(dataset), config, revision).open().splits

@@ -20,6 +20,7 @@ from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from distill_datasets.config import Section
 from distill_datasets.data import columns, opening, rows
+from distill_datasets.data.account import Account, listed
 from distill_datasets.data.decoding import (
     Agreement,
     BadRow,
@@ -119,6 +120,10 @@ class Source(Section):
     )
     std: list[float] | None = Field(default=None, description="of every channel, beside mean")
     skip_bad_rows: bool = Field(default=False, description="leave unusable rows out, and log them")
+    left_out: Literal["refuse", "allow"] = Field(
+        default="refuse",
+        description="what happens when files that can hold images are in no split: allow logs them",
+    )
 
     expected: Expected | None = Field(
         default=None, description="shape for `plan`, which then does not look at the dataset"
@@ -261,6 +266,19 @@ def _report(bad: list[BadRow], skip: bool) -> None:
     logger.warning("%s left out:\n%s%s", count, listed, more)
 
 
+def _check_left_out(account: Account | None, source: Source) -> None:
+    """Refuse a source that leaves files out, unless the recipe allows it.
+
+    Raises:
+        DataError: names them with their reasons.
+    """
+    if account is not None and account.left_out and source.left_out == "refuse":
+        raise DataError(
+            f"{source.dataset!r} leaves out {listed(account.left_out)}\n"
+            "put them where they can be read, or set source.left_out=allow to go on without them"
+        )
+
+
 def _absent(labels: Iterable[int], names: list[str]) -> list[str]:
     present = set(labels)
     return [name for label, name in enumerate(names) if label not in present]
@@ -376,6 +394,7 @@ class SourceDataset:
     def __init__(self, section: Source, dataset: Any = None) -> None:  # noqa: ANN401
         self.section = section
         self._layouts: dict[bool, _Layout] = {}
+        self.account: Account | None = None
         self._memory = None if dataset is None else opening.as_splits(dataset)
         self._pinned: Provenance | None = None
         if self._memory is not None:
@@ -419,7 +438,8 @@ class SourceDataset:
                 layout = _layout(self.section, self._memory)
             else:
                 place = self._place
-                splits = place.splits(streaming=streaming)
+                splits, self.account = place.open(streaming=streaming)
+                _check_left_out(self.account, self.section)
                 layout = _layout(self.section, splits, place.explained, place.labels_folder)
             self._layouts[streaming] = layout
         return self._layouts[streaming]

@@ -62,7 +62,8 @@ def load_source(source: SourceDataset, run: Run) -> LoadedSource:
     section, provenance = source.section, source.provenance
     training = {"sampling", "calibrate"}
     normal = {"normalization", "zca_regularization", "mean", "std"}
-    named = {"dataset", "revision", "expected"} | normal
+    # left out are those that do not decide pixels, or do so by the files that are read
+    named = {"dataset", "revision", "expected", "left_out"} | normal
     reading = section.model_dump(mode="json", exclude=named | training)
     identity = [VERSION, "source", reading, provenance.identity(), run.seed]
     folder = run.folder / f"source-{fingerprint(identity)}"
