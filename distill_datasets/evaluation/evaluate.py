@@ -29,7 +29,7 @@ from distill_datasets.training.metrics import score, taken_for
 from distill_datasets.training.student import train_student
 from distill_datasets.views.relabel import Relabel
 
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -166,6 +166,7 @@ class _Students:
             "steps": baseline.steps,
             "images": baseline.images,
             "pixels": baseline.pixels,
+            **({} if baseline.size is None else {"size": list(baseline.size)}),
             **by_class([run["per_class"] for run in runs], self.real.counts_K),
         }
         if self.attack is not None:

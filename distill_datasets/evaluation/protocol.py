@@ -37,7 +37,8 @@ class Evaluate(Student):
     references: list[Reference] = Field(
         default=[],
         description="rows to compare with: random, chosen (herding, k_center) and mean (class_mean)"
-        " real images at the same number of pixels, and the whole dataset",
+        " real images at the same number of pixels, shrunk where they are fewer than classes; twice"
+        " as many centers, shrunk (k_means); and the whole dataset",
     )
     full_epochs: int = Field(default=20, gt=0, description="training of the `full` reference")
     full_students: int = Field(default=2, gt=0, description="students of the `full` reference")
@@ -71,6 +72,11 @@ class Evaluate(Student):
             yield (
                 "evaluate.loss: mse compares all logits, and relabel.store: top_k keeps some; set "
                 "relabel.store: logits"
+            )
+        if "k_means" in self.references:
+            yield (
+                "evaluate.references: k_means are shrunk images, and teachers label views of whole "
+                "ones; take class_mean, which shows centers of whole images"
             )
         if self.augment.operations:
             yield (

@@ -5,11 +5,12 @@ One table for the recipe, the plan, the evaluation, the command line and the car
 
 from typing import Literal, NamedTuple
 
-Reference = Literal["random_real", "herding", "k_center", "class_mean", "full"]
+Reference = Literal["random_real", "herding", "k_center", "class_mean", "k_means", "full"]
 """The rows that `evaluate.references` may ask for."""
 Images = Literal["published", "equal", "all", "none"]
-"""Whose images: those that are published; real ones of no more pixels; all of the source, for
-epochs of their own; or none, as what is measured is trained by nobody here."""
+"""Whose images: those that are published; real ones of no more pixels, shrunk where they are fewer
+than classes; all of the source, for epochs of their own; or none, as what is measured is trained by
+nobody here."""
 
 
 class ResultRow(NamedTuple):
@@ -20,8 +21,9 @@ class ResultRow(NamedTuple):
         images: whose images they see.
         printed: in the words of the command line.
         on_card: in the words of the card.
-        pair: another row whose students begin with the same weights and see the same images, with
-            labels of teachers where these have labels of the classes alone.
+        pair: another row whose students begin with the same weights and see the same images at the
+            same steps, rounded to 8 bits or with other labels.
+        hard: whether labels are of the classes alone where those of the pair are of teachers.
     """
 
     name: str
@@ -29,17 +31,24 @@ class ResultRow(NamedTuple):
     printed: str
     on_card: str
     pair: str | None = None
+    hard: bool = False
 
     @property
     def classes_alone(self) -> bool:
         """Whether its students have labels of classes even where teachers labeled views."""
-        return self.pair is not None or self.images == "all"
+        return self.hard or self.images == "all"
 
 
 def _row(
-    name: str, images: Images, printed: str, on_card: str | None = None, pair: str | None = None
+    name: str,
+    images: Images,
+    printed: str,
+    on_card: str | None = None,
+    pair: str | None = None,
+    *,
+    hard: bool = False,
 ) -> ResultRow:
-    return ResultRow(name, images, printed, on_card or printed, pair)
+    return ResultRow(name, images, printed, on_card or printed, pair, hard)
 
 
 ROWS = {
@@ -51,21 +60,22 @@ ROWS = {
         ),
         _row(
             "exact", "published", "distilled, before rounding to 8 bits",
-            "this dataset before rounding (`exact`)",
+            "this dataset before rounding (`exact`)", pair="default",
         ),
         _row("start", "none", "nothing: the starting weights as they are"),
         _row(
             "hard", "published", "distilled, with hard labels",
-            "the images of this dataset, labels of classes alone", pair="default",
+            "the images of this dataset, labels of classes alone", pair="default", hard=True,
         ),
         _row("random_real", "equal", "random real images, no more pixels"),
         _row(
             "random_real_hard", "equal", "random real images, with hard labels",
-            "random real images, labels of classes alone", pair="random_real",
+            "random real images, labels of classes alone", pair="random_real", hard=True,
         ),
         _row("herding", "equal", "herded real images, no more pixels"),
         _row("k_center", "equal", "k-center real images, no more pixels"),
         _row("class_mean", "equal", "class means, no more pixels"),
+        _row("k_means", "equal", "twice as many k-means centers, shrunk, no more pixels"),
         _row("full", "all", "the whole dataset", "the full source"),
         _row("teacher", "none", "nothing: the teachers as they are"),
     )

@@ -23,8 +23,8 @@ from distill_datasets.data.decoding import Split
 from distill_datasets.data.real import RealData
 from distill_datasets.data.rows import Row, imbalanced, long_tail
 from distill_datasets.data.source import Source, open_source
-from distill_datasets.evaluation.baselines import chosen_real
 from distill_datasets.evaluation.protocol import Evaluate
+from distill_datasets.evaluation.references import chosen_real
 from distill_datasets.evaluation.results import by_class
 from distill_datasets.files.artifacts import read_json
 from distill_datasets.models.convnets import ConvNet

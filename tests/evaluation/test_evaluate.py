@@ -9,7 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from unittest import mock
 
 import pyarrow as pa
@@ -23,9 +23,10 @@ from torch import Tensor, nn
 
 from distill_datasets.evaluation import baselines as compared
 from distill_datasets.evaluation import evaluate
-from distill_datasets.evaluation.baselines import baselines, random_real
+from distill_datasets.evaluation.baselines import baselines
 from distill_datasets.evaluation.evaluate import run_evaluate
 from distill_datasets.evaluation.protocol import Evaluate
+from distill_datasets.evaluation.references import random_real
 from distill_datasets.export import reading
 from distill_datasets.export.folder import write_dataset
 from distill_datasets.export.reading import load_rows, read_published
@@ -37,8 +38,10 @@ from distill_datasets.runtime.draws import Draw, draws
 from distill_datasets.runtime.processes import Run, Runtime
 from distill_datasets.training.examples import Examples
 from distill_datasets.training.metrics import Score
+from distill_datasets.training.rows import Reference
 from distill_datasets.types import Shape
 
+REFERENCES = list(get_args(Reference))
 PIXELS = 168  # of the sample's poster, 12 x 14
 REAL = toy_real()
 SETTINGS = Evaluate(
@@ -245,11 +248,11 @@ def test_accuracy_is_the_share_of_the_test_images(exported: Path) -> None:
     assert accuracies(row) == [1 / 3, 1 / 3]  # 40 of 120 test images are of class 1
 
 
-def test_students_differ_in_their_seed_and_every_row_has_its_own(
+def test_students_differ_in_their_seed_and_every_reference_has_its_own(
     exported: Path, trained: Trained
 ) -> None:
-    measure(SETTINGS, exported)
-    assert len(set(trained.networks)) == 4
+    measure(changed(references=["random_real"]), exported)
+    assert len(set(trained.networks)) == 4 and len(trained.networks) == 6
 
 
 def test_a_row_says_what_was_trained_how_long_on_what(exported: Path) -> None:
@@ -264,20 +267,42 @@ def test_a_row_says_what_was_trained_how_long_on_what(exported: Path) -> None:
     assert row["network"].startswith("convnet(depth=1, width=4")
 
 
-def test_random_real_images_spend_no_more_pixels_than_the_distilled_set(exported: Path) -> None:
-    settings = changed(references=["random_real"])
+def test_images_of_every_class_are_shrunk_until_they_fit_in_the_pixels(exported: Path) -> None:
+    settings = changed(references=REFERENCES)
     field = {one.row.name: one for one in baselines(settings, exported, REAL, PIXELS, 0)}
-    assert (field["random_real"].images, field["random_real"].pixels) == (2, 128)  # 168 // 64
-    examples = field["random_real"].examples(draws(0, "evaluate", "random_real", 0))
-    assert examples.count == 2
+    for name in (
+        "random_real",
+        "herding",
+        "k_center",
+        "class_mean",
+    ):  # 168 // 3 is 7 x 7 and 7 more
+        assert (field[name].images, field[name].pixels, field[name].size) == (3, 147, (7, 7))
+    assert (field["k_means"].images, field["k_means"].pixels) == (6, 150)
+    for name in ("random_real", "herding", "k_center", "class_mean", "k_means"):
+        images_NCHW, targets_NK = seen(field[name].examples(draws(0, "evaluate", name, 0)))
+        assert images_NCHW.shape[1:] == (1, 8, 8)
+        assert targets_NK.sum(dim=0).tolist() == [field[name].images / 3] * 3
 
 
-def test_a_budget_below_one_image_is_compared_with_one_image(exported: Path) -> None:
-    settings = changed(references=["random_real"])
-    (found,) = [
-        one for one in baselines(settings, exported, REAL, 63, 0) if one.row.name == "random_real"
-    ]
-    assert found.images == 1
+def test_from_one_image_per_class_on_images_are_as_large_as_the_sources(exported: Path) -> None:
+    settings = changed(references=["random_real", "class_mean"])
+    for pixels, images in ((191, 3), (192, 3), (300, 4)):
+        field = {one.row.name: one for one in baselines(settings, exported, REAL, pixels, 0)}
+        assert field["class_mean"].images == images
+        assert field["random_real"].size == ((8, 8) if pixels >= 192 else (7, 7))
+
+
+def test_before_rounding_students_are_those_of_the_published_rows(exported: Path) -> None:
+    """Identical pixels score identically."""
+    rows = pq.read_table(exported / "exact" / DEFAULT.partition("/")[2])
+    stored = read_published(exported, "default", REAL.shape)
+    images_NCHW = stored(torch.arange(stored.count)).images_BCHW
+    field = rows.schema.field("pixel_values")
+    values = pa.array(images_NCHW.flatten(1).tolist(), field.type)
+    place = rows.schema.get_field_index("pixel_values")
+    pq.write_table(rows.set_column(place, field, values), exported / "exact" / Path(DEFAULT).name)
+    measured = measure(SETTINGS, exported)
+    assert accuracies(measured["exact"]) == accuracies(measured["default"])
 
 
 @pytest.mark.parametrize(("images", "spread"), [(2, [0, 1, 1]), (3, [1, 1, 1]), (7, [2, 2, 3])])
