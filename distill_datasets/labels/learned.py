@@ -133,18 +133,29 @@ class Vectors(Labels):
     sharpness: float = Field(
         default=10.0, gt=0, description="factor on a vector before the softmax makes it a target"
     )
+    learn_sharpness: bool = Field(
+        default=False,
+        description="train that factor with the vectors, from its value on (the temperature of "
+        "RFAD and RCIG); for losses that see it, such as cross_entropy of regression",
+    )
 
     def start(self, cells: Cells, classes: int, logits_MNK: Tensor | None = None) -> LabelStart:
         """The shares of the classes that an example shows, centered over the classes."""
         shares_NK = mix(cells.shown, F.one_hot(cells.classes_G, classes).float())
-        return LabelStart({"vectors_NK": shares_NK - 1 / classes}, {})
+        trained = {"vectors_NK": shares_NK - 1 / classes}
+        if self.learn_sharpness:
+            trained["log_sharpness"] = torch.tensor(self.sharpness).log()
+        return LabelStart(trained, {})
 
     def targets(self, tensors: Tensors, index_B: Tensor) -> Tensor:
-        vectors_BK = tensors["vectors_NK"].index_select(0, index_B)
-        return (self.sharpness * vectors_BK).softmax(dim=1)
+        return self._softmax(tensors, tensors["vectors_NK"].index_select(0, index_B))
 
     def stored(self, tensors: Tensors) -> Tensor:
-        return (self.sharpness * tensors["vectors_NK"].detach()).softmax(dim=1)
+        return self._softmax(tensors, tensors["vectors_NK"]).detach()
+
+    def _softmax(self, tensors: Tensors, vectors_BK: Tensor) -> Tensor:
+        learned = tensors.get("log_sharpness")
+        return ((self.sharpness if learned is None else learned.exp()) * vectors_BK).softmax(dim=1)
 
 
 def _sums(cells: Cells, values_NK: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import copy
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Protocol
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 from pydantic import Field
@@ -51,6 +51,9 @@ class Sampled(Protocol):
 
     def __call__(self, weights_P: Tensor, images_BCHW: Tensor) -> Tensor:
         """Logits (B, K)."""
+
+    def embedding(self, weights_P: Tensor, images_BCHW: Tensor) -> Tensor:
+        """The classifier's input (B, D) alone."""
 
     def layers(self, weights_P: Tensor, images_BCHW: Tensor) -> Layers:
         """Maps, embedding (the classifier's input) and logits of the images."""
@@ -164,7 +167,11 @@ class Networks(Part, ABC):
 
     @abstractmethod
     def architecture(self, squeezed: Architecture | None) -> Architecture:
-        """The network that is drawn, given that of the squeeze stage."""
+        """The network that is drawn, given that of the squeeze stage; the first of several."""
+
+    def architectures(self, squeezed: Architecture | None) -> Sequence[Architecture]:
+        """All networks that are drawn, one as often as another."""
+        return [self.architecture(squeezed)]
 
     def work(self, flops_per_image: float, examples: int) -> float:
         """What a lane costs between two outer steps on average, counted as in `Objective.work`."""
@@ -210,20 +217,41 @@ class FlatNetwork:
     def __init__(
         self, skeleton: nn.Module, weights_P: Tensor, target_P: Tensor | None = None
     ) -> None:
-        # functional_call swaps tensors inside the module while it runs; two lanes that run at the
-        # same time must not share it.
+        # a call puts tensors into the module; two lanes that run at the same time must not share it
         self._module = copy.deepcopy(skeleton).eval()
-        self._names = [name for name, _ in skeleton.named_parameters()]
         self.shapes = [parameter.shape for parameter in skeleton.parameters()]
-        self._sizes = [parameter.numel() for parameter in skeleton.parameters()]
+        self._sizes = [shape.numel() for shape in self.shapes]
+        self._places = _places(self._module)
+        self._body = _body(self._module)
         self.weights_P = weights_P
         self.target_P = target_P
 
     def __call__(self, weights_P: Tensor, images_BCHW: Tensor) -> Tensor:
-        logits_BK: Tensor = torch.func.functional_call(
-            self._module, self._named(weights_P), (images_BCHW,)
-        )
-        return logits_BK
+        return self._run(self._module, weights_P, images_BCHW)
+
+    def embedding(self, weights_P: Tensor, images_BCHW: Tensor) -> Tensor:
+        """The classifier's input (B, D) alone."""
+        if self._body is None:
+            return self.layers(weights_P, images_BCHW).embedding_BD
+        return self._run(self._body, weights_P, images_BCHW)
+
+    def _run(self, module: nn.Module, weights_P: Tensor, images_BCHW: Tensor) -> Tensor:
+        """Call the module, or a part of it, with these weights.
+
+        The same as `torch.func.functional_call`, which looks up every weight by its name and puts
+        the old ones back: two thirds of the time of a network on 8 x 8 images.
+        """
+        # layer after layer, as `nn.utils.parameters_to_vector` puts them: weight, bias, weight, ...
+        pieces = torch.split(weights_P, self._sizes)
+        shaped = [piece.view(shape) for piece, shape in zip(pieces, self.shapes, strict=True)]
+        try:
+            for table, name, which in self._places:
+                table[name] = shaped[which]
+            found: Tensor = module(images_BCHW)
+        finally:
+            for table, name, _ in self._places:  # a graph lives no longer than who asked for it
+                table[name] = None
+        return found
 
     def layers(self, weights_P: Tensor, images_BCHW: Tensor) -> Layers:
         maps = list[torch.Tensor]()
@@ -246,13 +274,26 @@ class FlatNetwork:
                 hook.remove()
         return Layers(maps, embedded[0], logits_BK)
 
-    def _named(self, weights_P: Tensor) -> dict[str, Tensor]:
-        # layer after layer, as `nn.utils.parameters_to_vector` puts them: weight, bias, weight, ...
-        pieces = torch.split(weights_P, self._sizes)
-        return {
-            name: piece.view(shape)
-            for name, piece, shape in zip(self._names, pieces, self.shapes, strict=True)
-        }
+
+def _places(module: nn.Module) -> list[tuple[dict[str, Any], str, int]]:
+    """Where each parameter stands in a module: a layer's table, its name there, and its number.
+
+    Numbers are those of `parameters()`; a parameter that layers share has several places.
+    """
+    numbers = {id(parameter): number for number, parameter in enumerate(module.parameters())}
+    return [
+        (layer._parameters, name, numbers[id(parameter)])
+        for layer in module.modules()
+        for name, parameter in layer._parameters.items()
+        if parameter is not None
+    ]
+
+
+def _body(module: nn.Module) -> nn.Module | None:
+    """The layers before the classifier of a plain chain that ends with it; else None."""
+    if isinstance(module, nn.Sequential) and len(module) > 1 and type(module[-1]) is nn.Linear:
+        return module[:-1]
+    return None
 
 
 def skeleton_of(architecture: Architecture, shape: Shape) -> nn.Module:
@@ -282,16 +323,24 @@ def fresh_weights(skeleton: nn.Module, rng: torch.Generator, device: torch.devic
 
 
 class FreshSource(NetworkSource):
-    """Draws a new initialization every time."""
+    """Draws a new initialization every time, of one architecture or of one among several."""
 
-    def __init__(self, architecture: Architecture, shape: Shape, device: torch.device) -> None:
-        self._skeleton = skeleton_of(architecture, shape)
+    def __init__(
+        self,
+        architecture: Architecture,
+        shape: Shape,
+        device: torch.device,
+        others: Sequence[Architecture] = (),
+    ) -> None:
+        self._skeletons = [skeleton_of(one, shape) for one in (architecture, *others)]
         self._device = device
 
     def sample(self, draw: LaneDraw) -> Sampled:
-        return FlatNetwork(
-            self._skeleton, fresh_weights(self._skeleton, draw("network"), self._device)
-        )
+        kinds, which = len(self._skeletons), 0
+        if kinds > 1:
+            which = int(torch.randint(kinds, (), generator=draw("architecture")))
+        skeleton = self._skeletons[which]
+        return FlatNetwork(skeleton, fresh_weights(skeleton, draw("network"), self._device))
 
 
 class Fresh(Networks):
@@ -300,14 +349,23 @@ class Fresh(Networks):
     paper: ClassVar[str] = "Dataset Distillation, arXiv:1811.10959, random initialization"
     name: Literal["fresh"] = "fresh"
     network: ArchitectureField = ConvNet()
+    networks: list[ArchitectureField] | None = Field(
+        default=None,
+        min_length=1,
+        description="architectures in place of network; a lane of a step draws one of them",
+    )
 
     def build(
         self, shape: Shape, device: torch.device, squeezed: TrainedMembers | None = None
     ) -> NetworkSource:
-        return FreshSource(self.network, shape, device)
+        first, *others = self.architectures(None)
+        return FreshSource(first, shape, device, others)
 
     def architecture(self, squeezed: Architecture | None) -> Architecture:
-        return self.network
+        return self.architectures(squeezed)[0]
+
+    def architectures(self, squeezed: Architecture | None) -> Sequence[Architecture]:
+        return self.networks or [self.network]
 
 
 class FixedSource(NetworkSource):

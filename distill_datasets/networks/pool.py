@@ -9,6 +9,7 @@ Shape suffixes: B examples of a batch, P all weights of a network.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple
 
 import torch
@@ -70,6 +71,9 @@ class Pool(Networks):
     def architecture(self, squeezed: Architecture | None) -> Architecture:
         return self.networks[0]
 
+    def architectures(self, squeezed: Architecture | None) -> Sequence[Architecture]:
+        return self.networks
+
     def work(self, flops_per_image: float, examples: int) -> float:
         """What a lane costs beside the objective: a training step of one member."""
         return WEIGHT_GRADIENT * flops_per_image * min(self.batch or examples, examples)
@@ -105,6 +109,15 @@ class PoolSource(CarryingSource):
         self._slots = 1 + len(settings.optimizer.start(torch.empty(0)))
         self.carried_values = self._slots * sum(self._sizes)
         self._carried: dict[int, Tensor] = {}
+        self._networks: dict[tuple[int, int], FlatNetwork] = {}
+
+    def _network(self, member: Member, weights_P: Tensor, lane: int) -> FlatNetwork:
+        """The member's network at these weights; a lane keeps one of every kind."""
+        kind = (lane, member.number % len(self._settings.networks))
+        if kind not in self._networks:
+            self._networks[kind] = FlatNetwork(member.skeleton, weights_P)
+        self._networks[kind].weights_P = weights_P
+        return self._networks[kind]
 
     def _member(self, draw: LaneDraw) -> Member:
         """The member of this step: every member has a turn, then the first one again."""
@@ -128,7 +141,7 @@ class PoolSource(CarryingSource):
 
     def sample(self, draw: LaneDraw) -> Sampled:
         member = self._member(draw)
-        return FlatNetwork(member.skeleton, self._values(member, draw)[0])
+        return self._network(member, self._values(member, draw)[0], draw.lane)
 
     def advance(self, distilled: Distilled, real: RealData, draw: LaneDraw) -> Tensor:
         """The pool after one training step of this step's member.
@@ -137,7 +150,7 @@ class PoolSource(CarryingSource):
         """
         member, settings = self._member(draw), self._settings
         weights_P, *state = self._values(member, draw)
-        network, rng = FlatNetwork(member.skeleton, weights_P), draw("train", "augment")
+        network, rng = self._network(member, weights_P, draw.lane), draw("train", "augment")
         index_B = torch.arange(distilled.count)
         if settings.batch is not None and settings.batch < distilled.count:
             order_N = torch.randperm(distilled.count, generator=draw("train", "order"))

@@ -199,10 +199,10 @@ def network_problems(
             "distill.networks: teachers"
         )
         return
-    drawn = networks.architecture(squeezed[0] if squeezed else None)
-    if drawn in squeezed and drawn not in fitting:
-        return  # this problem is listed
-    try:
-        skeleton_of(drawn, shape)
-    except RecipeError as error:
-        yield str(error)
+    for drawn in networks.architectures(squeezed[0] if squeezed else None):
+        if drawn in squeezed and drawn not in fitting:
+            continue  # this problem is listed
+        try:
+            skeleton_of(drawn, shape)
+        except RecipeError as error:
+            yield str(error)

@@ -139,8 +139,8 @@ class Regression(Objective):
         """The inputs of the network's last linear layer, (B, D) in float32 or better."""
         lower = self.precision == "bfloat16"
         with torch.autocast(images_BCHW.device.type, torch.bfloat16, enabled=lower):
-            layers = network.layers(network.weights_P.detach(), images_BCHW)
-        return layers.embedding_BD.flatten(1).to(images_BCHW.dtype)
+            embedding_BD = network.embedding(network.weights_P.detach(), images_BCHW)
+        return embedding_BD.flatten(1).to(images_BCHW.dtype)
 
     def _vectors(self, targets_NK: Tensor) -> Tensor:
         """Label vectors of the targets; hard labels that nobody trains are centered as they are."""

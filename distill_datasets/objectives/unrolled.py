@@ -89,10 +89,16 @@ class Unrolled(Objective):
     )
     name: Literal["unrolled"] = "unrolled"
     inner_steps: int = Field(gt=0, description="longest training run judged, in steps")
+    shortest: int | None = Field(
+        default=None,
+        gt=0,
+        description="shortest training run judged, in steps, where the placement is random; null: "
+        "the window",
+    )
     window: int = Field(gt=0, description="last steps kept differentiable")
     placement: Literal["random", "end"] = Field(
         default="random",
-        description="stop after a random number of steps from window to inner_steps, or at the end",
+        description="stop after a random number of steps up to inner_steps, or at the end",
     )
     batch: int | None = Field(
         default=None, gt=0, description="examples of an inner step; null takes all of them"
@@ -132,6 +138,18 @@ class Unrolled(Objective):
         if self.window > self.inner_steps:
             raise ValueError(
                 f"window: {self.window} steps do not fit into inner_steps: {self.inner_steps}"
+            )
+        if self.shortest is None:
+            return self
+        if not self.window <= self.shortest <= self.inner_steps:
+            raise ValueError(
+                f"shortest: got {self.shortest}, expected at least the window of {self.window} and "
+                f"at most inner_steps: {self.inner_steps}"
+            )
+        if self.placement != "random":
+            raise ValueError(
+                f"shortest: got {self.shortest} with placement {self.placement!r}, which always "
+                "trains for inner_steps; set placement: random, or leave it out"
             )
         return self
 
@@ -175,6 +193,13 @@ class Unrolled(Objective):
                     "raise inner_steps or batch, or take the order 'shuffled'"
                 )
 
+    @property
+    def _shortest(self) -> int:
+        """Steps of the shortest training run."""
+        if self.placement == "end":
+            return self.inner_steps
+        return self.window if self.shortest is None else self.shortest
+
     def step_sizes(self) -> list[float]:
         return [self.optimizer.lr] * self.inner_steps if self.learn_step_sizes else []
 
@@ -197,9 +222,7 @@ class Unrolled(Objective):
 
     def work(self, flops_per_image: float, examples: int, classes: int) -> float:
         batch = min(self.batch or examples, examples)
-        mean_steps = (
-            (self.inner_steps + self.window) / 2 if self.placement == "random" else self.inner_steps
-        )
+        mean_steps = (self.inner_steps + self._shortest) / 2
         recomputed = WEIGHT_GRADIENT + STEP_BACK
         tracked = TRACKED_STEP if self.differentiate == "graph" else recomputed
         inner = batch * ((mean_steps - self.window) * WEIGHT_GRADIENT + self.window * tracked)
@@ -214,9 +237,9 @@ class Unrolled(Objective):
         """
         network = networks.sample(draw)
         start = InnerState(network.weights_P, self.optimizer.start(network.weights_P), 0)
-        warm_up = self.inner_steps - self.window
-        if self.placement == "random":
-            warm_up = int(torch.randint(warm_up + 1, (), generator=draw("placement")))
+        warm_up, more = self._shortest - self.window, self.inner_steps - self._shortest
+        if more:
+            warm_up += int(torch.randint(more + 1, (), generator=draw("placement")))
         for _ in range(warm_up):
             start, _ = self._plain_step(distilled, network, start, draw)
         if self.differentiate == "graph":

@@ -179,15 +179,12 @@ def part_problems(recipe: Recipe, shape: Shape) -> Iterator[str]:
         yield from section.labels.problems(section.canvas, shape)
     unfit = list(network_problems(section.networks, squeezed, shape))
     yield from unfit
-    drawn = section.networks.architecture(squeezed[0] if squeezed else None)
-    yield from section.objective.problems(
-        Context(
-            teachers=len(squeezed) if squeezed else None,
-            shape=shape,
-            examples=None if canvas_problems else section.canvas.size(shape).examples,
-            network=None if unfit else drawn,
-        )
-    )
+    examples = None if canvas_problems else section.canvas.size(shape).examples
+    teachers, found = len(squeezed) if squeezed else None, dict[str, None]()
+    for drawn in section.networks.architectures(squeezed[0] if squeezed else None):
+        context = Context(teachers, shape, examples, None if unfit else drawn)
+        found |= dict.fromkeys(section.objective.problems(context))
+    yield from found
     if recipe.relabel is not None and not unfit:
         yield from ensemble_problems(recipe.relabel, squeezed, shape)
     with torch.device("meta"):

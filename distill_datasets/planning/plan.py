@@ -95,7 +95,7 @@ def plan(
     source = source_summary(recipe, dataset)
     shape = source.shape
     size = recipe.distill.canvas.size(shape)
-    network = drawn_network(recipe)
+    network, _ = drawn_network(recipe, shape)
     memory: Lines = []
     if measure:
         flops_per_second = probe(network, shape)
@@ -137,16 +137,20 @@ def source_summary(recipe: Recipe, dataset: Any) -> SourceSummary:  # noqa: ANN4
     return SourceSummary(source.name, source.revision, shape, None)
 
 
-def drawn_network(recipe: Recipe) -> Architecture:
-    """The network that `distill` draws or asks."""
+def drawn_network(recipe: Recipe, shape: Shape) -> tuple[Architecture, float]:
+    """The largest network that `distill` draws or asks, and the work of one image on average."""
     squeezed = recipe.squeeze.network if recipe.squeeze is not None else None
-    return recipe.distill.networks.architecture(squeezed)
+    drawn = recipe.distill.networks.architectures(squeezed)
+    flops = [cost(architecture, shape)[0] for architecture in drawn]
+    largest = max(range(len(drawn)), key=flops.__getitem__)
+    return drawn[largest], sum(flops) / len(flops)
 
 
 def work_of(recipe: Recipe, shape: Shape, examples: int) -> Work:
     """Floating-point operations of distilling and of all students but those of `full`."""
     section, measured = recipe.distill, recipe.evaluate
-    network_flops, network_weights = cost(drawn_network(recipe), shape)
+    network, network_flops = drawn_network(recipe, shape)
+    _, network_weights = cost(network, shape)
     asked = network_flops
     if section.objective.separable:
         teachers = recipe.squeeze.architectures if recipe.squeeze is not None else ()

@@ -84,6 +84,13 @@ class Distill(Section):
     schedule: Literal["constant", "cosine"] = Field(
         default="constant", description="of the outer step sizes; cosine falls to zero"
     )
+    ema: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="decay of a moving average of what is trained, which is published in place of "
+        "the last values; null publishes those",
+    )
     clip: float | None = Field(
         default=2.0,
         gt=0,
@@ -136,6 +143,9 @@ class OuterState:
             name: self.rules[name].start(parameter.detach())
             for name, parameter in self.parameters.items()
         }
+        self.ema = settings.ema
+        averaged = {} if self.ema is None else self.parameters
+        self.averages = {name: value.detach().clone() for name, value in averaged.items()}
         self.step = 0
         self.mean_norm = 0.0
         self.idle = 0
@@ -147,6 +157,7 @@ class OuterState:
         tensors: dict[str, Tensor] = dict(self.parameters)
         for name, state in self.states.items():
             tensors |= {f"{name}/{slot}": value for slot, value in enumerate(state)}
+        tensors |= {f"average/{name}": average for name, average in self.averages.items()}
         tensors |= {f"carried/{lane}": values for lane, values in self.carried.items()}
         note = {"step": self.step, "mean_norm": self.mean_norm.hex(), "idle": self.idle}
         write_tensors(path, tensors, note)
@@ -161,6 +172,8 @@ class OuterState:
                     tensors[f"{name}/{slot}"].to(parameter.device)
                     for slot in range(len(self.states[name]))
                 )
+            for name, average in self.averages.items():
+                average.copy_(tensors[f"average/{name}"])
             self.step, self.mean_norm = note["step"], float.fromhex(note["mean_norm"])
             self.idle = note.get("idle", 0)
             self.carried = {
@@ -194,6 +207,22 @@ class OuterState:
                     parameter, self.states[name], grads[name], self.step + 1
                 )
                 parameter.copy_(moved)
+
+    def average(self) -> None:
+        """Take the values of this step into the moving averages.
+
+        The first steps count alike, until they are more than the decay looks back on.
+        """
+        for name, average in self.averages.items():
+            assert self.ema is not None, "there are averages of a decay"
+            decay = min(self.ema, self.step / (self.step + 1))
+            average.lerp_(self.parameters[name].detach(), 1 - decay)
+
+    def publish(self) -> None:
+        """Put the averages, where there are any, in place of the last values."""
+        with torch.no_grad():
+            for name, average in self.averages.items():
+                self.parameters[name].copy_(average)
 
 
 class LaneMean(NamedTuple):
@@ -266,6 +295,7 @@ class OuterLoop:
                     state.clip(mean.grads, settings.clip)
                     state.move(mean.grads, schedule(settings, state.step))
                     self.distilled.project()
+                state.average()
                 if isinstance(self.networks, CarryingSource):
                     self._advance(self.networks, run_units)
                 state.step += 1
@@ -273,6 +303,7 @@ class OuterLoop:
                 self._report(mean)
                 self._save_when_due()
                 self._draw_when_due()
+        state.publish()
         self.runtime.wait()
         return True
 
@@ -420,7 +451,9 @@ def run_distill(
     done = is_done(folder) and (folder / STATE).exists()
     run.runtime.wait()
     if done:
-        OuterState(settings, distilled).restore(folder / STATE)
+        state = OuterState(settings, distilled)
+        state.restore(folder / STATE)
+        state.publish()
         return distilled, folder
 
     def preview(step: int) -> None:

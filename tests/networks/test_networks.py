@@ -10,7 +10,7 @@ from torch.nn.utils import parameters_to_vector
 from torch.utils.flop_counter import FlopCounterMode
 
 from distill_datasets.errors import RecipeError
-from distill_datasets.models.convnets import ConvNet, LeNet
+from distill_datasets.models.convnets import ConvNet, LeNet, Mlp
 from distill_datasets.models.initialization import initialize
 from distill_datasets.networks.network import FlatNetwork, Fresh, FreshSource
 from distill_datasets.runtime.draws import LaneDraw, rng_for
@@ -184,6 +184,59 @@ def test_a_sampled_network_is_the_module_with_these_weights() -> None:
     images_BCHW = torch.randn(5, 1, 8, 8, generator=rng_for(0))
     assert torch.equal(sampled.weights_P, parameters_to_vector(module.parameters()))
     assert torch.equal(sampled(sampled.weights_P, images_BCHW), module(images_BCHW))
+
+
+class Shared(nn.Module):
+    """Two layers with one weight, and no chain."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(64, 64, bias=False), nn.Linear(64, 64, bias=False)
+        self.second.weight = self.first.weight
+        self.last = nn.Linear(64, 3)
+
+    def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+        logits_BK: torch.Tensor = self.last(self.second(self.first(images_BCHW.flatten(1)).relu()))
+        return logits_BK
+
+
+@pytest.mark.parametrize("module", [NET.build(TOY), Mlp(depth=0).build(TOY), Shared()])
+def test_a_network_called_with_a_vector_does_what_torch_does_with_its_weights(
+    module: nn.Module,
+) -> None:
+    rng = rng_for(0)
+    images_BCHW = torch.randn(5, 1, 8, 8, generator=rng)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=rng))
+    weights_P = parameters_to_vector(module.parameters()).detach()
+    network = FlatNetwork(module, weights_P)
+    with torch.no_grad():
+        assert torch.equal(network(weights_P, images_BCHW), module(images_BCHW))
+    layers = network.layers(weights_P, images_BCHW)
+    assert torch.equal(network.embedding(weights_P, images_BCHW), layers.embedding_BD)
+    assert torch.equal(layers.logits_BK, network(weights_P, images_BCHW))
+
+
+def test_a_lane_draws_one_of_several_architectures() -> None:
+    others = [Mlp(depth=0), ConvNet(depth=1, width=2, norm="none")]
+    source = Fresh(networks=[NET, *others]).build(TOY, CPU)
+    sizes = [len(source.sample(LaneDraw(0, step, 0)).weights_P) for step in range(30)]
+    alone = [
+        len(FreshSource(one, TOY, CPU).sample(LaneDraw(0, 0, 0)).weights_P)
+        for one in (NET, *others)
+    ]
+    assert {sizes.count(size) > 3 for size in alone} == {True} and set(sizes) == set(alone)
+    again = [len(source.sample(LaneDraw(0, step, 0)).weights_P) for step in range(30)]
+    assert again == sizes
+
+
+def test_one_architecture_that_is_listed_draws_the_weights_of_one_that_is_not() -> None:
+    listed, alone = (
+        Fresh(**fields).build(TOY, CPU).sample(LaneDraw(0, 4, 0)).weights_P
+        for fields in ({"networks": [NET]}, {"network": NET})
+    )
+    assert torch.equal(listed, alone)
 
 
 def test_a_sampled_network_is_the_same_whenever_it_is_asked() -> None:

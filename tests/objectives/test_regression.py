@@ -73,6 +73,30 @@ def test_the_gradient_is_that_of_finite_differences(name: str, loss: str) -> Non
         assert found[place].item() == pytest.approx(difference, rel=1e-5, abs=1e-9)
 
 
+def test_a_learned_sharpness_is_what_the_cross_entropy_pulls_at() -> None:
+    labels = Vectors(sharpness=4.0, learn_sharpness=True)
+    objective = regression(loss="cross_entropy", sharpness=4.0)
+    name, distilled = "labels.log_sharpness", double_distilled(double_real(), POSTER, labels)
+    found = estimate(objective, distilled)
+    ends = []
+    for sign in (1, -1):
+        other = distilled.to()
+        with torch.no_grad():
+            other.parameters[name] += sign * STEP
+        ends.append(estimate(objective, other).loss)
+    difference = (ends[0] - ends[1]) / (2 * STEP)
+    assert found.grads[name].item() == pytest.approx(difference, rel=1e-5) != 0
+    # a fixed one of this value gives the same loss and targets
+    value = distilled.parameters[name].exp().item()
+    fixed = double_distilled(double_real(), POSTER, Vectors(sharpness=value))
+    with torch.no_grad():
+        for other_name, parameter in fixed.parameters.items():
+            parameter.copy_(distilled.parameters[other_name])
+    assert estimate(objective, fixed).loss == pytest.approx(found.loss)
+    torch.testing.assert_close(fixed.stored_labels(), distilled.stored_labels())
+    assert distilled.stored_labels().sum(dim=1).tolist() == pytest.approx([1.0] * 12)
+
+
 def test_label_vectors_are_what_the_labels_train() -> None:
     real = double_real()
     distilled = double_distilled(real, POSTER, Vectors(sharpness=3.0))

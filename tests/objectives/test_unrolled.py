@@ -1,5 +1,7 @@
 """The unrolled objective: what it looks at, when it stops, what it keeps, and what it costs."""
 
+from typing import Any
+
 import pytest
 import torch
 from pydantic import ValidationError
@@ -142,6 +144,32 @@ def test_random_placement_stops_after_every_number_of_steps_from_window_to_the_e
     objective = unrolled(inner_steps=4, window=2, placement="random", batch=2, real_batch=2)
     stops = [problem.estimate(objective, draws(seed)).metrics["inner_steps"] for seed in range(30)]
     assert set(stops) == {2, 3, 4}
+
+
+def test_a_shortest_run_is_never_undercut_and_no_other_number_of_steps_is_left_out(
+    problem: Problem,
+) -> None:
+    objective = unrolled(
+        inner_steps=6, window=2, shortest=4, placement="random", batch=2, real_batch=2
+    )
+    stops = [problem.estimate(objective, draws(seed)).metrics["inner_steps"] for seed in range(30)]
+    assert set(stops) == {4, 5, 6}
+    # 5 steps on average, of which 2 are differentiated
+    common = {"inner_steps": 5, "window": 2, "placement": "end", "batch": 2, "real_batch": 2}
+    assert objective.work(1.0, 9, 3) == unrolled(**common).work(1.0, 9, 3)
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"shortest": 1}, "got 1, expected at least the window of 2 and at most inner_steps: 4"),
+        ({"shortest": 5}, "got 5, expected at least the window of 2 and at most inner_steps: 4"),
+        ({"shortest": 3, "placement": "end"}, "set placement: random, or leave it out"),
+    ],
+)
+def test_a_shortest_run_that_cannot_be_is_refused(fields: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValidationError, match=reason):
+        unrolled(**{"inner_steps": 4, "window": 2, "placement": "random", **fields})
 
 
 def test_placement_at_the_end_takes_all_steps(problem: Problem) -> None:

@@ -181,7 +181,43 @@ def test_labels_are_projected_after_every_step(tmp_path: Path) -> None:
     given = settings(
         objective=Steady(), label_optimizer=Sgd(lr=10.0), labels=Learned(floor=0.01), steps=1
     )
-    assert values(run(given, tmp_path).stored_labels()) == [0.01] * 9
+    assert values(run(given, tmp_path).parameters[CELLS]) == [0.01] * 9
+
+
+def test_the_moving_average_is_what_is_published(tmp_path: Path) -> None:
+    # every step moves by a half; with decays 0, 1/2, 1/2 averages are 0.5, 0.75, 1.125
+    given = settings(
+        objective=Steady(), steps=3, optimizer=Sgd(lr=0.5, momentum=0.0), clip=None, ema=0.5
+    )
+    before, after = fresh(given, toy_real()), run(given, tmp_path)
+    moved = before.parameters[PIXELS] - after.parameters[PIXELS]
+    assert values(moved) == pytest.approx([1.125] * moved.numel())
+    # the loop itself goes on from its own values
+    assert values(before.parameters[PIXELS] - read_tensors(tmp_path / STATE)[0][PIXELS]) == (
+        pytest.approx([1.5] * moved.numel())
+    )
+
+
+def test_the_first_steps_count_alike_in_a_long_moving_average(tmp_path: Path) -> None:
+    given = settings(
+        objective=Steady(), steps=4, optimizer=Sgd(lr=0.5, momentum=0.0), clip=None, ema=0.99
+    )
+    moved = fresh(given, toy_real()).parameters[PIXELS] - run(given, tmp_path).parameters[PIXELS]
+    assert values(moved) == pytest.approx([(0.5 + 1 + 1.5 + 2) / 4] * moved.numel())
+
+
+@pytest.mark.parametrize("stop_after", [1, 4, 6])
+def test_a_stopped_run_ends_with_the_bits_of_the_moving_average_too(
+    tmp_path: Path, stop_after: int
+) -> None:
+    given = settings(schedule="cosine", ema=0.9)
+    through = run(given, tmp_path / "through")
+    with pytest.raises(KeyboardInterrupt):
+        run(given, tmp_path / "stopped", bar=Counting(stop_after))
+    assert same_bits(through, run(given, tmp_path / "stopped"))
+    assert not same_bits(through, run(settings(schedule="cosine"), tmp_path / "plain"))
+    # a finished one says the same when it is asked again
+    assert same_bits(through, run(given, tmp_path / "through"))
 
 
 @pytest.mark.parametrize("stop_after", range(1, 7))
