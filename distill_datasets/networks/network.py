@@ -169,9 +169,13 @@ class Networks(Part, ABC):
     def architecture(self, squeezed: Architecture | None) -> Architecture:
         """The network that is drawn, given that of the squeeze stage; the first of several."""
 
+    def others(self) -> Sequence[Architecture]:
+        """Networks that are drawn beside the first, each as often."""
+        return ()
+
     def architectures(self, squeezed: Architecture | None) -> Sequence[Architecture]:
-        """All networks that are drawn, one as often as another."""
-        return [self.architecture(squeezed)]
+        """All networks that are drawn."""
+        return [self.architecture(squeezed), *self.others()]
 
     def work(self, flops_per_image: float, examples: int) -> float:
         """What a lane costs between two outer steps on average, counted as in `Objective.work`."""
@@ -358,14 +362,13 @@ class Fresh(Networks):
     def build(
         self, shape: Shape, device: torch.device, squeezed: TrainedMembers | None = None
     ) -> NetworkSource:
-        first, *others = self.architectures(None)
-        return FreshSource(first, shape, device, others)
+        return FreshSource(self.architecture(None), shape, device, self.others())
 
     def architecture(self, squeezed: Architecture | None) -> Architecture:
-        return self.architectures(squeezed)[0]
+        return self.networks[0] if self.networks else self.network
 
-    def architectures(self, squeezed: Architecture | None) -> Sequence[Architecture]:
-        return self.networks or [self.network]
+    def others(self) -> Sequence[Architecture]:
+        return self.networks[1:] if self.networks else ()
 
 
 class FixedSource(NetworkSource):

@@ -62,6 +62,9 @@ class Pool(Networks):
     optimizer: Annotated[SerializeAsAny[Optimizer], part("optimizers")] = Field(
         default=Adam(lr=0.001), description="rule that trains the members"
     )
+    precision: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="of a training step; weights and loss are float32"
+    )
 
     def build(
         self, shape: Shape, device: torch.device, squeezed: TrainedMembers | None = None
@@ -71,8 +74,8 @@ class Pool(Networks):
     def architecture(self, squeezed: Architecture | None) -> Architecture:
         return self.networks[0]
 
-    def architectures(self, squeezed: Architecture | None) -> Sequence[Architecture]:
-        return self.networks
+    def others(self) -> Sequence[Architecture]:
+        return self.networks[1:]
 
     def work(self, flops_per_image: float, examples: int) -> float:
         """What a lane costs beside the objective: a training step of one member."""
@@ -159,7 +162,10 @@ class PoolSource(CarryingSource):
             images_BCHW, targets_BK = distilled(index_B.to(distilled.device))
             images_BCHW = settings.augment(images_BCHW, rng)
         leaf_P = weights_P.detach().requires_grad_()
-        loss = F.cross_entropy(network(leaf_P, images_BCHW), targets_BK)
+        lower = settings.precision == "bfloat16"
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=lower):
+            logits_BK = network(leaf_P, images_BCHW)
+        loss = F.cross_entropy(logits_BK.to(targets_BK.dtype), targets_BK)
         (grad_P,) = torch.autograd.grad(loss, leaf_P)
         moved = settings.optimizer.step(weights_P, tuple(state), grad_P, member.age + 1)
         pool = self._carried.get(draw.lane)

@@ -113,6 +113,18 @@ def test_training_images_are_augmented(distilled: Distilled) -> None:
     assert not torch.equal(plain, moved)
 
 
+def test_a_lower_precision_trains_nearly_alike_and_keeps_weights_in_float32(
+    distilled: Distilled,
+) -> None:
+    exact, rounded = (
+        advanced(source(networks=[NET], members=1, precision=precision), distilled, 3)
+        for precision in ("float32", "bfloat16")
+    )
+    assert rounded[2].dtype == torch.float32 and not torch.equal(exact[2], rounded[2])
+    ours, theirs = (used[2] - used[0] for used in (exact, rounded))
+    assert torch.cosine_similarity(ours, theirs, dim=0) > 0.8
+
+
 def test_lanes_have_pools_of_their_own(distilled: Distilled) -> None:
     networks = source(networks=[LINEAR], members=2)
     ours, theirs = (advanced(networks, distilled, 5, lane) for lane in (0, 1))
