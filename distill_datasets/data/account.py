@@ -17,6 +17,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from distill_datasets.errors import DataError
+
 LISTED_FILES = 20
 
 
@@ -73,6 +75,27 @@ class Account:
     def found(self) -> int:
         """The files that can hold images."""
         return sum(split.files for split in self.splits.values()) + len(self.left_out)
+
+    def split_called(self, name: str | None, key: str) -> str | None:
+        """The split of a name, or of a folder of this name: `validation` for its folder `val/`.
+
+        Args:
+            name: what the recipe says.
+            key: where it says that.
+
+        Raises:
+            DataError: that split has no labels.
+        """
+        folders = {
+            folder.rstrip("/").rpartition("/")[2]: split
+            for split, found in self.splits.items()
+            for folder in found.origin
+            if len(found.origin) == 1
+        }
+        split = name if name is None or name in self.splits else folders.get(name, name)
+        if split in self.splits and (why := self.splits[split].unlabeled) is not None:
+            raise DataError(f"{key}: {name!r} has no labels: {why}; name another split")
+        return split
 
     def lines(self) -> Iterator[str]:
         """A sentence for each split, for what is left out and for the rest."""

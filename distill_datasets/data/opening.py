@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from distill_datasets.data.account import Account
+from distill_datasets.data.folders import ImageFolder, look_into
+from distill_datasets.data.listing import ARCHIVES
 from distill_datasets.data.provenance import local_files
 from distill_datasets.errors import DataError, did_you_mean
 from distill_datasets.hub import pinned as hub
@@ -188,6 +190,18 @@ class Place:
     def _files(self) -> list[Path]:
         return [] if self.path is None else local_files(self.path)
 
+    @cached_property
+    def images(self) -> ImageFolder | None:
+        """What was found in a folder of images; None for everything else.
+
+        A card that says which files are which splits is followed, and so is what `save_to_disk`
+        wrote.
+        """
+        path = self.path
+        if path is None or path.is_file() or _saved_to_disk(path) or hub.card_names_files(path):
+            return None
+        return look_into(path)
+
     @property
     def _only_tars(self) -> bool:
         """True for a tar and for a folder whose data files all are."""
@@ -254,6 +268,10 @@ class Place:
             )
 
     def _local(self, path: Path, streaming: bool) -> Opened:
+        if self.images is not None:
+            if self.config is not None:
+                raise DataError("source.config: a folder of images has no configs; leave it out")
+            return Opened(self.images.splits(), self.images.account)
         return Opened(as_splits(self._read(path, streaming)))
 
     def _read(self, path: Path, streaming: bool) -> Any:  # noqa: ANN401
@@ -272,6 +290,11 @@ class Place:
         # shards of a WebDataset are read where they lie: nothing is copied, and processes share
         streaming = streaming or self._only_tars
         if path.is_file():
+            if path.suffix in ARCHIVES:
+                raise DataError(
+                    f"source.dataset: {path.name!r} is an archive; unpack it, and point "
+                    "source.dataset at the folder"
+                )
             if path.suffix not in FILE_KINDS:
                 raise DataError(
                     f"source.dataset: {path.name!r} is a file of an unknown kind; expected one of "

@@ -14,18 +14,22 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from distill_datasets.data import columns
+from distill_datasets.data.folders import ImageFolder
 from distill_datasets.errors import DataError
 from distill_datasets.hub import pinned as hub
 
 logger = logging.getLogger("distill_datasets")
 
 MEMORY_NAME = "in memory"
+HASHED_AT_ONCE = 1024
 
 
 class SourceFile(NamedTuple):
     """One file: its path inside the dataset, its hash in hexadecimal, its size in bytes.
 
-    The hash is the sha256, or the 40-digit git blob id of a small text file on the Hub.
+    The hash is the sha256, or the 40-digit git blob id of a small text file on the Hub. The images
+    of one class of a folder of images count as one file, `train/cat`: its hash is that of their
+    hashes in the order of the rows, a line each, its size the sum of theirs.
     """
 
     path: str
@@ -109,20 +113,52 @@ def of_path(path: Path, config: str | None, name: str | None = None) -> Provenan
         DataError: a file or folder in it cannot be read.
     """
     root = path.parent if path.is_file() else path
-
-    def hashed(file: Path) -> SourceFile:
-        try:
-            with file.open("rb") as opened:
-                digest = hashlib.file_digest(opened, "sha256").hexdigest()
-        except OSError as error:
-            _unreadable(error)
-        return SourceFile(file.relative_to(root).as_posix(), digest, file.stat().st_size)
-
+    found = local_files(path)
     with ThreadPoolExecutor() as pool:
-        files = tuple(pool.map(hashed, local_files(path)))
+        hashes = pool.map(_hashed, found)
+        files = tuple(
+            SourceFile(file.relative_to(root).as_posix(), *hashed)
+            for file, hashed in zip(found, hashes, strict=True)
+        )
     return Provenance(
         name or path.resolve().name, config, files=files, license=hub.license_in_card(root)
     )
+
+
+def _hashed(file: Path) -> tuple[str, int]:
+    """The sha256 of a file and its size."""
+    try:
+        with file.open("rb") as opened:
+            return hashlib.file_digest(opened, "sha256").hexdigest(), file.stat().st_size
+    except OSError as error:
+        _unreadable(error)
+
+
+def of_images(images: ImageFolder, name: str) -> Provenance:
+    """The provenance of a folder of images: of the files that are rows, and no others.
+
+    Args:
+        images: what was found in it.
+        name: what to call it.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    files = list[SourceFile]()
+    with ThreadPoolExecutor() as pool:
+        for split, groups in images.groups.items():
+            for group, paths in groups.items():
+                digest, size = hashlib.sha256(), 0
+                for start in range(0, len(paths), HASHED_AT_ONCE):
+                    some = [images.root / path for path in paths[start : start + HASHED_AT_ONCE]]
+                    for sha256, file_size in pool.map(_hashed, some):
+                        digest.update(f"{sha256}\n".encode())
+                        size += file_size
+                called = split if group is None else f"{split}/{group}"
+                files.append(SourceFile(called, digest.hexdigest(), size))
+        for path in images.metadata_files:
+            files.append(SourceFile(path, *_hashed(images.root / path)))
+    return Provenance(name, files=tuple(files), license=hub.license_in_card(images.root))
 
 
 def of_hub(dataset: str, config: str | None, revision: str | None) -> Provenance:

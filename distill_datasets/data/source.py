@@ -35,6 +35,7 @@ from distill_datasets.data.provenance import (
     MEMORY_NAME,
     Provenance,
     of_hub,
+    of_images,
     of_memory,
     of_path,
 )
@@ -266,17 +267,23 @@ def _report(bad: list[BadRow], skip: bool) -> None:
     logger.warning("%s left out:\n%s%s", count, listed, more)
 
 
-def _check_left_out(account: Account | None, source: Source) -> None:
-    """Refuse a source that leaves files out, unless the recipe allows it.
+def _check_account(account: Account | None, source: Source) -> Source:
+    """The section with its splits as the account calls them.
 
     Raises:
-        DataError: names them with their reasons.
+        DataError: files are left out and the recipe does not allow it, or a split that it names has
+            no labels.
     """
-    if account is not None and account.left_out and source.left_out == "refuse":
+    if account is None:
+        return source
+    if account.left_out and source.left_out == "refuse":
         raise DataError(
             f"{source.dataset!r} leaves out {listed(account.left_out)}\n"
             "put them where they can be read, or set source.left_out=allow to go on without them"
         )
+    keys = ("train_split", "test_split")
+    called = {key: account.split_called(getattr(source, key), f"source.{key}") for key in keys}
+    return source.model_copy(update=called)
 
 
 def _absent(labels: Iterable[int], names: list[str]) -> list[str]:
@@ -426,6 +433,8 @@ class SourceDataset:
         if self._pinned is not None:
             return self._pinned
         assert self._place.path is not None, "what lies on the Hub is pinned"
+        if self._place.images is not None:
+            return of_images(self._place.images, self.name)
         local = of_path(self._place.path, self.section.config, self.name)
         if self.name in EMBEDDED_CARDS:
             return replace(local, license="cc-by-4.0", card_url=EMBEDDED_CARDS[self.name])
@@ -439,8 +448,8 @@ class SourceDataset:
             else:
                 place = self._place
                 splits, self.account = place.open(streaming=streaming)
-                _check_left_out(self.account, self.section)
-                layout = _layout(self.section, splits, place.explained, place.labels_folder)
+                section = _check_account(self.account, self.section)
+                layout = _layout(section, splits, place.explained, place.labels_folder)
             self._layouts[streaming] = layout
         return self._layouts[streaming]
 

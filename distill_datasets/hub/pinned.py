@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from distill_datasets.errors import DataError, RecipeError, did_you_mean
 from distill_datasets.files.yaml_text import NotYaml
@@ -26,15 +26,27 @@ class Pinned(NamedTuple):
     url: str
 
 
-def license_in_card(folder: Path) -> str | None:
-    """The license named in the front matter of a README.md, or None."""
+def _front_matter(folder: Path) -> dict[str, Any]:
+    """What stands above the text of a README.md; nothing where it cannot be read."""
     from huggingface_hub import metadata_load
 
     try:
-        meta = metadata_load(folder / "README.md") or {}
+        return metadata_load(folder / "README.md") or {}
     except (OSError, ValueError, NotYaml):  # no card, or none that can be read
-        return None
-    return _joined(meta.get("license"))
+        return {}
+
+
+def license_in_card(folder: Path) -> str | None:
+    """The license named in the front matter of a README.md, or None."""
+    return _joined(_front_matter(folder).get("license"))
+
+
+def card_names_files(folder: Path) -> bool:
+    """Whether a README.md says which files make which split."""
+    configs = _front_matter(folder).get("configs")
+    return isinstance(configs, list) and any(
+        isinstance(config, dict) and "data_files" in config for config in configs
+    )
 
 
 def _joined(license_name: object) -> str | None:

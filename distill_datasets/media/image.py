@@ -22,13 +22,17 @@ Shape suffixes: N images, C channels, H W pixels.
 
 from __future__ import annotations
 
+import importlib
 import io
 import math
 import struct
+import warnings
 import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
 from io import BytesIO
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -53,13 +57,16 @@ SOLID_MODES = frozenset({"1", "L", "RGB"})
 LONGEST_SIDE_RATIO = 100
 
 
-# those that plug-ins of PIL bring (HEIF, JXL) only where one is imported
 RASTER_FORMATS = (
     *("PNG", "JPEG", "MPO", "GIF", "BMP", "DIB", "TIFF", "WEBP", "AVIF", "HEIF", "JXL"),
     *("JPEG2000", "PPM", "TGA", "ICO", "CUR", "ICNS", "PCX", "DCX", "SGI", "SUN", "DDS", "FTEX"),
     *("QOI", "PSD", "XBM", "XPM", "IM", "MSP", "PIXAR", "SPIDER", "FITS", "BLP", "FLI", "GBR"),
     *("XVTHUMB", "IMT", "MCIDAS", "PCD"),
 )
+
+
+# They bring the formats HEIF and JXL, where they are installed.
+PLUG_INS = ("pillow_heif.HeifImagePlugin", "pillow_jxl")
 
 
 # What PIL raises on files that are broken, each seen in its decoders.
@@ -121,7 +128,35 @@ def raster_formats() -> tuple[str, ...]:
     EPS is a program for Ghostscript, WMF one for Windows; MPEG, HDF5 and the like are only stubs.
     """
     Image.init()
+    for plug_in in PLUG_INS:
+        with suppress(ImportError):
+            importlib.import_module(plug_in)
     return tuple(name for name in RASTER_FORMATS if name in Image.OPEN)
+
+
+@cache
+def raster_endings() -> frozenset[str]:
+    """The endings of file names that PIL knows for formats that are read: `.png`."""
+    formats = raster_formats()
+    endings = Image.registered_extensions().items()
+    return frozenset(ending for ending, name in endings if name in formats)
+
+
+@cache
+def _signed_formats() -> list[str]:
+    """Formats whose files begin with a signature; TGA and a few others are known by ending only."""
+    return [name for name in raster_formats() if name == "MPO" or Image.OPEN[name][1] is not None]
+
+
+def identified(path: Path) -> bool:
+    """Whether PIL identifies a file by its first bytes, whatever it is called."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        try:
+            with Image.open(path, formats=_signed_formats()):
+                return True
+        except BROKEN_IMAGE:
+            return False
 
 
 def own_channels(image: Image.Image) -> Literal[1, 3]:
