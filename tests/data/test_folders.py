@@ -299,9 +299,9 @@ def test_what_pil_identifies_is_read_whatever_its_ending(tmp_path: Path) -> None
     put(tmp_path, "cat/0.png", "cat/no ending", "cat/1.HEIC", "dog/x.dat", "dog/y.txt", "dog/z.mpo")
     assert groups(tmp_path) == {"train": {"cat": 3, "dog": 3}}
     for name in ("tif", "webp", "avif", "bmp", "ppm", "gif", "jp2"):
-        gray(3, 8, 8).convert("RGB").save(tmp_path / "cat" / f"0.{name}")
+        gray(3).convert("RGB").save(tmp_path / "cat" / f"0.{name}")
     assert groups(tmp_path) == {"train": {"cat": 10, "dog": 3}}
-    decoded = read(tmp_path, channels="gray", resolution=2)
+    decoded = read(tmp_path, channels="gray")
     assert len(decoded.train.labels_N) + len(decoded.test.labels_N) == 13
 
 
@@ -444,8 +444,9 @@ def test_a_metadata_file_without_labels_leaves_the_folders_their_classes(tmp_pat
 def test_class_names_that_look_alike_are_reported(tmp_path: Path) -> None:
     put_classes(tmp_path / "a" / "train", "cat", "dog")
     put_classes(tmp_path / "a" / "test", "Cat", "dog")
-    with pytest.raises(DataError, match=r"'Cat' of test/ and the class 'cat' of train/ differ only i"
-                       r"n case; rename one"):  # fmt: skip
+    with pytest.raises(
+        DataError, match=r"'Cat' of test/ and the class 'cat' of train/ differ only"
+    ):
         read(tmp_path / "a")
     for split, form in (("train", "NFC"), ("test", "NFD")):
         put_classes(tmp_path / "b" / split, unicodedata.normalize(form, "café"), "tea")
