@@ -92,7 +92,9 @@ class Account:
             for folder in found.origin
             if len(found.origin) == 1
         }
-        split = name if name is None or name in self.splits else folders.get(name, name)
+        if name is None:
+            return None
+        split = name if name in self.splits else folders.get(name, name)
         if split in self.splits and (why := self.splits[split].unlabeled) is not None:
             raise DataError(f"{key}: {name!r} has no labels: {why}; name another split")
         return split
