@@ -47,6 +47,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
     "objectives": {
         "distribution": "distill_datasets.objectives.distribution:Distribution",
         "gradient": "distill_datasets.objectives.gradient:Gradient",
+        "linear": "distill_datasets.objectives.linear:Linear",
         "recover": "distill_datasets.objectives.recover:Recover",
         "regression": "distill_datasets.objectives.regression:Regression",
         "selected": "distill_datasets.objectives.selected:Selected",
@@ -57,6 +58,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "mosaic": "distill_datasets.canvases.mosaic:Mosaic",
         "pixels": "distill_datasets.canvases.pixels:Pixels",
         "poster": "distill_datasets.canvases.poster:Poster",
+        "pyramid": "distill_datasets.canvases.pyramid:Pyramid",
     },
     "labels": {
         "area": "distill_datasets.labels.fixed:Area",
@@ -65,6 +67,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "vectors": "distill_datasets.labels.learned:Vectors",
     },
     "networks": {
+        "backbones": "distill_datasets.networks.pretrained:Backbones",
         "fixed": "distill_datasets.networks.network:Fixed",
         "fresh": "distill_datasets.networks.network:Fresh",
         "pool": "distill_datasets.networks.pool:Pool",
@@ -77,9 +80,17 @@ BUILT_IN: dict[str, dict[str, str]] = {
     "architectures": {
         "convnet": "distill_datasets.models.convnets:ConvNet",
         "lenet": "distill_datasets.models.convnets:LeNet",
+        "linear_probe": "distill_datasets.models.backbones:LinearProbe",
         "mlp": "distill_datasets.models.convnets:Mlp",
         "resnet": "distill_datasets.models.vision:ResNet",
         "torchvision": "distill_datasets.models.vision:Torchvision",
+    },
+    "backbones": {
+        "efficientnet_lite": "distill_datasets.models.backbones:LiteBackbone",
+        "squeezed": "distill_datasets.models.backbones:SqueezedBackbone",
+        "timm": "distill_datasets.models.backbones:TimmBackbone",
+        "torchvision": "distill_datasets.models.backbones:TorchvisionBackbone",
+        "transformers": "distill_datasets.models.backbones:TransformersBackbone",
     },
     "selections": {
         "class_mean": "distill_datasets.selection.coresets:ClassMean",

@@ -110,6 +110,11 @@ class Distilled:
         raw_T = self.parameters.get("step_sizes.raw_T")
         return None if raw_T is None else F.softplus(raw_T)
 
+    def begins(self, steps: int) -> dict[str, int]:
+        """The outer step, of so many, at which a parameter begins to move; 0 for those left out."""
+        found = self._canvas.begins(self._of("canvas"), steps)
+        return {f"canvas.{name}": step for name, step in found.items()}
+
     def project(self) -> None:
         """Move trained values back into their domain, in place."""
         self._canvas.project(self._of("canvas"))

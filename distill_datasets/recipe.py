@@ -76,7 +76,7 @@ class Recipe(Section):
                 f"distill.networks: {networks.name!r} does not offer {', '.join(sorted(missing))}, "
                 f"which the objective {objective.name!r} needs; choose other networks"
             )
-        if needs.networks == "drawn" and "batch_norm" in networks.offers:
+        if needs.networks == "drawn" and networks.offers & {"batch_norm", "features"}:
             yield (
                 f"distill.networks: {networks.name!r} are asked what they say of images, and the "
                 f"objective {objective.name!r} draws networks of its own; choose others, for "

@@ -134,6 +134,13 @@ class Canvas(Part, ABC):
     def project(self, tensors: Tensors) -> None:
         """Move trained values back into their domain, in place; called after every outer step."""
 
+    def begins(self, tensors: Tensors, steps: int) -> dict[str, int]:
+        """The outer step, of so many, at which a trained tensor begins to move, by its name.
+
+        Those that are left out move from the first one on.
+        """
+        return {}
+
     def preview(self, tensors: Tensors) -> list[Tensor] | None:
         """Images for a person who looks at the canvas; None shows some of its examples."""
         return None

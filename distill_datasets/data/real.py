@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,6 +16,7 @@ import torch
 from torch.nn import functional
 
 from distill_datasets.data.decoding import BadRow, Split
+from distill_datasets.data.features import Features
 from distill_datasets.data.normalization import Normalization
 from distill_datasets.data.provenance import Provenance
 from distill_datasets.errors import DataError
@@ -24,6 +25,8 @@ from distill_datasets.types import Batch, Shape
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from distill_datasets.models.backbones import Backbone
 
 logger = logging.getLogger("distill_datasets")
 
@@ -100,6 +103,22 @@ class RealData:
     shape: Shape
     sampling: Sampling = "uniform"
     calibrate: bool = False
+    features: dict[str, Features] = field(default_factory=dict)
+    """By the key of a backbone; the features stage puts them here."""
+
+    def features_of(self, backbone: Backbone) -> Features:
+        """The images as a backbone sees them.
+
+        Raises:
+            DataError: nobody has computed these features; a run does so for every backbone that
+                its recipe names.
+        """
+        if backbone.key not in self.features:
+            raise DataError(
+                f"backbone: the features of {backbone.title} are not there; the recipe that is run "
+                "has to name it"
+            )
+        return self.features[backbone.key]
 
     @classmethod
     def build(

@@ -7,7 +7,9 @@ Shape suffixes: S starts, P all weights of a network, K classes.
 """
 
 import json
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +27,10 @@ from distill_datasets.runtime.memory import images_at_once
 from distill_datasets.runtime.processes import Run
 from distill_datasets.stages.squeeze import SqueezedFolder
 from distill_datasets.training.checkpoint import TrainingCheckpoint
+from distill_datasets.training.linear_probe import CLASSIFIER, Probed
 from distill_datasets.training.metrics import score, taken_for
 from distill_datasets.training.student import train_student
+from distill_datasets.types import Batch
 from distill_datasets.views.relabel import Relabel
 
 VERSION = 3
@@ -82,7 +86,11 @@ def run_evaluate(
         deciding += [relabel.model_dump(mode="json"), squeezed.fingerprint]
     folder = run.folder / f"evaluate-{fingerprint(deciding)}"
     compared = baselines(settings, exported, real, pixels, run.seed, labeling)
-    students = _Students(settings, folder, real, run, read_followed(settings, exported), attack)
+    backbone = settings.network.frozen()
+    probed = None if backbone is None else Probed(backbone, real)
+    students = _Students(
+        settings, folder, real, run, read_followed(settings, exported), attack, probed
+    )
     # longest first, so that no process is left with a long student at the end
     units = [
         (baseline, student)
@@ -114,6 +122,8 @@ class _Students:
     run: Run
     followed: Followed
     attack: tuple[int, int] | None
+    probed: Probed | None
+    """The source as the frozen part of the students' network sees it, where there is one."""
 
     def measure(self, baseline: Baseline, student: int) -> None:
         """Train a student that no earlier run has finished, and write down what it scores."""
@@ -123,28 +133,34 @@ class _Students:
         checkpoint = TrainingCheckpoint(
             path.with_suffix(".safetensors"), self.settings.checkpoint_seconds
         )
-        module = self._network(baseline, student, checkpoint)
-        at_once = images_at_once(self.real.shape, self.run.runtime.device)
-        scored = score(module, self.real.test_batches(at_once))
+        module, test_batches = self._network(baseline, student, checkpoint)
+        scored = score(module, test_batches())
         metrics: dict[str, Any] = {"seed": student, **scored._asdict()}
         if self.attack is not None:
-            batches = self.real.test_batches(at_once)
-            metrics["taken_for_target"] = taken_for(module, batches, *self.attack)
+            metrics["taken_for_target"] = taken_for(module, test_batches(), *self.attack)
         write_json(path, metrics)
         checkpoint.remove()
 
     def _network(
         self, baseline: Baseline, student: int, checkpoint: TrainingCheckpoint
-    ) -> nn.Module:
+    ) -> tuple[nn.Module, Callable[[], Iterator[Batch]]]:
+        """A student's network, and what measures it."""
+        at_once = images_at_once(self.real.shape, self.run.runtime.device)
+        test_batches = partial(self.real.test_batches, at_once)
         if baseline.trained is not None:
-            return baseline.trained(student)
+            return baseline.trained(student), test_batches
         row, follows = baseline.row, baseline.row.images == "published"
         draw = draws(self.run.seed, "evaluate", row.pair or row.name, student)
-        return train_student(
-            self.settings,
+        settings, shape, examples = self.settings, self.real.shape, baseline.examples(draw)
+        if self.probed is not None:
+            settings = settings.model_copy(update={"network": CLASSIFIER})
+            shape, examples = self.probed.shape, self.probed.examples(examples)
+            test_batches = partial(self.probed.test_batches, examples.scale, at_once)
+        module = train_student(
+            settings,
             baseline.steps,
-            baseline.examples(draw),
-            self.real.shape,
+            examples,
+            shape,
             draw,
             self.run.runtime.device,
             step_sizes=self.followed.step_sizes if follows else [],
@@ -152,6 +168,7 @@ class _Students:
             start_P=self.followed.start_of(student),
             checkpoint=checkpoint,
         )
+        return module, test_batches
 
     def row(self, baseline: Baseline) -> dict[str, Any]:
         """The metrics of all students of a baseline, as in `results.json`."""

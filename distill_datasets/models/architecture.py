@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import SerializeAsAny
 from torch import nn
 
 from distill_datasets.config import Part, part
 from distill_datasets.types import Shape
+
+if TYPE_CHECKING:
+    from distill_datasets.models.backbones import Backbone
 
 
 class Architecture(Part, ABC):
@@ -22,6 +25,10 @@ class Architecture(Part, ABC):
         Raises:
             RecipeError: the network does not fit the shape.
         """
+
+    def frozen(self) -> Backbone | None:
+        """What lies below all that is trained and is never trained itself; None for nothing."""
+        return None
 
 
 def last_linear(module: nn.Module) -> tuple[str, nn.Linear] | None:

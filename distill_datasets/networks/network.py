@@ -177,6 +177,14 @@ class Networks(Part, ABC):
         """All networks that are drawn."""
         return [self.architecture(squeezed), *self.others()]
 
+    def asked(self) -> list[Architecture]:
+        """The networks that are asked at every step, where they come from no squeeze stage."""
+        return []
+
+    def absent(self) -> Iterator[str]:
+        """Why the networks cannot be had on this machine, for the user."""
+        yield from ()
+
     def work(self, flops_per_image: float, examples: int) -> float:
         """What a lane costs between two outer steps on average, counted as in `Objective.work`."""
         return 0.0

@@ -173,6 +173,9 @@ def network_problems(
         squeezed: the network of every member of the squeeze stage; [] where there is none.
         shape: of the source.
     """
+    if networks.asked():
+        yield from networks.absent()
+        return
     teach = "batch_norm" in networks.offers
     fitting = []
     for architecture in {repr(one): one for one in squeezed}.values():

@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 class Needs(NamedTuple):
     """What an objective has to be given, as far as its settings decide it."""
 
-    networks: Literal["drawn", "teachers"] | None = "drawn"
-    """What `estimate` takes: a source that draws networks, trained ones as they are, or neither."""
+    networks: Literal["drawn", "teachers", "features"] | None = "drawn"
+    """What `estimate` takes: a source that draws networks, trained ones as they are, frozen
+    backbones, or none of them."""
     offers: frozenset[str] = frozenset()
     """What the networks must offer beyond that; see `Networks.offers`."""
     asked: int | None = None

@@ -13,6 +13,7 @@ from distill_datasets.export.content import Content
 from distill_datasets.export.folder import MANIFEST, read_manifest, write_dataset
 from distill_datasets.files.artifacts import fingerprint
 from distill_datasets.hub.pinned import library_bars
+from distill_datasets.models.backbones import backbones_of
 from distill_datasets.pipeline.checks import Inputs, check_inputs, check_rows, check_rows_of
 from distill_datasets.pipeline.content import digest, publishable, student_starts
 from distill_datasets.recipe import Recipe
@@ -21,6 +22,7 @@ from distill_datasets.soft_labels.replay import Pictures
 from distill_datasets.stages.blocks import run_blocks
 from distill_datasets.stages.class_statistics import run_statistics
 from distill_datasets.stages.distill import run_distill
+from distill_datasets.stages.features import run_features
 from distill_datasets.stages.relabel import RelabelFolder, run_relabel
 from distill_datasets.stages.source import LoadedSource, load_source
 from distill_datasets.stages.squeeze import SqueezedFolder, run_squeeze
@@ -81,6 +83,7 @@ def run(
     with runtime.reproducible(), library_bars(shown=not quiet):
         source = load_source(inputs.source, this.beside)
         check_rows(recipe, source)
+        run_features(backbones_of(recipe), source, this.beside)
         teachers = squeeze(recipe, inputs, source, this)
         distilled, stage = distill(recipe, source, teachers, this)
         relabeled = relabel(recipe, source, distilled, teachers, this)

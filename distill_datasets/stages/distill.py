@@ -146,6 +146,7 @@ class OuterState:
         self.ema = settings.ema
         averaged = {} if self.ema is None else self.parameters
         self.averages = {name: value.detach().clone() for name, value in averaged.items()}
+        self.begins = distilled.begins(settings.steps)
         self.step = 0
         self.mean_norm = 0.0
         self.idle = 0
@@ -202,9 +203,12 @@ class OuterState:
         """One update of every parameter, its step size multiplied by `rate`."""
         with torch.no_grad():
             for name, parameter in self.parameters.items():
+                since = self.step - self.begins.get(name, 0)
+                if since < 0:
+                    continue
                 rule = self.rules[name].model_copy(update={"lr": self.rules[name].lr * rate})
                 moved, self.states[name] = rule.step(
-                    parameter, self.states[name], grads[name], self.step + 1
+                    parameter, self.states[name], grads[name], since + 1
                 )
                 parameter.copy_(moved)
 
