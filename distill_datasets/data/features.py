@@ -25,7 +25,7 @@ AT_ONCE = 4096
 """Rows that are held in memory together where all are passed."""
 
 
-class Moments(NamedTuple):
+class FeatureMoments(NamedTuple):
     """Of the features of all training images; the centers are those of the classes, scaled."""
 
     mean_D: Tensor
@@ -38,7 +38,7 @@ class Moments(NamedTuple):
         return self._asdict() | {"scale": torch.tensor(self.scale, dtype=torch.float64)}
 
     @classmethod
-    def from_tensors(cls, tensors: dict[str, Tensor]) -> Moments:
+    def from_tensors(cls, tensors: dict[str, Tensor]) -> FeatureMoments:
         """The inverse of `to_tensors`."""
         return cls(**tensors | {"scale": float(tensors["scale"])})  # type: ignore[arg-type]
 
@@ -47,7 +47,7 @@ class Moments(NamedTuple):
         return (features_BD - self.mean_D.to(features_BD)) / self.scale
 
 
-def moments(train_ND: Tensor, labels_N: Tensor, classes: int) -> Moments:
+def moments(train_ND: Tensor, labels_N: Tensor, classes: int) -> FeatureMoments:
     """Pass the training features twice, some thousand rows at a time, in double precision."""
     size = train_ND.shape[1]
     sums_KD = torch.zeros(classes, size, dtype=torch.float64)
@@ -67,7 +67,9 @@ def moments(train_ND: Tensor, labels_N: Tensor, classes: int) -> Moments:
             "look at the source"
         )
     centers_KD = (sums_KD / counts_K[:, None] - mean_D) / scale
-    return Moments(mean_D.float(), scale, centers_KD.float(), (covariance_DD / scale**2).float())
+    return FeatureMoments(
+        mean_D.float(), scale, centers_KD.float(), (covariance_DD / scale**2).float()
+    )
 
 
 @dataclass(eq=False)
@@ -76,7 +78,7 @@ class Features:
 
     train_ND: Tensor
     test_ND: Tensor
-    moments: Moments
+    moments: FeatureMoments
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @cached_property

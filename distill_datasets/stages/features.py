@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from distill_datasets.data.features import Features, Moments, moments
+from distill_datasets.data.features import Features, FeatureMoments, moments
 from distill_datasets.errors import ArtifactError
 from distill_datasets.files.artifacts import (
     DONE,
@@ -94,7 +94,9 @@ def read_features(folder: Path) -> Features:
                 "and run again, the features are then computed again"
             )
     train_ND, test_ND = (open_rows(folder / f"{split}.npy") for split in SPLITS)
-    return Features(train_ND, test_ND, Moments.from_tensors(read_tensors(folder / MOMENTS)[0]))
+    return Features(
+        train_ND, test_ND, FeatureMoments.from_tensors(read_tensors(folder / MOMENTS)[0])
+    )
 
 
 def _compute(
