@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from distill_datasets.data.features import Features, FeatureMoments, moments
+from distill_datasets.data.features import FeatureMoments, Features, moments
 from distill_datasets.errors import ArtifactError
 from distill_datasets.files.artifacts import (
     DONE,
