@@ -14,6 +14,10 @@ class DistillError(Exception):
     exit_code = 1
 
 
+class DivergedError(DistillError):
+    """The loss of a training is no number any more."""
+
+
 class RecipeError(DistillError):
     """A recipe, an override or an option cannot be used; raised before any work starts."""
 

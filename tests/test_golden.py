@@ -59,6 +59,7 @@ RELABELED: dict[str, Any] = {
         "temperature": 4.0,
         "references": ["random_real", "full"],
         "full_epochs": 1,
+        "beyond": None,
     },
 }
 RECIPES: dict[str, dict[str, Any]] = {

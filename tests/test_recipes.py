@@ -171,7 +171,7 @@ def shrunk(recipe: Path, known: Known) -> list[str]:
     ]
     side = max([8, *deep, *(12 for value in values.values() if value == "lenet")])
     before = values["source.resolution"] or known.side
-    overrides = [f"source.resolution={side}"]
+    overrides = [f"source.resolution={side}", "evaluate.beyond=null"]
     for path, value in values.items():
         key = path.rpartition(".")[2]
         if key in SMALL and value is not None:

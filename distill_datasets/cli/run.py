@@ -6,7 +6,7 @@ torch and datasets take seconds to import, so nothing here imports them before a
 import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -226,18 +226,11 @@ def _print_plan(
 
 
 def _print_outcome(outcome: "Outcome") -> None:
-    from distill_datasets.export.card import percent
     from distill_datasets.export.content import per_class
-    from distill_datasets.training.rows import ROWS
+    from distill_datasets.export.summary import at_chance
 
     console = Console(highlight=False, soft_wrap=True)
-    table = Table("trained on", "accuracy", "students", "pixels", box=None, header_style="bold")
-    for row in outcome.results:
-        accuracy = f"{percent(row['accuracy'])} %"
-        table.add_row(
-            ROWS[row["from"]].printed, accuracy, f"{row['students']}", f"{row['pixels']:,}"
-        )
-    console.print(table)
+    _print_results(console, outcome.results)
     budget = outcome.manifest["budget"]
     needed = budget["bytes"]["needed"]
     console.print(
@@ -252,3 +245,41 @@ def _print_outcome(outcome: "Outcome") -> None:
         f'rows = load_dataset("{outcome.folder}", "default", split="train")', markup=False
     )
     console.print('images, soft_labels = rows["image"], rows["soft_label"]', markup=False)
+    warning = at_chance(outcome.results)
+    if warning is not None:
+        console.print(f"\n[bold red]WARNING, at chance:[/bold red] {escape(warning)}")
+
+
+def _print_results(console: Console, results: list[dict[str, Any]]) -> None:
+    """The table of the rows, and that of longer training and of other networks."""
+    from distill_datasets.export.summary import percent, tuned, wider, worst
+    from distill_datasets.training.rows import ROWS
+
+    is_tuned = any("tuned" in row for row in results)
+    more = ["at its tuned step size"] if is_tuned else []
+    columns = ["trained on", "accuracy", *more, "students", "pixels"]
+    table = Table(*columns, box=None, header_style="bold")
+    for row in results:
+        found = [tuned(row)] if is_tuned else []
+        cells = [
+            f"{percent(row['accuracy'])} %",
+            *found,
+            f"{row['students']}",
+            f"{row['pixels']:,}",
+        ]
+        table.add_row(ROWS[row["from"]].printed, *cells)
+    console.print(table)
+    beyond = wider(results)
+    if beyond is None:
+        return
+    names = [ROWS[name].printed for name in beyond.names]
+    title = f"longer and on other networks, %: {' / '.join(names)}"
+    steps = [f"{multiple} steps" for multiple in beyond.multiples]
+    table = Table(title, *steps, box=None, header_style="bold")
+    for network, cells in beyond.rows:
+        table.add_row(escape(network), *cells)
+    console.print()
+    console.print(table)
+    for row in results:
+        if "worst" in row:
+            console.print(f"worst    {ROWS[row['from']].printed}: {worst(row)}", markup=False)

@@ -6,23 +6,37 @@ the students that it finds. A long one leaves a checkpoint between passes and go
 Shape suffixes: S starts, P all weights of a network, K classes.
 """
 
+from __future__ import annotations
+
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from torch import Tensor, nn
-
-from distill_datasets.data.real import RealData
+from distill_datasets.errors import DivergedError
 from distill_datasets.evaluation.baselines import Baseline, Labeling, baselines, described
+from distill_datasets.evaluation.beyond import Beyond
 from distill_datasets.evaluation.protocol import Evaluate
+from distill_datasets.evaluation.references import once
 from distill_datasets.evaluation.results import by_class, spread
+from distill_datasets.evaluation.trials import (
+    Trial,
+    best_of,
+    holding_out,
+    is_tuned,
+    parted,
+    plain,
+    tuned,
+    tuning,
+    wider,
+)
 from distill_datasets.export.content import STARTS
 from distill_datasets.export.reading import load_rows
 from distill_datasets.files.artifacts import fingerprint, read_json, read_tensors, write_json
-from distill_datasets.runtime.draws import draws
+from distill_datasets.runtime.draws import Draw, draws
 from distill_datasets.runtime.memory import images_at_once
 from distill_datasets.runtime.processes import Run
 from distill_datasets.stages.squeeze import SqueezedFolder
@@ -32,6 +46,16 @@ from distill_datasets.training.metrics import score, taken_for
 from distill_datasets.training.student import train_student
 from distill_datasets.types import Batch
 from distill_datasets.views.relabel import Relabel
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from distill_datasets.data.real import RealData
+    from distill_datasets.training.examples import Examples
+    from distill_datasets.types import Shape
+
+logger = logging.getLogger("distill_datasets")
 
 VERSION = 3
 
@@ -103,13 +127,88 @@ def run_evaluate(
         run.runtime.pool(len(units)) as run_units,
     ):
 
-        def measure(unit: int) -> None:
-            students.measure(*units[unit])
-            bar.advance(1)
+    def field_of(source: RealData) -> list[Baseline]:
+        return baselines(settings, exported, source, pixels, run.seed, labeling)
 
-        run_units(measure, mine)
-    run.runtime.wait()
-    return [students.row(baseline) for baseline in compared]
+    beyond = settings.beyond if labeling is None else None
+
+    @once
+    def tuning_field() -> _Tuning:
+        assert beyond is not None, "only rows that are tuned ask"
+        rng = draws(run.seed, "evaluate")("held out")
+        source = holding_out(real, beyond.held_out, rng)
+        return _Tuning(source, {each.row.name: each for each in field_of(source)})
+
+    students = _Students(
+        settings, folder, real, run, read_followed(settings, exported), attack, tuning_field
+    )
+    compared = field_of(real)
+    plain_ones = [plain(each, student) for each in compared for student in range(each.students)]
+    if beyond is None:
+        students.train(plain_ones)
+        return [students.row(baseline) for baseline in compared]
+    return _beyond(students, beyond, compared, plain_ones)
+
+
+def _beyond(
+    students: _Students, beyond: Beyond, compared: list[Baseline], plain_ones: list[Trial]
+) -> list[dict[str, Any]]:
+    """Train in three rounds, as tuning decides the second and its best reference the third."""
+    settings, shape = students.settings, students.real.shape
+    published, rows = compared[0], [each for each in compared if is_tuned(each)]
+    trials = {each.row.name: list(tuning(beyond, each)) for each in rows}
+    if max(students.real.counts_K) == 1:
+        logger.warning("every class has one training image: none is left to tune step sizes on")
+        trials = {}
+    own = wider(settings, beyond, published, shape)
+    students.train([*plain_ones, *itertools.chain(*trials.values()), *own])
+
+    found = {each.row.name: students.row(each) for each in compared}
+    scores = {name: students.scores(tried) for name, tried in trials.items()}
+    chosen = {
+        each.row.name: tuned(beyond, each, *best_of(scores[each.row.name]))
+        for each in rows
+        if scores.get(each.row.name)
+    }
+    students.train(list(itertools.chain(*chosen.values())))
+    for name, ones in chosen.items():
+        factor, steps = ones[0].factor, ones[0].marks[-1]
+        found[name]["tuned"] = {
+            "rate": factor,
+            "lr": factor * settings.optimizer.lr,
+            "steps": steps,
+            "held_out": scores[name][factor, steps],
+            **students.spread(ones, steps),
+        }
+    references = [each for each in rows if each is not published]
+    measured = {published: own}
+    if references:
+        best = max(references, key=lambda each: _mean(found[each.row.name]))
+        measured[best] = wider(settings, beyond, best, shape)
+        students.train(measured[best])
+    for baseline, ones in measured.items():
+        row = found[baseline.row.name]
+        row["beyond"] = students.by_network(ones)
+        row["worst"] = _worst([row, *row["beyond"]])
+    return list(found.values())
+
+
+def _mean(row: dict[str, Any]) -> float:
+    """The accuracy of a row, tuned where it is."""
+    return float(row.get("tuned", row)["accuracy"]["mean"])
+
+
+def _worst(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Where the mean accuracy is lowest."""
+    row = min(rows, key=lambda each: each["accuracy"]["mean"])
+    return {key: row[key] for key in ("network", "steps", "accuracy")}
+
+
+class _Tuning(NamedTuple):
+    """What rows are tuned on: the source without the images that score, and its baselines."""
+
+    real: RealData
+    field: dict[str, Baseline]
 
 
 @dataclass(frozen=True)
@@ -125,13 +224,31 @@ class _Students:
     probed: Probed | None
     """The source as the frozen part of the students' network sees it, where there is one."""
 
-    def measure(self, baseline: Baseline, student: int) -> None:
-        """Train a student that no earlier run has finished, and write down what it scores."""
-        path = self._path(baseline, student)
-        if path.exists():
+    def train(self, trials: Sequence[Trial]) -> None:
+        """Train those that no earlier run has finished, dealt to processes and threads."""
+        # longest first, so that no process is left with a long student at the end
+        units = sorted(parted(self.settings, trials), key=lambda trial: -trial.marks[-1])
+        mine = self.run.runtime.mine(len(units))
+        with (
+            self.run.bar("evaluate", len(mine)) as bar,
+            self.run.runtime.pool(max(1, len(units))) as run_units,
+        ):
+
+            def measure(unit: int) -> None:
+                self._measure(units[unit])
+                bar.advance(1)
+
+            run_units(measure, mine)
+        self.run.runtime.wait()
+
+    def _measure(self, trial: Trial) -> None:
+        """Train a student and write down what it scores, unless all of it is written down."""
+        paths = {mark: self._path(trial, mark) for mark in trial.marks}
+        if all(path.exists() for path in paths.values()):
             return
+        last = paths[trial.marks[-1]]
         checkpoint = TrainingCheckpoint(
-            path.with_suffix(".safetensors"), self.settings.checkpoint_seconds
+            last.with_suffix(".safetensors"), self.settings.checkpoint_seconds
         )
         module, test_batches = self._network(baseline, student, checkpoint)
         scored = score(module, test_batches())
@@ -139,7 +256,6 @@ class _Students:
         if self.attack is not None:
             metrics["taken_for_target"] = taken_for(module, test_batches(), *self.attack)
         write_json(path, metrics)
-        checkpoint.remove()
 
     def _network(
         self, baseline: Baseline, student: int, checkpoint: TrainingCheckpoint
@@ -172,12 +288,14 @@ class _Students:
 
     def row(self, baseline: Baseline) -> dict[str, Any]:
         """The metrics of all students of a baseline, as in `results.json`."""
-        runs = [read_json(self._path(baseline, each)) for each in range(baseline.students)]
+        ones = [plain(baseline, student) for student in range(baseline.students)]
+        runs = [read_json(self._path(each, baseline.steps)) for each in ones]
         metrics = {
             "protocol": "last-step",
             "from": baseline.row.name,
             "network": baseline.network or described(self.settings.network),
             "accuracy": spread([run["accuracy"] for run in runs]),
+            "chance": chance(self.real),
             "runs": runs,
             "students": baseline.students,
             "steps": baseline.steps,
@@ -190,8 +308,14 @@ class _Students:
             metrics["taken_for_target"] = spread([run["taken_for_target"] for run in runs])
         return metrics
 
-    def _path(self, baseline: Baseline, student: int) -> Path:
-        return self.folder / f"{baseline.row.name}-{student:03d}.json"
+    def _path(self, trial: Trial, mark: int) -> Path:
+        return self.folder / f"{trial.stem(mark)}.json"
+
+
+def chance(real: RealData) -> float:
+    """The accuracy of always naming the class that most test images have."""
+    labels_N = real.test.labels_N
+    return int(labels_N.bincount().max()) / len(labels_N)
 
 
 def read_followed(settings: Evaluate, exported: Path) -> Followed:

@@ -5,6 +5,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from distill_datasets.evaluation.beyond import Beyond
 from distill_datasets.training.loop import steps_of
 from distill_datasets.training.rows import ROWS, Reference, ResultRow
 from distill_datasets.training.student import Student
@@ -42,6 +43,11 @@ class Evaluate(Student):
     )
     full_epochs: int = Field(default=20, gt=0, description="training of the `full` reference")
     full_students: int = Field(default=2, gt=0, description="students of the `full` reference")
+    beyond: Beyond | None = Field(
+        default=Beyond(),
+        description="also measured: longer training, other networks, tuned step sizes; null: none, "
+        "as with relabel",
+    )
     checkpoint_seconds: float = Field(
         default=60.0, ge=0, description="at the end of a pass, time since the last checkpoint"
     )

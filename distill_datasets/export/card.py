@@ -30,6 +30,7 @@ from distill_datasets.export.content import (
     per_class,
 )
 from distill_datasets.export.licenses import license_fields, license_names
+from distill_datasets.export.summary import at_chance, percent, tuned, wider, worst
 from distill_datasets.files.parquet import Feature
 from distill_datasets.files.yaml_text import to_yaml
 from distill_datasets.training.rows import ROWS
@@ -151,6 +152,10 @@ def _results(content: Content, results: list[dict[str, Any]]) -> dict[str, Any]:
     paced = "step_sizes" in student.get("follows", {})
     return {
         "results": results,
+        "at_chance": at_chance(results),
+        "tuned": any("tuned" in row for row in results),
+        "wider": wider(results),
+        "worst": [(ROWS[row["from"]].on_card, worst(row)) for row in results if "worst" in row],
         "trained_on": {name: ROWS[name].on_card for name in names & ROWS.keys()},
         "attacked": any("taken_for_target" in row for row in results),
         "protocols": sorted({str(row.get("protocol")) for row in results}),
@@ -207,12 +212,6 @@ def _yaml_feature(name: str, feature: Feature) -> dict[str, Any]:
         names = {str(index): each for index, each in enumerate(feature["names"])}
         return {"name": name, "dtype": {"class_label": {"names": names}}}
     return {"name": name, "dtype": feature.get("dtype", feature["_type"].lower())}
-
-
-def percent(accuracy: dict[str, Any]) -> str:
-    """A mean in [0, 1] and its spread, which one student alone does not have, in percent."""
-    spread = "" if accuracy["std"] is None else f" ± {100 * accuracy['std']:.1f}"
-    return f"{100 * accuracy['mean']:.1f}{spread}"
 
 
 def _is_cut_from_one_poster(content: Content) -> bool:
@@ -292,6 +291,7 @@ def _templates() -> jinja2.Environment:
     environment.filters |= {
         "grouped": lambda number: f"{number:,}",
         "percent": percent,
+        "tuned": tuned,
         "cell": _cell,
         "facts": _facts,
         "linked": _linked,

@@ -43,14 +43,18 @@ class ConvNet(Architecture):
         batch = ["BatchNorm, arXiv:1502.03167"] if self.norm == "batch" else []
         return [*self.paper.split("; "), *batch]
 
+    def blocks(self, shape: Shape) -> int:
+        """How many blocks it has for this shape."""
+        side = min(shape.h, shape.w) + 2 * (self.first_padding - 1)
+        return self.depth or max(1, round(math.log2(side / 4)))
+
     def build(self, shape: Shape) -> nn.Module:
         from distill_datasets.models.layers import AvgPool2d
 
         more = 2 * (self.first_padding - 1)
         side_h, side_w = shape.h + more, shape.w + more
-        side = min(side_h, side_w)
-        depth = self.depth or max(1, round(math.log2(side / 4)))
-        if side < 2**depth:
+        depth = self.blocks(shape)
+        if min(side_h, side_w) < 2**depth:
             raise RecipeError(
                 f"a convnet of depth {depth} halves the sides {depth} times and needs images of at "
                 f"least {2**depth - more} px, got {shape.h} x {shape.w}; lower depth or raise "

@@ -25,7 +25,7 @@ from pydantic import Field, SerializeAsAny
 from torch import nn
 
 from distill_datasets.config import Section, part
-from distill_datasets.errors import DistillError
+from distill_datasets.errors import DivergedError
 from distill_datasets.models.architecture import ArchitectureField
 from distill_datasets.models.convnets import ConvNet
 from distill_datasets.models.initialization import drawing
@@ -148,7 +148,7 @@ class SupervisedTraining:
     def train(
         self, gradient: Gradient, until: int, between_passes: Callable[[], None] = lambda: None
     ) -> Tensor:
-        """Train up to a step; begins where a pass begins.
+        """Train up to a step, from where it stands.
 
         Args:
             gradient: what `alone` or `shared` made of this training.
@@ -159,12 +159,12 @@ class SupervisedTraining:
             The loss of the last step.
 
         Raises:
-            DistillError: the loss is not finite.
+            DivergedError: the loss is not finite.
         """
         loss, order_N = torch.zeros(()), torch.empty(0)
         for step in range(self.steps_done, until):
             turn, place = divmod(step, self._per_pass)
-            if place == 0:
+            if place == 0 or not len(order_N):  # a pass that was begun by an earlier call
                 order_N = self._examples.order(self._draw("order", turn), self._batch, turn)
             index_B = order_N[place * self._batch : (place + 1) * self._batch]
             if self._order:
@@ -181,7 +181,7 @@ class SupervisedTraining:
             last = self.steps_done == until
             # a loss that is not finite stays so, so that a look now and then finds it too
             if (last or step % CHECKED == 0) and not bool(loss.isfinite()):
-                raise DistillError(
+                raise DivergedError(
                     f"a network's training loss is {loss.item()} at step {step}; lower its "
                     "optimizer.lr"
                 )

@@ -6,7 +6,7 @@ Shape suffixes: P all weights of a network.
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Self
 
 import torch
@@ -58,6 +58,11 @@ class Student(Pace, StudentLoss, Training, ABC):
     def follows_step_sizes(self) -> bool:
         """Whether students take the published step sizes."""
         return self.schedule in ("published", "published_step")
+
+    @property
+    def begins_alike(self) -> bool:
+        """Whether a short training is the beginning of a longer one."""
+        return self.schedule in ("constant", "published") and self.ema is None
 
     @model_validator(mode="after")
     def _published_step_sizes_are_of_sgd(self) -> Self:
@@ -112,8 +117,62 @@ def train_student(
         The network; with `settings.ema` its weights are the average, its buffers the last ones.
 
     Raises:
-        DistillError: the loss is not finite, or `start_P` is of another network.
+        DivergedError: the loss is not finite.
+        DistillError: `start_P` is of another network.
     """
+    (trained,) = students_at(
+        settings,
+        [steps],
+        examples,
+        shape,
+        draw,
+        device,
+        step_sizes=step_sizes,
+        order=order,
+        start_P=start_P,
+        checkpoint=checkpoint,
+    )
+    return trained[1]
+
+
+def students_at(
+    settings: Student,
+    marks: Sequence[int],
+    examples: Examples,
+    shape: Shape,
+    draw: Draw,
+    device: torch.device,
+    *,
+    step_sizes: Sequence[float] = (),
+    order: Sequence[Sequence[int]] = (),
+    start_P: Tensor | None = None,
+    checkpoint: TrainingCheckpoint | None = None,
+) -> Iterator[tuple[int, nn.Module]]:
+    """Train one network and give it away at several numbers of steps, as `train_student` would.
+
+    Args:
+        settings: as there; with several marks, one for which short trainings `begins_alike`.
+        marks: the numbers of steps, rising. A training that goes on from a checkpoint gives none
+            that lie before it.
+        examples: as there, like all that follows.
+        shape: of one example, and the number of classes.
+        draw: randomness of this student.
+        device: where to train.
+        step_sizes: of the steps.
+        order: of the examples.
+        start_P: all weights to start from.
+        checkpoint: where the state is kept.
+
+    Yields:
+        The number of steps and the network, which may be put in another mode and must not be
+        changed.
+
+    Raises:
+        DivergedError: the loss is not finite.
+        DistillError: `start_P` is of another network.
+    """
+    assert len(marks) == 1 or settings.begins_alike, "a schedule ends where its training does"
+    steps = marks[-1]
     module = settings.network.build(shape).to(device)
     if start_P is None:
         initialize(module, draw("network"))
@@ -144,10 +203,14 @@ def train_student(
             checkpoint.write(training.state(), training.steps_done)
 
     gradient = training.alone(_chunk(module, min(settings.batch, examples.count)))
-    training.train(gradient, steps, between_passes=save)
-    if training.average is not None:
-        training.average.put()
-    return module
+    for mark in marks:
+        if mark < training.steps_done:
+            continue
+        training.train(gradient, mark, between_passes=save)
+        if training.average is not None:
+            training.average.put()
+        yield mark, module
+        module.train()
 
 
 def pace(settings: Student, step: int, steps: int, per_pass: int) -> float:

@@ -45,7 +45,12 @@ REFERENCES = list(get_args(Reference))
 PIXELS = 168  # of the sample's poster, 12 x 14
 REAL = toy_real()
 SETTINGS = Evaluate(
-    network=ConvNet(depth=1, width=4), students=2, steps=6, batch=4, optimizer=Adam(lr=0.01)
+    network=ConvNet(depth=1, width=4),
+    students=2,
+    steps=6,
+    batch=4,
+    optimizer=Adam(lr=0.01),
+    beyond=None,
 )
 DEFAULT = "data/train-00000-of-00001.parquet"
 

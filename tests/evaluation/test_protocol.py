@@ -19,7 +19,9 @@ def test_keys_stand_in_the_order_of_published_recipes() -> None:
     training = "network batch optimizer schedule augment"
     loss = "loss temperature scale_by_temperature hard_weight label_smoothing"
     pace = "smoothing warmup_epochs ema"
-    compared = "students steps epochs order start exact hard references full_epochs full_students"
+    compared = (
+        "students steps epochs order start exact hard references full_epochs full_students beyond"
+    )
     assert " ".join(Evaluate.model_fields) == f"{training} {loss} {pace} {compared} " + (
         "checkpoint_seconds"
     )

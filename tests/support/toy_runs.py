@@ -36,7 +36,7 @@ TOY: dict[str, Any] = {
             "optimizer": {"name": "adam", "lr": 0.003},
         },
     },
-    "evaluate": {"network": CONVNET, "students": 2, "steps": 10},
+    "evaluate": {"network": CONVNET, "students": 2, "steps": 10, "beyond": None},
 }
 
 

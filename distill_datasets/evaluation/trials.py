@@ -1,0 +1,132 @@
+"""Trainings that make up an evaluation: who is trained on what, and at which steps it is scored.
+
+Shape suffixes: N rows of a split.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from distill_datasets.data.decoding import Split
+from distill_datasets.evaluation.baselines import Baseline
+from distill_datasets.evaluation.beyond import Beyond
+from distill_datasets.evaluation.protocol import Evaluate
+from distill_datasets.files.artifacts import fingerprint
+from distill_datasets.models.architecture import Architecture
+
+if TYPE_CHECKING:
+    from distill_datasets.data.real import RealData
+    from distill_datasets.types import Shape
+
+HELD_OUT_SHARE = 0.2
+"""Most of a class's training images that tuning holds out."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training of one student.
+
+    Attributes:
+        baseline: what it is trained on.
+        student: which of the row's students, and so which seed.
+        marks: the numbers of steps at which it is scored, rising.
+        network: another than the recipe's; None is that one.
+        factor: on the step size.
+        held_out: whether it is scored on training images that were held out.
+    """
+
+    baseline: Baseline
+    student: int
+    marks: tuple[int, ...]
+    network: Architecture | None = None
+    factor: float = 1.0
+    held_out: bool = False
+
+    def stem(self, mark: int) -> str:
+        """The name of the file that its score at so many steps lies in."""
+        stem = f"{self.baseline.row.name}-{self.student:03d}"
+        if self == plain(self.baseline, self.student):
+            return stem
+        network = "" if self.network is None else f"-{fingerprint([self.network.model_dump()])}"
+        return f"{stem}{network}-x{self.factor:g}-at-{mark}" + "-held-out" * self.held_out
+
+
+def plain(baseline: Baseline, student: int) -> Trial:
+    """A student as the recipe says."""
+    return Trial(baseline, student, (baseline.steps,))
+
+
+def parted(settings: Evaluate, trials: Iterable[Trial]) -> Iterator[Trial]:
+    """The same trials, those of several marks in one training each where that is the same."""
+    for trial in trials:
+        if settings.begins_alike:
+            yield trial
+        else:
+            yield from (dataclasses.replace(trial, marks=(mark,)) for mark in trial.marks)
+
+
+def is_tuned(baseline: Baseline) -> bool:
+    """Whether a row is also measured at a step size and a number of steps of its own."""
+    return baseline.row.name == "default" or baseline.row.images == "equal"
+
+
+def tuning(beyond: Beyond, baseline: Baseline) -> Iterator[Trial]:
+    """What a row is tuned by: a student at every factor, scored along its way."""
+    marks = tuple(beyond.ladder(baseline.steps))
+    for factor in beyond.rates:
+        yield Trial(baseline, 0, marks, factor=factor, held_out=True)
+
+
+def tuned(beyond: Beyond, baseline: Baseline, factor: float, steps: int) -> list[Trial]:
+    """Students at the step size and the steps that tuning chose; the recipe's own where it can."""
+    if (factor, steps) == (1.0, baseline.steps):
+        return [plain(baseline, student) for student in range(baseline.students)]
+    return [Trial(baseline, student, (steps,), factor=factor) for student in range(beyond.students)]
+
+
+def wider(settings: Evaluate, beyond: Beyond, baseline: Baseline, shape: Shape) -> list[Trial]:
+    """Students that train longer, and students of other networks."""
+    marks = tuple(beyond.multiples(baseline.steps))
+    others = beyond.others(settings.network, shape) if settings.start == "fresh" else []
+    students = range(beyond.students)
+    longer = [Trial(baseline, student, marks[1:]) for student in students if marks[1:]]
+    return longer + [
+        Trial(baseline, student, marks, network=network)
+        for network in others
+        for student in students
+    ]
+
+
+def best_of(scores: Mapping[tuple[float, int], float]) -> tuple[float, int]:
+    """The factor and the steps of the best score, of equal ones the first."""
+    return max(scores, key=lambda tried: scores[tried])
+
+
+def holding_out(real: RealData, count: int, rng: torch.Generator) -> RealData:
+    """The source without some training images, which stand in the place of its test images.
+
+    Args:
+        real: the source.
+        count: how many, as evenly over the classes as `HELD_OUT_SHARE` allows.
+        rng: draws them.
+    """
+    each = max(1, count // real.shape.k)
+    held, left = [], []
+    for own_N in real.rows_of_class:
+        order_N = own_N[torch.randperm(len(own_N), generator=rng).to(own_N.device)]
+        # a class of one image keeps it
+        here = min(each, len(own_N) - 1, max(1, int(HELD_OUT_SHARE * len(own_N))))
+        held.append(order_N[:here])
+        left.append(order_N[here:].sort().values)
+    return dataclasses.replace(
+        real, train=_rows(real.train, torch.cat(left)), test=_rows(real.train, torch.cat(held))
+    )
+
+
+def _rows(split: Split, rows_N: torch.Tensor) -> Split:
+    return Split(split.images_NCHW[rows_N.to(split.images_NCHW.device)], split.labels_N[rows_N])

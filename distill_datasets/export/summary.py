@@ -1,0 +1,94 @@
+"""Results in words, the same for the command line and the card."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+Row = dict[str, Any]
+
+
+class Wider(NamedTuple):
+    """Longer training and other networks: published rows and, behind a slash, the best reference.
+
+    Attributes:
+        names: the rows that were measured, the published ones first.
+        multiples: of the recipe's steps, a column each.
+        rows: a network in words and its cells, in percent.
+    """
+
+    names: list[str]
+    multiples: list[str]
+    rows: list[tuple[str, list[str]]]
+
+
+def percent(accuracy: dict[str, Any]) -> str:
+    """A mean in [0, 1] and its spread, which one student alone does not have, in percent."""
+    spread = "" if accuracy["std"] is None else f" ± {100 * accuracy['std']:.1f}"
+    return f"{_short(accuracy)}{spread}"
+
+
+def tuned(row: Row) -> str:
+    """What a row reaches at a step size and a number of steps of its own; - where it has none."""
+    found = row.get("tuned")
+    if found is None:
+        return "-"
+    return f"{percent(found['accuracy'])} (lr {found['lr']:.3g}, {found['steps']:,} steps)"
+
+
+def wider(results: list[Row]) -> Wider | None:
+    """The table of longer training and of other networks; None where nobody measured it."""
+    measured = [row for row in results if "beyond" in row]
+    if not measured:
+        return None
+    tables = [_by_network(row) for row in measured]
+    rows = [
+        (
+            network,
+            [
+                " / ".join(cells)
+                for cells in zip(*(table[network] for table in tables), strict=True)
+            ],
+        )
+        for network in tables[0]
+    ]
+    steps = sorted({each["steps"] for each in [measured[0], *measured[0]["beyond"]]})
+    multiples = [f"{each / measured[0]['steps']:g}x" for each in steps]
+    return Wider([row["from"] for row in measured], multiples, rows)
+
+
+def worst(row: Row) -> str:
+    """Where the students of a row are worst: the accuracy, the network and the steps."""
+    found = row["worst"]
+    return f"{_short(found['accuracy'])} % ({found['network']}, {found['steps']:,} steps)"
+
+
+def at_chance(results: list[Row]) -> str | None:
+    """What to say of published rows that teach nothing; None where they teach something."""
+    for row in results:
+        if row["from"] == "default" and "chance" in row and _is_guessing(row):
+            return (
+                f"students of this dataset are right for {percent(row['accuracy'])} % of the test "
+                f"images, and one that always names the same class for {100 * row['chance']:.1f} %:"
+                " it teaches nothing. Look at poster.png; where that is noise, lower "
+                "distill.optimizer.lr or distill more steps; where it is not, look at evaluate: "
+                "steps and optimizer.lr"
+            )
+    return None
+
+
+def _is_guessing(row: Row) -> bool:
+    """Whether a mean is so near to chance that students may have learned nothing."""
+    chance = row["chance"]
+    return bool(row["accuracy"]["mean"] <= chance + min(chance / 2, (1 - chance) / 20))
+
+
+def _by_network(row: Row) -> dict[str, list[str]]:
+    """Mean accuracies in percent by network, the row's own first, in the order of the steps."""
+    table: dict[str, list[str]] = {}
+    for each in [row, *row["beyond"]]:
+        table.setdefault(each["network"], []).append(_short(each["accuracy"]))
+    return table
+
+
+def _short(accuracy: dict[str, Any]) -> str:
+    return f"{100 * accuracy['mean']:.1f}"
