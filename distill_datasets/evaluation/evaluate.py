@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -43,17 +44,16 @@ from distill_datasets.stages.squeeze import SqueezedFolder
 from distill_datasets.training.checkpoint import TrainingCheckpoint
 from distill_datasets.training.linear_probe import CLASSIFIER, Probed
 from distill_datasets.training.metrics import score, taken_for
-from distill_datasets.training.student import train_student
-from distill_datasets.types import Batch
+from distill_datasets.training.student import students_at, train_student
 from distill_datasets.views.relabel import Relabel
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from distill_datasets.data.real import RealData
     from distill_datasets.training.examples import Examples
-    from distill_datasets.types import Shape
+    from distill_datasets.types import Batch, Shape
 
 logger = logging.getLogger("distill_datasets")
 
@@ -109,28 +109,12 @@ def run_evaluate(
         labeling = Labeling(relabel, squeezed)
         deciding += [relabel.model_dump(mode="json"), squeezed.fingerprint]
     folder = run.folder / f"evaluate-{fingerprint(deciding)}"
-    compared = baselines(settings, exported, real, pixels, run.seed, labeling)
-    backbone = settings.network.frozen()
-    probed = None if backbone is None else Probed(backbone, real)
-    students = _Students(
-        settings, folder, real, run, read_followed(settings, exported), attack, probed
-    )
-    # longest first, so that no process is left with a long student at the end
-    units = [
-        (baseline, student)
-        for baseline in sorted(compared, key=lambda one: -one.steps)
-        for student in range(baseline.students)
-    ]
-    mine = run.runtime.mine(len(units))
-    with (
-        run.bar("evaluate", len(mine)) as bar,
-        run.runtime.pool(len(units)) as run_units,
-    ):
 
     def field_of(source: RealData) -> list[Baseline]:
         return baselines(settings, exported, source, pixels, run.seed, labeling)
 
-    beyond = settings.beyond if labeling is None else None
+    backbone = settings.network.frozen()
+    beyond = settings.beyond if labeling is None and backbone is None else None
 
     @once
     def tuning_field() -> _Tuning:
@@ -140,7 +124,14 @@ def run_evaluate(
         return _Tuning(source, {each.row.name: each for each in field_of(source)})
 
     students = _Students(
-        settings, folder, real, run, read_followed(settings, exported), attack, tuning_field
+        settings,
+        folder,
+        real,
+        run,
+        read_followed(settings, exported),
+        attack,
+        None if backbone is None else Probed(backbone, real),
+        tuning_field,
     )
     compared = field_of(real)
     plain_ones = [plain(each, student) for each in compared for student in range(each.students)]
@@ -223,6 +214,7 @@ class _Students:
     attack: tuple[int, int] | None
     probed: Probed | None
     """The source as the frozen part of the students' network sees it, where there is one."""
+    tuning: Callable[[], _Tuning]
 
     def train(self, trials: Sequence[Trial]) -> None:
         """Train those that no earlier run has finished, dealt to processes and threads."""
@@ -250,41 +242,116 @@ class _Students:
         checkpoint = TrainingCheckpoint(
             last.with_suffix(".safetensors"), self.settings.checkpoint_seconds
         )
-        module, test_batches = self._network(baseline, student, checkpoint)
+        if trial == plain(trial.baseline, trial.student):
+            self._measure_plain(trial, last, checkpoint)
+        else:
+            self._measure_beyond(trial, paths, checkpoint)
+        checkpoint.remove()
+
+    def _measure_plain(self, trial: Trial, path: Path, checkpoint: TrainingCheckpoint) -> None:
+        module, test_batches = self._plain(trial, checkpoint)
         scored = score(module, test_batches())
-        metrics: dict[str, Any] = {"seed": student, **scored._asdict()}
+        metrics: dict[str, Any] = {"seed": trial.student, **scored._asdict()}
         if self.attack is not None:
             metrics["taken_for_target"] = taken_for(module, test_batches(), *self.attack)
         write_json(path, metrics)
 
-    def _network(
-        self, baseline: Baseline, student: int, checkpoint: TrainingCheckpoint
+    def _plain(
+        self, trial: Trial, checkpoint: TrainingCheckpoint
     ) -> tuple[nn.Module, Callable[[], Iterator[Batch]]]:
-        """A student's network, and what measures it."""
+        """The network of a student as the recipe says, and what measures it."""
         at_once = images_at_once(self.real.shape, self.run.runtime.device)
         test_batches = partial(self.real.test_batches, at_once)
-        if baseline.trained is not None:
-            return baseline.trained(student), test_batches
-        row, follows = baseline.row, baseline.row.images == "published"
-        draw = draws(self.run.seed, "evaluate", row.pair or row.name, student)
-        settings, shape, examples = self.settings, self.real.shape, baseline.examples(draw)
+        if trial.baseline.trained is not None:
+            return trial.baseline.trained(trial.student), test_batches
+        settings = self.settings
+        examples, shape, draw, device = self._training(trial, trial.baseline)
         if self.probed is not None:
             settings = settings.model_copy(update={"network": CLASSIFIER})
-            shape, examples = self.probed.shape, self.probed.examples(examples)
-            test_batches = partial(self.probed.test_batches, examples.scale, at_once)
+            seen = self.probed.examples(examples)
+            examples, shape = seen, self.probed.shape
+            test_batches = partial(self.probed.test_batches, seen.scale, at_once)
+        followed = self._followed(trial)
+        steps = trial.baseline.steps
         module = train_student(
-            settings,
-            baseline.steps,
-            examples,
-            shape,
-            draw,
-            self.run.runtime.device,
-            step_sizes=self.followed.step_sizes if follows else [],
-            order=self.followed.order if follows else [],
-            start_P=self.followed.start_of(student),
-            checkpoint=checkpoint,
+            settings, steps, examples, shape, draw, device, **followed, checkpoint=checkpoint
         )
         return module, test_batches
+
+    def _measure_beyond(
+        self, trial: Trial, paths: dict[int, Path], checkpoint: TrainingCheckpoint
+    ) -> None:
+        real, baseline = self.real, trial.baseline
+        if trial.held_out:
+            real, baseline = self.tuning().real, self.tuning().field[baseline.row.name]
+        rule = self.settings.optimizer
+        settings = self.settings.model_copy(
+            update={
+                "network": trial.network or self.settings.network,
+                "optimizer": rule.model_copy(update={"lr": trial.factor * rule.lr}),
+            }
+        )
+        at_once = images_at_once(real.shape, self.run.runtime.device)
+        passing = students_at(
+            settings,
+            trial.marks,
+            *self._training(trial, baseline),
+            **self._followed(trial),
+            checkpoint=checkpoint,
+        )
+        try:
+            for mark, module in passing:
+                if not paths[mark].exists():
+                    found = score(module, real.test_batches(at_once)).accuracy
+                    write_json(paths[mark], {"seed": trial.student, "accuracy": found})
+        except DivergedError:
+            # too large a step for this network: its logits are no numbers, and a guess is left
+            guess = {"seed": trial.student, "accuracy": chance(real), "diverged": True}
+            for path in paths.values():
+                if not path.exists():
+                    write_json(path, guess)
+
+    def _training(
+        self, trial: Trial, baseline: Baseline
+    ) -> tuple[Examples, Shape, Draw, torch.device]:
+        row, held_out = trial.baseline.row, ("held out",) if trial.held_out else ()
+        draw = draws(self.run.seed, "evaluate", row.pair or row.name, *held_out, trial.student)
+        return baseline.examples(draw), self.real.shape, draw, self.run.runtime.device
+
+    def _followed(self, trial: Trial) -> dict[str, Any]:
+        follows = trial.baseline.row.images == "published"
+        sizes = self.followed.step_sizes if follows else []
+        return {
+            "step_sizes": [trial.factor * size for size in sizes],
+            "order": self.followed.order if follows else [],
+            "start_P": self.followed.start_of(trial.student),
+        }
+
+    def scores(self, trials: Sequence[Trial]) -> dict[tuple[float, int], float]:
+        """The accuracy of every trial at each of its marks."""
+        return {
+            (trial.factor, mark): float(read_json(self._path(trial, mark))["accuracy"])
+            for trial in trials
+            for mark in trial.marks
+        }
+
+    def spread(self, trials: Sequence[Trial], mark: int) -> dict[str, Any]:
+        """The accuracy of some students after so many steps."""
+        runs = [read_json(self._path(trial, mark)) for trial in trials]
+        return {
+            "accuracy": spread([run["accuracy"] for run in runs]),
+            "runs": [{key: run[key] for key in ("seed", "accuracy")} for run in runs],
+        }
+
+    def by_network(self, trials: Sequence[Trial]) -> list[dict[str, Any]]:
+        """A row for every network and number of steps, in their order."""
+        rows = []
+        for network in dict.fromkeys(trial.network for trial in trials):
+            ones = [trial for trial in trials if trial.network == network]
+            for mark in ones[0].marks:
+                words = described(network or self.settings.network)
+                rows.append({"network": words, "steps": mark, **self.spread(ones, mark)})
+        return rows
 
     def row(self, baseline: Baseline) -> dict[str, Any]:
         """The metrics of all students of a baseline, as in `results.json`."""

@@ -46,7 +46,7 @@ class Evaluate(Student):
     beyond: Beyond | None = Field(
         default=Beyond(),
         description="also measured: longer training, other networks, tuned step sizes; null: none, "
-        "as with relabel",
+        "as with relabel or a frozen backbone",
     )
     checkpoint_seconds: float = Field(
         default=60.0, ge=0, description="at the end of a pass, time since the last checkpoint"
