@@ -120,6 +120,10 @@ class Distilled:
         self._canvas.project(self._of("canvas"))
         self._labels.project(self._of("labels"))
 
+    def take_targets(self, targets_NK: Tensor) -> None:
+        """Change the trained labels, in place, so that every example has this target."""
+        self._labels.take(self._of("labels"), targets_NK)
+
     def stored(self) -> list[Tensor]:
         """The images that are published and counted, each (C, H, W) in [0, 1]."""
         return self._canvas.stored(self._of("canvas"))

@@ -36,6 +36,9 @@ class Labels(Part, ABC):
     keep_classes: ClassVar[bool] = False
     """True when an example of one class has that class as its label, now and at the end."""
 
+    takes_targets: ClassVar[bool] = False
+    """True when `take` can put any targets in place of the trained values."""
+
     @property
     def needs_squeezed(self) -> bool:
         """True when labels are made with the networks of the squeeze stage."""
@@ -56,6 +59,9 @@ class Labels(Part, ABC):
     @abstractmethod
     def stored(self, tensors: Tensors) -> Tensor:
         """What is published and counted: the label of every cell, (G, K)."""
+
+    def take(self, tensors: Tensors, targets_NK: Tensor) -> None:
+        """Change the trained values, in place, so that every example has this target."""
 
     def project(self, tensors: Tensors) -> None:
         """Move trained values back into their domain, in place; called after every outer step."""

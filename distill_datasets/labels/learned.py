@@ -128,6 +128,7 @@ class Vectors(Labels):
     anything: the mean of a few cells by area caps what its crops can tell.
     """
 
+    takes_targets: ClassVar[bool] = True
     paper: ClassVar[str] = "FRePo, arXiv:2206.00719"
     name: Literal["vectors"] = "vectors"
     sharpness: float = Field(
@@ -153,9 +154,18 @@ class Vectors(Labels):
     def stored(self, tensors: Tensors) -> Tensor:
         return self._softmax(tensors, tensors["vectors_NK"]).detach()
 
+    def take(self, tensors: Tensors, targets_NK: Tensor) -> None:
+        log_NK = targets_NK.clamp(min=torch.finfo(targets_NK.dtype).tiny).log()
+        centered_NK = log_NK - log_NK.mean(dim=1, keepdim=True)
+        with torch.no_grad():
+            tensors["vectors_NK"].copy_(centered_NK / self._sharpness(tensors))
+
     def _softmax(self, tensors: Tensors, vectors_BK: Tensor) -> Tensor:
+        return (self._sharpness(tensors) * vectors_BK).softmax(dim=1)
+
+    def _sharpness(self, tensors: Tensors) -> Tensor | float:
         learned = tensors.get("log_sharpness")
-        return ((self.sharpness if learned is None else learned.exp()) * vectors_BK).softmax(dim=1)
+        return self.sharpness if learned is None else learned.exp()
 
 
 def _sums(cells: Cells, values_NK: Tensor) -> tuple[Tensor, Tensor]:

@@ -199,6 +199,24 @@ class Objective(Part, ABC):
         """The class whose images shall be taken for another class, and that one; None for none."""
         return None
 
+    def last_targets(
+        self,
+        distilled: Distilled,
+        networks: Any,  # noqa: ANN401
+        draws: Sequence[LaneDraw],
+    ) -> Tensor | None:
+        """Targets (N, K) that examples have from the end of the loop on; None keeps their own.
+
+        A pure function; `draws` are those of all lanes of the steps that would come next, of as
+        many as `last_steps` asks for.
+        """
+        return None
+
+    @property
+    def last_steps(self) -> int:
+        """How many steps' draws `last_targets` is given; 0 where it gives none."""
+        return 0
+
     def facts(
         self,
         distilled: Distilled,

@@ -17,6 +17,7 @@ Shape suffixes: B real images, N distilled examples, K classes, D values of a fe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
@@ -80,6 +81,12 @@ class Regression(Objective):
     sharpness: float = Field(
         default=10.0, gt=0, description="of a target: softmax(sharpness x label vector)"
     )
+    answers: int = Field(
+        default=0,
+        ge=0,
+        description="networks whose answers on the distilled examples, in the mean, are published "
+        "as the labels; 0 publishes the vectors that gave the answers",
+    )
     augment: Augment = Field(
         default=Augment(), description="of distilled and of real images, each with its own draw"
     )
@@ -116,7 +123,7 @@ class Regression(Objective):
         with torch.no_grad():
             real_BD = self._features(network, self.augment(real_BCHW, rng))
         shown_ND = self._features(network, images_NCHW)
-        vectors_NK = self._vectors(targets_NK)
+        vectors_NK = self._vectors(targets_NK, trained=targets_NK.requires_grad)
         # the loss sees images and labels through these two alone: small leaves, then one way back
         leaf_ND = shown_ND.detach().requires_grad_()
         leaf_NK = vectors_NK.detach().requires_grad_()
@@ -135,6 +142,30 @@ class Regression(Objective):
         named = dict(zip(distilled.parameters, grads, strict=True))
         return Estimate(loss.item(), named, {"accuracy": right.item()})
 
+    @property
+    def last_steps(self) -> int:
+        return self.answers
+
+    @torch.no_grad()
+    def last_targets(
+        self, distilled: Distilled, networks: NetworkSource, draws: Sequence[LaneDraw]
+    ) -> Tensor | None:
+        """The mean answer of the ridge solutions on the distilled examples themselves.
+
+        With a ridge, label vectors are exaggerated, because the solution does not reach them. A
+        student that is trained to its end does, and what they exaggerate is noise to it. If it
+        reaches the answers K (K + r I)^-1 Y instead, its last layer is K^-1 times them, which is
+        the ridge solution again.
+        """
+        index_N = torch.arange(distilled.count, device=distilled.device)
+        images_NCHW, targets_NK = distilled(index_N)
+        vectors_NK, answers = self._vectors(targets_NK, trained=True), list[torch.Tensor]()
+        for draw in draws:
+            shown_ND = self._features(networks.sample(draw), images_NCHW)
+            answers.append(ridge_prediction(shown_ND, shown_ND, vectors_NK, self.ridge))
+        mean_NK = torch.stack(answers).mean(dim=0)
+        return (self.sharpness * mean_NK).softmax(dim=1) if answers else None
+
     def _features(self, network: Sampled, images_BCHW: Tensor) -> Tensor:
         """The inputs of the network's last linear layer, (B, D) in float32 or better."""
         lower = self.precision == "bfloat16"
@@ -142,9 +173,9 @@ class Regression(Objective):
             embedding_BD = network.embedding(network.weights_P.detach(), images_BCHW)
         return embedding_BD.flatten(1).to(images_BCHW.dtype)
 
-    def _vectors(self, targets_NK: Tensor) -> Tensor:
+    def _vectors(self, targets_NK: Tensor, *, trained: bool) -> Tensor:
         """Label vectors of the targets; hard labels that nobody trains are centered as they are."""
-        if not targets_NK.requires_grad:
+        if not trained:
             return targets_NK - targets_NK.mean(dim=1, keepdim=True)
         log_NK = targets_NK.clamp(min=torch.finfo(targets_NK.dtype).tiny).log()
         return (log_NK - log_NK.mean(dim=1, keepdim=True)) / self.sharpness

@@ -38,7 +38,7 @@ from distill_datasets.objectives.objective import Objective
 from distill_datasets.optimizers import Adam, Optimizer, cosine
 from distill_datasets.runtime.draws import LaneDraw, rng_for
 from distill_datasets.runtime.processes import Run, Runtime
-from distill_datasets.runtime.progress import Bar
+from distill_datasets.runtime.progress import Bar, NoBar
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -100,6 +100,15 @@ class Distill(Section):
     checkpoint_seconds: float = Field(
         default=30.0, ge=0, description="shortest time between two saved states"
     )
+
+    @model_validator(mode="after")
+    def _labels_take_the_targets_of_the_objective(self) -> Self:
+        if self.objective.last_steps and not self.labels.takes_targets:
+            raise ValueError(
+                f"labels: {self.labels.name!r} cannot take the targets that the objective "
+                f"{self.objective.name!r} gives them at the end; expected vectors"
+            )
+        return self
 
     @model_validator(mode="after")
     def _separable_objectives_have_images_of_one_class(self) -> Self:
@@ -307,20 +316,52 @@ class OuterLoop:
                 self._report(mean)
                 self._save_when_due()
                 self._draw_when_due()
-        state.publish()
+        self._settle()
         self.runtime.wait()
         return True
 
-    def _resume(self) -> None:
-        path, state = self.folder / STATE, self._state
-        if not path.exists():
+    def read_finished(self) -> None:
+        """Take what an earlier run left after its last step."""
+        self._restore()
+        self._settle()
+
+    def _settle(self) -> None:
+        """Put what is published in place of the last values, which the saved state keeps.
+
+        The averages where there are any, then the targets that the objective gives at the end.
+        """
+        self._state.publish()
+        steps, lanes = self.settings.steps, self.settings.lanes
+        draws = [
+            LaneDraw(self.seed, steps + more, lane, steps)
+            for more in range(self.settings.objective.last_steps)
+            for lane in range(lanes)
+        ]
+        if not draws:
             return
-        state.restore(path)
-        for lane, values in state.carried.items():
+
+        def targets(_: int) -> Tensor:
+            found = self.settings.objective.last_targets(self.distilled, self.networks, draws)
+            assert found is not None, "an objective that asks for draws gives targets"
+            return found
+
+        with self.runtime.pool(1) as run_units:  # as many threads as in any other process
+            (targets_NK,) = run_units(targets, [0])
+        self.distilled.take_targets(targets_NK)
+
+    def _resume(self) -> None:
+        if not (self.folder / STATE).exists():
+            return
+        self._restore()
+        step, steps = self._state.step, self.settings.steps
+        logger.info("distill: resumed after %d of %d steps", step, steps)
+        self.bar.advance(step)
+
+    def _restore(self) -> None:
+        self._state.restore(self.folder / STATE)
+        for lane, values in self._state.carried.items():
             assert isinstance(self.networks, CarryingSource), "the state is of this very recipe"
             self.networks.carry(lane, values.to(self.runtime.device))
-        logger.info("distill: resumed after %d of %d steps", state.step, self.settings.steps)
-        self.bar.advance(state.step)
 
     def _draw(self, lane: int) -> LaneDraw:
         return LaneDraw(self.seed, self._state.step, lane, self.settings.steps)
@@ -454,17 +495,12 @@ def run_distill(
     networks = settings.networks.build(real.shape, run.runtime.device, squeezed)
     done = is_done(folder) and (folder / STATE).exists()
     run.runtime.wait()
-    if done:
-        state = OuterState(settings, distilled)
-        state.restore(folder / STATE)
-        state.publish()
-        return distilled, folder
 
     def preview(step: int) -> None:
         draw_pictures(folder / "previews" / f"step-{step:07d}.png", distilled.preview())
 
-    with run.bar("distill", settings.steps) as bar:
-        OuterLoop(
+    def loop(bar: Bar) -> OuterLoop:
+        return OuterLoop(
             settings,
             distilled,
             networks,
@@ -474,7 +510,13 @@ def run_distill(
             runtime=run.runtime,
             bar=bar,
             preview=preview,
-        ).run()
+        )
+
+    if done:
+        loop(NoBar()).read_finished()
+        return distilled, folder
+    with run.bar("distill", settings.steps) as bar:
+        loop(bar).run()
     if run.runtime.is_main:
         mark_done(folder, {"steps": settings.steps, "torch": torch.__version__})
     run.runtime.wait()

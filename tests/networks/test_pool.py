@@ -147,15 +147,17 @@ def test_a_run_stopped_at_any_step_ends_with_the_bits_of_one_that_was_not(
     tmp_path: Path, stop_after: int
 ) -> None:
     given = settings(
-        objective=Regression(real_batch=20, ridge=0.01),
+        objective=Regression(real_batch=20, ridge=0.01, answers=3),
         canvas=Pixels(ipc=1),
         labels=Vectors(),
         networks=pool(age=2),
         steps=8,
+        ema=0.5,
     )
     through = run(given, tmp_path / "through")
     with pytest.raises(KeyboardInterrupt):
         run(given, tmp_path / "stopped", bar=Counting(stop_after))
     assert same_bits(through, run(given, tmp_path / "stopped"))
+    assert same_bits(through, run(given, tmp_path / "through")), "a finished run says the same"
     ends = [read_tensors(tmp_path / name / STATE)[0] for name in ("through", "stopped")]
     assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())

@@ -97,17 +97,55 @@ def test_a_learned_sharpness_is_what_the_cross_entropy_pulls_at() -> None:
     assert distilled.stored_labels().sum(dim=1).tolist() == pytest.approx([1.0] * 12)
 
 
+def test_a_last_layer_that_reaches_the_answers_is_the_ridge_solution() -> None:
+    real = double_real()
+    labels = Vectors(sharpness=3.0)
+    objective = regression(sharpness=3.0, ridge=0.3, answers=1)
+    distilled, networks = double_distilled(real, POSTER, labels), double_networks()
+    rows_N = torch.arange(distilled.count)
+    vectors_NK = objective._vectors(distilled.targets(rows_N), trained=True).detach()
+    found_NK = objective.last_targets(distilled, networks, [DRAW])
+    assert found_NK is not None
+    answers_NK = objective._vectors(found_NK, trained=True)
+    assert float(answers_NK.norm()) < 0.9 * float(vectors_NK.norm())
+    network = networks.sample(DRAW)
+    shown_ND = network.embedding(network.weights_P, distilled(rows_N).images_BCHW).detach()
+    real_BCHW, _ = real.batch(DRAW("real"), 7)
+    real_BD = network.embedding(network.weights_P, real_BCHW)
+    reached_BK = ridge_prediction(real_BD, shown_ND, answers_NK, 1e-12)
+    torch.testing.assert_close(
+        reached_BK, ridge_prediction(real_BD, shown_ND, vectors_NK, 0.3), atol=1e-5, rtol=1e-4
+    )
+
+
+def test_the_answers_of_several_networks_are_averaged_and_taken_as_labels() -> None:
+    objective, labels = regression(sharpness=3.0, answers=2), Vectors(sharpness=3.0)
+    distilled = double_distilled(double_real(), POSTER, labels)
+    draws = [LaneDraw(3, step, 0, 10) for step in (10, 11)]
+    networks = double_networks()
+    each = [objective.last_targets(distilled, networks, [draw]) for draw in draws]
+    both_NK = objective.last_targets(distilled, networks, draws)
+    assert each[0] is not None and each[1] is not None and both_NK is not None
+    mean_NK = (each[0].log() + each[1].log()) / 2
+    torch.testing.assert_close(both_NK, mean_NK.softmax(dim=1))
+    distilled.take_targets(both_NK)
+    torch.testing.assert_close(distilled.stored_labels(), both_NK)
+    assert regression().last_steps == 0
+
+
 def test_label_vectors_are_what_the_labels_train() -> None:
     real = double_real()
     distilled = double_distilled(real, POSTER, Vectors(sharpness=3.0))
     targets_NK = distilled.targets(torch.arange(distilled.count))
     vectors_NK = distilled.parameters[VECTORS]
     centered_NK = vectors_NK - vectors_NK.mean(dim=1, keepdim=True)
-    torch.testing.assert_close(regression(sharpness=3.0)._vectors(targets_NK), centered_NK)
+    torch.testing.assert_close(
+        regression(sharpness=3.0)._vectors(targets_NK, trained=True), centered_NK
+    )
 
 
 def test_hard_labels_are_centered_as_real_ones_are() -> None:
-    vectors_NK = regression()._vectors(torch.eye(3))
+    vectors_NK = regression()._vectors(torch.eye(3), trained=False)
     torch.testing.assert_close(vectors_NK, torch.eye(3) - 1 / 3)
 
 
