@@ -36,6 +36,14 @@ class ArtifactError(DistillError):
     exit_code = 2
 
 
+class DamagedError(ArtifactError):
+    """A file that an earlier run has left is not what was written; `what` says so."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what}; move it away and run again, which makes it anew")
+        self.what = what
+
+
 class PublishError(DistillError):
     """The Hub refused a publication; nothing half-published is left on the branch."""
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import bisect
 import itertools
-import json
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +27,8 @@ import torch
 from distill_datasets.data import columns
 from distill_datasets.data.rows import Row
 from distill_datasets.data.stores import Store
-from distill_datasets.errors import DataError
+from distill_datasets.errors import ArtifactError, DataError
+from distill_datasets.files.artifacts import intact, read_record, write_record
 from distill_datasets.media import image as images
 
 if TYPE_CHECKING:
@@ -111,16 +111,14 @@ class Table:
         path = None
         if self._kept is not None and not self._indexed:
             path = self._kept / f"{self.split}-{column}-{piece:05d}-of-{self.pieces:05d}.json"
-        if path is not None and path.exists():
-            return cast(list[columns.Value], json.loads(path.read_text(encoding="utf-8")))
+        kept = None if path is None else intact(path, read_record)
+        if kept is not None:
+            return cast(list[columns.Value], kept["labels"])
         values = self._read_labels(column, piece)
         if path is not None:
             # a folder that cannot be written to costs another pass, no more
-            with suppress(OSError):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                half = path.with_suffix(f".{os.getpid()}")
-                half.write_text(json.dumps(values), encoding="utf-8")
-                half.replace(path)
+            with suppress(ArtifactError):
+                write_record(path, {"labels": values})
         return values
 
     def _read_labels(self, column: str, piece: int) -> list[columns.Value]:

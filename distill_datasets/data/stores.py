@@ -1,16 +1,17 @@
 """Where decoded pixels are put, and how the work of decoding them is shared.
 
 On disk a file is made once with room for all rows and filled unit by unit: the pixels first, then,
-when they are safe on disk, a small file that says so. Whoever starts again leaves out what is said
-to be there. A finished file gets its own name by a rename, and until the whole stage is done a
-small file beside it says so: a run that is killed between two splits does not read the first one
-again.
+when they are safe on disk, a small file that says so, with their checksums. Whoever starts again
+leaves out what is said to be there and is what it was. A finished file gets its own name by a
+rename, and until the whole stage is done a small file beside it says so: a run that is killed
+between two splits does not read the first one again.
 """
 
 from __future__ import annotations
 
-import json
+import logging
 import shutil
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -21,17 +22,21 @@ from distill_datasets.errors import DataError
 from distill_datasets.files.artifacts import (
     create_rows,
     fill_rows,
+    holds_rows,
+    intact,
     open_rows,
-    read_json,
-    write_json,
+    read_record,
+    seal_rows,
+    write_record,
     write_rows,
-    write_text,
 )
 from distill_datasets.runtime.memory import GIB, available_bytes
 from distill_datasets.runtime.processes import Runtime
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+logger = logging.getLogger("distill_datasets")
 
 
 class Store(Protocol):
@@ -109,25 +114,33 @@ class RowFiles:
     def __init__(self, folder: Path, runtime: Runtime) -> None:
         self._folder = folder
         self._runtime = runtime
+        self._sums = list[tuple[int, int, int]]()
+        """Of the unit in work: the first row, the number of rows and the checksum of each `put`."""
 
     def path(self, name: str) -> Path:
         """Where the finished rows lie."""
         return self._folder / f"{name}.npy"
 
+    def holds(self, name: str) -> bool:
+        """Whether this process's share of finished rows lies there whole."""
+        return holds_rows(self.path(name), self._runtime.index, self._runtime.processes)
+
     def each(self, what: str, units: int, work: Callable[[int], Any]) -> list[Any]:
         """See `Store.each`."""
         paths = [self._folder / f"{what}-{unit:05d}.json" for unit in range(units)]
         for unit in self._runtime.mine(units):
-            if not paths[unit].exists():
-                # labels may be anything that a JSON column holds, NaN included
-                write_text(paths[unit], json.dumps(work(unit)))
+            if not self._is_whole(what, paths[unit]):
+                self._sums = []
+                result = work(unit)
+                write_record(paths[unit], {"result": result, "rows": self._sums})
         self._runtime.wait()
-        return [read_json(path) for path in paths]
+        return [read_record(path)["result"] for path in paths]
 
     def create(self, name: str, shape: tuple[int, ...]) -> None:
         """See `Store.create`."""
         unfinished = self._unfinished(name)
-        if self._runtime.is_main and not unfinished.exists() and not self._has(name, shape):
+        begun = self._runtime.is_main and intact(unfinished, open_rows) is not None
+        if self._runtime.is_main and not begun and not self._has(name, shape):
             self._said_finished(name).unlink(missing_ok=True)
             for path in self._folder.glob(f"{name}-[0-9]*.json"):
                 path.unlink()
@@ -140,6 +153,8 @@ class RowFiles:
     def put(self, name: str, first: int, pixels_BCHW: Tensor) -> None:
         """See `Store.put`."""
         fill_rows(self._unfinished(name), first, pixels_BCHW)
+        crc = zlib.crc32(pixels_BCHW.cpu().contiguous().numpy().data)
+        self._sums.append((first, len(pixels_BCHW), crc))
 
     def finish(self, name: str, kept_N: Tensor) -> Tensor:
         """See `Store.finish`."""
@@ -149,8 +164,10 @@ class RowFiles:
             gaps = not bool(kept_N.all())
             if gaps:
                 self._without_gaps(unfinished, path, kept_N)
+            else:
+                seal_rows(unfinished)
             # believed only where nothing unfinished lies beside it, and so written before that goes
-            write_json(self._said_finished(name), {"shape": shape})
+            write_record(self._said_finished(name), {"shape": shape})
             if gaps:
                 unfinished.unlink()
             else:
@@ -172,10 +189,26 @@ class RowFiles:
 
     def _has(self, name: str, shape: tuple[int, ...]) -> bool:
         """Whether a run that did not end has finished these rows, or those of them it could use."""
-        said = self._said_finished(name)
-        if not said.exists() or not self.path(name).exists():
+        said = intact(self._said_finished(name), read_record)
+        return said is not None and said["shape"] == list(shape) and holds_rows(self.path(name))
+
+    def _is_whole(self, name: str, path: Path) -> bool:
+        """Whether a unit is said to be done, and its rows, if not finished, are what was put."""
+        said = intact(path, read_record)
+        if said is None:
             return False
-        return bool(read_json(said)["shape"] == list(shape))
+        unfinished = self._unfinished(name)
+        if not unfinished.exists():
+            return True
+        rows_NCHW = open_rows(unfinished)
+        for first, count, crc in said["rows"]:
+            if zlib.crc32(rows_NCHW[first : first + count].numpy().data) != crc:
+                logger.warning(
+                    "%s: the checksum of rows %d to %d differs; they are read anew",
+                    unfinished, first, first + count - 1,
+                )  # fmt: skip
+                return False
+        return True
 
     def _without_gaps(self, unfinished: Path, path: Path, kept_N: Tensor) -> None:
         rows_NCHW = open_rows(unfinished)

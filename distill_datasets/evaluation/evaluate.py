@@ -36,7 +36,13 @@ from distill_datasets.evaluation.trials import (
 )
 from distill_datasets.export.content import STARTS
 from distill_datasets.export.reading import load_rows
-from distill_datasets.files.artifacts import fingerprint, read_json, read_tensors, write_json
+from distill_datasets.files.artifacts import (
+    fingerprint,
+    intact,
+    read_record,
+    read_tensors,
+    write_record,
+)
 from distill_datasets.runtime.draws import Draw, draws
 from distill_datasets.runtime.memory import images_at_once
 from distill_datasets.runtime.processes import Run
@@ -236,7 +242,8 @@ class _Students:
     def _measure(self, trial: Trial) -> None:
         """Train a student and write down what it scores, unless all of it is written down."""
         paths = {mark: self._path(trial, mark) for mark in trial.marks}
-        if all(path.exists() for path in paths.values()):
+        missing = [mark for mark, path in paths.items() if intact(path, read_record) is None]
+        if not missing:
             return
         last = paths[trial.marks[-1]]
         checkpoint = TrainingCheckpoint(
@@ -245,7 +252,8 @@ class _Students:
         if trial == plain(trial.baseline, trial.student):
             self._measure_plain(trial, last, checkpoint)
         else:
-            self._measure_beyond(trial, paths, checkpoint)
+            checkpoint.forget_after(missing[0])
+            self._measure_beyond(trial, paths, missing, checkpoint)
         checkpoint.remove()
 
     def _measure_plain(self, trial: Trial, path: Path, checkpoint: TrainingCheckpoint) -> None:
@@ -254,7 +262,7 @@ class _Students:
         metrics: dict[str, Any] = {"seed": trial.student, **scored._asdict()}
         if self.attack is not None:
             metrics["taken_for_target"] = taken_for(module, test_batches(), *self.attack)
-        write_json(path, metrics)
+        write_record(path, metrics)
 
     def _plain(
         self, trial: Trial, checkpoint: TrainingCheckpoint
@@ -279,7 +287,11 @@ class _Students:
         return module, test_batches
 
     def _measure_beyond(
-        self, trial: Trial, paths: dict[int, Path], checkpoint: TrainingCheckpoint
+        self,
+        trial: Trial,
+        paths: dict[int, Path],
+        missing: Sequence[int],
+        checkpoint: TrainingCheckpoint,
     ) -> None:
         real, baseline = self.real, trial.baseline
         if trial.held_out:
@@ -301,15 +313,15 @@ class _Students:
         )
         try:
             for mark, module in passing:
-                if not paths[mark].exists():
+                if mark in missing:
                     found = score(module, real.test_batches(at_once)).accuracy
-                    write_json(paths[mark], {"seed": trial.student, "accuracy": found})
+                    write_record(paths[mark], {"seed": trial.student, "accuracy": found})
         except DivergedError:
             # too large a step for this network: its logits are no numbers, and a guess is left
             guess = {"seed": trial.student, "accuracy": chance(real), "diverged": True}
             for path in paths.values():
                 if not path.exists():
-                    write_json(path, guess)
+                    write_record(path, guess)
 
     def _training(
         self, trial: Trial, baseline: Baseline
@@ -330,14 +342,14 @@ class _Students:
     def scores(self, trials: Sequence[Trial]) -> dict[tuple[float, int], float]:
         """The accuracy of every trial at each of its marks."""
         return {
-            (trial.factor, mark): float(read_json(self._path(trial, mark))["accuracy"])
+            (trial.factor, mark): float(read_record(self._path(trial, mark))["accuracy"])
             for trial in trials
             for mark in trial.marks
         }
 
     def spread(self, trials: Sequence[Trial], mark: int) -> dict[str, Any]:
         """The accuracy of some students after so many steps."""
-        runs = [read_json(self._path(trial, mark)) for trial in trials]
+        runs = [read_record(self._path(trial, mark)) for trial in trials]
         return {
             "accuracy": spread([run["accuracy"] for run in runs]),
             "runs": [{key: run[key] for key in ("seed", "accuracy")} for run in runs],
@@ -356,7 +368,7 @@ class _Students:
     def row(self, baseline: Baseline) -> dict[str, Any]:
         """The metrics of all students of a baseline, as in `results.json`."""
         ones = [plain(baseline, student) for student in range(baseline.students)]
-        runs = [read_json(self._path(each, baseline.steps)) for each in ones]
+        runs = [read_record(self._path(each, baseline.steps)) for each in ones]
         metrics = {
             "protocol": "last-step",
             "from": baseline.row.name,

@@ -9,14 +9,22 @@ from accelerate.utils import broadcast_object_list
 
 from distill_datasets.distilled import Distilled, DistilledImages
 from distill_datasets.evaluation.evaluate import run_evaluate
-from distill_datasets.export.content import Content
-from distill_datasets.export.folder import MANIFEST, read_manifest, write_dataset
-from distill_datasets.files.artifacts import fingerprint
+from distill_datasets.export.content import Content, sibling_of
+from distill_datasets.export.folder import MANIFEST, read_manifest, verify, write_dataset
+from distill_datasets.files.artifacts import (
+    done,
+    fingerprint,
+    mark_done,
+    set_aside,
+    sha256_of,
+    told_when_full,
+)
 from distill_datasets.hub.pinned import library_bars
 from distill_datasets.models.backbones import backbones_of
 from distill_datasets.pipeline.checks import Inputs, check_inputs, check_rows, check_rows_of
 from distill_datasets.pipeline.content import digest, publishable, student_starts
 from distill_datasets.recipe import Recipe
+from distill_datasets.runtime.locks import one_run
 from distill_datasets.runtime.processes import Run, Runtime
 from distill_datasets.soft_labels.replay import Pictures
 from distill_datasets.stages.blocks import run_blocks
@@ -31,6 +39,8 @@ logger = logging.getLogger("distill_datasets")
 
 
 VERSION = 1
+DISTILLING = frozenset({"seed", "source", "squeeze", "distill"})
+"""What of a recipe decides its distilled images."""
 
 
 @dataclass(frozen=True)
@@ -80,18 +90,27 @@ def run(
     runtime = Runtime(trackers, str(own / "logs"))
     this = Run(recipe.seed, own, runtime, shown=not quiet)
     runtime.accelerator.init_trackers(recipe.name)
-    with runtime.reproducible(), library_bars(shown=not quiet):
+    with told_when_full(), runtime.reproducible(), library_bars(shown=not quiet):
         source = load_source(inputs.source, this.beside)
         check_rows(recipe, source)
         run_features(backbones_of(recipe), source, this.beside)
-        teachers = squeeze(recipe, inputs, source, this)
-        distilled, stage = distill(recipe, source, teachers, this)
-        relabeled = relabel(recipe, source, distilled, teachers, this)
-        exported = export(recipe, source, teachers, distilled, relabeled, this)
-        results = evaluate(recipe, source, teachers, exported, this)
-        finished = finish(exported, results, output, this)
+        with one_run("distill", lock_of(recipe, own, DISTILLING), runtime):
+            teachers = squeeze(recipe, inputs, source, this)
+            distilled, stage = distill(recipe, source, teachers, this)
+        with one_run("evaluate", lock_of(recipe, own), runtime):
+            relabeled = relabel(recipe, source, distilled, teachers, this)
+            exported = export(recipe, source, teachers, distilled, relabeled, this)
+            results = evaluate(recipe, source, teachers, exported, this)
+            finished = finish(exported, results, output, this)
     runtime.accelerator.end_training()
     return Outcome(finished, stage / "previews", read_manifest(finished))
+
+
+def lock_of(recipe: Recipe, own: Path, sections: frozenset[str] | None = None) -> Path:
+    """The lock of runs that do the same in a folder: by the whole recipe, or by some sections."""
+    resolved = recipe.resolved()
+    deciding = {name: resolved[name] for name in sorted(sections or resolved)}
+    return own / f".lock-{fingerprint(deciding)}"
 
 
 def squeeze(
@@ -173,10 +192,43 @@ def export(
     (measured,) = broadcast_object_list([fingerprint(deciding)])
     identity = fingerprint([VERSION, recipe.sha256(), measured])
     folder = this.folder / f"export-{identity}"
-    if this.runtime.is_main and not (folder / MANIFEST).exists():
+    if this.runtime.is_main and not holds_export(folder):
         write_dataset(folder, content, None)
+        mark_done(folder, {"manifests": manifests(folder)})
     this.runtime.wait()
     return Exported(folder, content, measured, identity)
+
+
+def holds_export(folder: Path) -> bool:
+    """Whether a dataset without results lies there as it was written; a damaged one is set aside.
+
+    It names its files and their hashes itself, and beside them lies the hash of what names them.
+    """
+    if not folder.exists():
+        return False
+    said, problems = done(folder), ["distill.json: missing"]
+    if (folder / MANIFEST).exists():
+        found = manifests(folder)
+        problems = ["distill.json: sha256 differs"]
+        # a run that was killed before it could say so has written all the same
+        if said is None or said["manifests"] == found:
+            problems = [problem for place in with_sibling(folder) for problem in verify(place)]
+    if problems:
+        set_aside(folder, f"{folder}: {'; '.join(problems[:3])}")
+        return False
+    if said is None:
+        mark_done(folder, {"manifests": found})
+    return True
+
+
+def manifests(folder: Path) -> list[str]:
+    """The sha256 of the manifest of a dataset, and of that of its label shards."""
+    return [sha256_of(place / MANIFEST) for place in with_sibling(folder)]
+
+
+def with_sibling(folder: Path) -> list[Path]:
+    """The folder of a dataset, and that of its label shards where it has some."""
+    return [folder, *(place for place in [sibling_of(folder)] if (place / MANIFEST).exists())]
 
 
 def evaluate(

@@ -106,6 +106,11 @@ class Runtime:
         if not self._alone:
             self.accelerator.wait_for_everyone()
 
+    def agreed(self, holds: bool) -> bool:
+        """Whether something holds as every process sees it; all of them ask."""
+        seen = torch.tensor([int(holds)], device=self.device)
+        return int(self.sum_in_order({self.index: seen}, self.processes, seen)) == self.processes
+
     def log(self, numbers: dict[str, float], step: int) -> None:
         """Tell the trackers."""
         if not self._alone:

@@ -13,7 +13,6 @@ does every other process.
 Shape suffixes: N distilled examples, B a block, C channels, H W pixels, K classes.
 """
 
-import json
 import logging
 import threading
 from collections.abc import Iterable, Iterator
@@ -30,13 +29,17 @@ from distill_datasets.data.real import RealData
 from distill_datasets.distilled import Distilled, DistilledImages
 from distill_datasets.errors import ArtifactError
 from distill_datasets.files.artifacts import (
+    done,
     fingerprint,
-    is_done,
+    holds_rows,
+    holds_tensors,
+    intact,
     mark_done,
     open_rows,
-    read_json,
+    read_note,
+    read_record,
     sha256_tensors,
-    write_json,
+    write_record,
     write_rows,
     write_tensors,
 )
@@ -88,7 +91,7 @@ class InitialImages:
             return
         classes = self._real.shape.k
         own = set(run.runtime.mine(classes))
-        missing = [label for label in labels if not self._file(folder, label).exists()]
+        missing = [label for label in labels if not holds_rows(self._file(folder, label))]
         order = sorted(missing, key=lambda label: (label not in own, label))
 
         def make(label: int) -> None:
@@ -296,17 +299,19 @@ def run_blocks(
     if squeezed is not None:
         identity.append(squeezed.fingerprint)
     folder = run.folder / f"distill-{fingerprint(identity)}"
-    if not is_done(folder):
+    facts, images = folder / "blocks.json", folder / "images.npy"
+    whole = [done(folder) is not None, holds_rows(images), intact(facts, read_record) is not None]
+    if not all(whole):
         _solve_mine(settings, real, run, blocks, initial, folder, squeezed)
         run.runtime.wait()
         if run.runtime.is_main:
             _gather(folder, blocks, real.shape)
         run.runtime.wait()
     return DistilledImages(
-        open_rows(folder / "images.npy"),
+        open_rows(images),
         torch.arange(real.shape.k).repeat_interleave(alone.per_class),
         folder,
-        read_json(folder / "blocks.json"),
+        read_record(facts)["blocks"],
     )
 
 
@@ -321,7 +326,7 @@ def _solve_mine(
 ) -> None:
     """Solve this process's blocks, without a word to any other process."""
     mine = run.runtime.mine(len(blocks))
-    left = [number for number in mine if not _file(folder, number).exists()]
+    left = [number for number in mine if not holds_tensors(_file(folder, number))]
     if len(left) < len(mine):
         logger.info("distill: %d of %d blocks are there", len(mine) - len(left), len(mine))
     for number in set(mine) - set(left):
@@ -349,8 +354,8 @@ def _gather(folder: Path, blocks: list[Block], shape: Shape) -> None:
     total = sum(len(block.places_N) for block in blocks)
     size = (total, shape.c, shape.h, shape.w)
     write_rows(folder / "images.npy", size, _in_order(folder, blocks, total))
-    facts = [_facts(_file(folder, number)) for number in range(len(blocks))]
-    write_json(folder / "blocks.json", facts)
+    facts = [read_note(_file(folder, number)) for number in range(len(blocks))]
+    write_record(folder / "blocks.json", {"blocks": facts})
     images_NCHW = open_rows(folder / "images.npy")
     spaced = torch.linspace(0, total - 1, min(total, SHEET)).round().long()
     draw_pictures(folder / "previews" / "images.png", list(images_NCHW[spaced].float() / 255))
@@ -386,13 +391,6 @@ def _rows(path: Path, row_B: Tensor) -> Tensor:
     with _opened(path) as file:
         together: Tensor = file.get_slice("images")[first : last + 1]
         return together[row_B - first]
-
-
-def _facts(path: Path) -> dict[str, float]:
-    """What is known of a block, read without its images."""
-    with _opened(path) as file:
-        facts: dict[str, float] = json.loads(file.metadata()["note"])
-        return facts
 
 
 @contextmanager

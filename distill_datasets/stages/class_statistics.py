@@ -18,7 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distill_datasets.data.real import RealData
-from distill_datasets.files.artifacts import fingerprint, read_tensors, write_tensors
+from distill_datasets.files.artifacts import (
+    fingerprint,
+    holds_tensors,
+    read_tensors,
+    write_tensors,
+)
 from distill_datasets.networks.teachers import batch_norms, with_hooks
 from distill_datasets.runtime.memory import images_at_once
 from distill_datasets.runtime.processes import Run
@@ -80,16 +85,15 @@ def run_statistics(
     real = source.real
     ranges = class_ranges(real)
     units = [(member, place) for member in range(squeezed.members) for place in range(len(ranges))]
-    missing = [
-        member for member in range(squeezed.members) if not _member_file(folder, member).exists()
-    ]
+    files = ((member, _member_file(folder, member)) for member in range(squeezed.members))
+    missing = [member for member, path in files if not holds_tensors(path)]
     # `missing` is the same list on every process: nobody writes before all have looked
     run.runtime.wait()
 
     def measure(unit: int) -> None:
         member, place = units[unit]
         path = _unit_file(folder, member, place)
-        if member in missing and not path.exists():
+        if member in missing and not holds_tensors(path):
             module = squeezed.module(member).to(run.runtime.device)
             write_tensors(path, sums_of(module, real, ranges[place]))
         bar.advance(1)

@@ -23,10 +23,12 @@ from distill_datasets.config import Section, part
 from distill_datasets.distilled import Distilled
 from distill_datasets.errors import DistillError
 from distill_datasets.files.artifacts import (
+    done,
     fingerprint,
-    is_done,
+    intact,
     mark_done,
     read_tensors,
+    set_aside,
     sha256_tensors,
     write_atomically,
     write_tensors,
@@ -142,6 +144,7 @@ class OuterState:
 
     def __init__(self, settings: Distill, distilled: Distilled) -> None:
         self.parameters = distilled.parameters
+        self._steps = settings.steps
         rules = {
             "canvas": settings.optimizer,
             "labels": settings.label_optimizer,
@@ -172,10 +175,18 @@ class OuterState:
         note = {"step": self.step, "mean_norm": self.mean_norm.hex(), "idle": self.idle}
         write_tensors(path, tensors, note)
 
-    def restore(self, path: Path) -> None:
-        """Read what `save` wrote, into the parameters themselves."""
+    def restore(self, path: Path) -> bool:
+        """Read what `save` wrote, into the parameters themselves; False where nothing whole is."""
+        saved = intact(path, read_tensors)
+        if saved is None:
+            return False
+        tensors, note = saved
+        shapes = {name: tensors[name].shape for name in self.parameters if name in tensors}
+        expected = {name: value.shape for name, value in self.parameters.items()}
+        if shapes != expected or note["step"] > self._steps:
+            set_aside(path, f"{path}: not a state of this recipe, that after step {note['step']}")
+            return False
         with torch.no_grad():
-            tensors, note = read_tensors(path)
             for name, parameter in self.parameters.items():
                 parameter.copy_(tensors[name])
                 self.states[name] = tuple(
@@ -191,6 +202,7 @@ class OuterState:
                 for name, values in tensors.items()
                 if name.startswith("carried/")
             }
+        return True
 
     def clip(self, grads: dict[str, Tensor], limit: float | None) -> None:
         """Scale the canvas gradient down to `limit` moving averages of its norm.
@@ -320,10 +332,17 @@ class OuterLoop:
         self.runtime.wait()
         return True
 
-    def read_finished(self) -> None:
-        """Take what an earlier run left after its last step."""
-        self._restore()
-        self._settle()
+    def take_finished(self) -> bool:
+        """Take what an earlier run left after its last step; False where its state is another."""
+        steps = self.settings.steps
+        if self._restore() and self._state.step == steps:
+            self._settle()
+            return True
+        logger.warning(
+            "%s: says that all %d steps are done, but its state is that after %d; it goes on there",
+            self.folder, steps, self._state.step,
+        )  # fmt: skip
+        return False
 
     def _settle(self) -> None:
         """Put what is published in place of the last values, which the saved state keeps.
@@ -350,18 +369,19 @@ class OuterLoop:
         self.distilled.take_targets(targets_NK)
 
     def _resume(self) -> None:
-        if not (self.folder / STATE).exists():
+        if not self._restore():
             return
-        self._restore()
         step, steps = self._state.step, self.settings.steps
         logger.info("distill: resumed after %d of %d steps", step, steps)
         self.bar.advance(step)
 
-    def _restore(self) -> None:
-        self._state.restore(self.folder / STATE)
+    def _restore(self) -> bool:
+        if not self._state.restore(self.folder / STATE):
+            return False
         for lane, values in self._state.carried.items():
             assert isinstance(self.networks, CarryingSource), "the state is of this very recipe"
             self.networks.carry(lane, values.to(self.runtime.device))
+        return True
 
     def _draw(self, lane: int) -> LaneDraw:
         return LaneDraw(self.seed, self._state.step, lane, self.settings.steps)
@@ -493,7 +513,7 @@ def run_distill(
     folder = run.folder / f"distill-{fingerprint(identity)}"
     distilled = distilled.to(run.runtime.device)
     networks = settings.networks.build(real.shape, run.runtime.device, squeezed)
-    done = is_done(folder) and (folder / STATE).exists()
+    finished = done(folder) is not None
     run.runtime.wait()
 
     def preview(step: int) -> None:
@@ -512,8 +532,7 @@ def run_distill(
             preview=preview,
         )
 
-    if done:
-        loop(NoBar()).read_finished()
+    if finished and loop(NoBar()).take_finished():
         return distilled, folder
     with run.bar("distill", settings.steps) as bar:
         loop(bar).run()

@@ -2,7 +2,7 @@
 
 Shards of some thousand images are units: one file each, dealt to processes, found ones are skipped.
 At last the main process puts the shards of a split together and computes their moments; the folder
-is named by the weights of the backbone and by the source, and says the sha256 of its files.
+is named by the weights of the backbone and by the source.
 
 Shape suffixes: N rows, B a batch, C channels, H W pixels, D features.
 """
@@ -17,24 +17,23 @@ from typing import TYPE_CHECKING
 import torch
 
 from distill_datasets.data.features import FeatureMoments, Features, moments
-from distill_datasets.errors import ArtifactError
 from distill_datasets.files.artifacts import (
-    DONE,
+    done,
     fingerprint,
-    is_done,
+    holds_rows,
+    holds_tensors,
     mark_done,
     open_rows,
-    read_json,
     read_tensors,
-    sha256_of,
     write_rows,
     write_tensors,
 )
 from distill_datasets.models.backbones import Backbone
+from distill_datasets.runtime.locks import LOCK, one_run
 from distill_datasets.runtime.memory import images_at_once
 from distill_datasets.runtime.processes import Run
 from distill_datasets.runtime.progress import Bar
-from distill_datasets.stages.source import LoadedSource, one_run
+from distill_datasets.stages.source import LoadedSource
 from distill_datasets.types import Shape
 
 if TYPE_CHECKING:
@@ -61,15 +60,16 @@ def run_features(backbones: Sequence[Backbone], source: LoadedSource, run: Run) 
 
     Raises:
         RecipeError: a backbone cannot be had.
-        ArtifactError: a file is not the one that was written.
     """
     for backbone in backbones:
         asked = backbone.load(run.runtime.device)
         folder = (
             run.folder / f"features-{fingerprint([VERSION, asked.fingerprint, source.fingerprint])}"
         )
-        with one_run(folder, run.runtime, needed=not is_done(folder)):
-            there = is_done(folder)  # all decide before one writes
+        there = run.runtime.agreed(_holds(folder))
+        with one_run("features", folder / LOCK, run.runtime, needed=not there):
+            # another run may have made all of it meanwhile; all decide before one writes
+            there = there or run.runtime.agreed(_holds(folder))
             run.runtime.wait()
             if not there:
                 _compute(folder, backbone, asked, source, run)
@@ -81,18 +81,14 @@ def run_features(backbones: Sequence[Backbone], source: LoadedSource, run: Run) 
         )  # fmt: skip
 
 
-def read_features(folder: Path) -> Features:
-    """What the stage has written.
+def _holds(folder: Path) -> bool:
+    """Whether everything lies there as it was written."""
+    rows = [holds_rows(folder / f"{split}.npy") for split in SPLITS]
+    return all(rows) and holds_tensors(folder / MOMENTS) and done(folder) is not None
 
-    Raises:
-        ArtifactError: a file is not the one that was written.
-    """
-    for name, expected in read_json(folder / DONE)["sha256"].items():
-        if sha256_of(folder / name) != expected:
-            raise ArtifactError(
-                f"{folder / name}: the bytes are not those that were written; move the folder away "
-                "and run again, the features are then computed again"
-            )
+
+def read_features(folder: Path) -> Features:
+    """What the stage has written."""
     train_ND, test_ND = (open_rows(folder / f"{split}.npy") for split in SPLITS)
     return Features(
         train_ND, test_ND, FeatureMoments.from_tensors(read_tensors(folder / MOMENTS)[0])
@@ -107,7 +103,9 @@ def _compute(
         (split, number) for split in SPLITS for number in range(-(-len(images[split]) // SHARD))
     ]
     left = [
-        unit for unit in run.runtime.mine(len(shards)) if not _file(folder, *shards[unit]).exists()
+        unit
+        for unit in run.runtime.mine(len(shards))
+        if not holds_rows(_file(folder, *shards[unit]))
     ]
     shown = f"features of {backbone.title}"
     with run.bar(shown, len(left)) as bar, run.runtime.pool(len(shards)) as run_units:
@@ -150,9 +148,7 @@ def _gather(
     labels_N = source.real.train.labels_N.cpu()
     found = moments(open_rows(folder / "train.npy"), labels_N, source.real.shape.k)
     write_tensors(folder / MOMENTS, found.to_tensors())
-    names = [*(f"{split}.npy" for split in SPLITS), MOMENTS]
-    shas = {name: sha256_of(folder / name) for name in names}
-    mark_done(folder, {"backbone": backbone.model_dump(mode="json"), "sha256": shas})
+    mark_done(folder, {"backbone": backbone.model_dump(mode="json")})
     for shard in shards:
         _file(folder, *shard).unlink(missing_ok=True)
 

@@ -27,11 +27,12 @@ from distill_datasets.errors import ArtifactError, refuse
 from distill_datasets.export.content import ViewLabels
 from distill_datasets.files.artifacts import (
     DONE,
+    done,
     fingerprint,
-    is_done,
+    holds_tensors,
     mark_done,
-    read_json,
-    read_tensors,
+    read_note,
+    read_record,
     sha256_tensors,
     write_tensors,
 )
@@ -223,13 +224,18 @@ def run_relabel(
     labeling = _Labeling(settings, pictures, ensemble, code, draws(run.seed, "relabel"), device)
     layout = Layout(settings, pictures.count, labeling.view_bytes + code.label_bytes)
     folder = run.folder / f"relabel-{_identity(settings, pictures, squeezed, run.seed)}"
-    if not is_done(folder):
-        _label_files(labeling, layout, folder, run)
-        run.runtime.wait()
-        if run.runtime.is_main:
-            mark_done(folder, _facts(labeling, layout, squeezed, folder))
-        run.runtime.wait()
-    return RelabelFolder(folder, layout, code, read_json(folder / DONE))
+    # File f belongs to process f modulo the number of processes: no two write the same one, and
+    # nobody waits. A file appears by a rename when it is whole, so one that is there is finished,
+    # whoever made it.
+    mine = run.runtime.mine(len(layout.files))
+    left = [number for number in mine if not holds_tensors(_file(folder, number))]
+    told = done(folder) is not None
+    _label_files(labeling, layout, folder, left, run)
+    run.runtime.wait()
+    if run.runtime.is_main and not told:
+        mark_done(folder, _facts(labeling, layout, squeezed, folder))
+    run.runtime.wait()
+    return RelabelFolder(folder, layout, code, read_record(folder / DONE))
 
 
 @dataclass(frozen=True)
@@ -286,13 +292,10 @@ def _deciding(settings: Relabel) -> dict[str, Any]:
     return settings.model_dump(mode="json", exclude={"parquet_below_bytes"})
 
 
-def _label_files(labeling: _Labeling, layout: Layout, folder: Path, run: Run) -> None:
-    """Label this process's files, without a word to any other process."""
-    # File f belongs to process f modulo the number of processes: no two write the same one, and
-    # nobody waits. A file appears by a rename when it is whole, so one that is there is finished,
-    # whoever made it.
-    mine = run.runtime.mine(len(layout.files))
-    left = [number for number in mine if not _file(folder, number).exists()]
+def _label_files(
+    labeling: _Labeling, layout: Layout, folder: Path, left: list[int], run: Run
+) -> None:
+    """Label these files, without a word to any other process."""
     lock = threading.Lock()
 
     def label(number: int) -> None:
@@ -316,7 +319,7 @@ def _facts(
 ) -> dict[str, Any]:
     """How all labels were made, once every file is there, as JSON."""
     # every file says beside its tensors in how many of its views the teachers agree
-    agreed = sum(read_tensors(_file(folder, number))[1] for number in range(len(layout.files)))
+    agreed = sum(read_note(_file(folder, number)) for number in range(len(layout.files)))
     return {
         **_deciding(labeling.settings),
         "networks": [part.model_dump(mode="json") for part in squeezed.architectures],

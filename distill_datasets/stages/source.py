@@ -6,13 +6,9 @@ all pixels: they lie in files that are read memory-mapped.
 """
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from filelock import FileLock, Timeout
 
 from distill_datasets.data.normalization import Normalization, count_values
 from distill_datasets.data.provenance import Provenance
@@ -21,14 +17,16 @@ from distill_datasets.data.source import Source, SourceDataset
 from distill_datasets.data.stores import RowFiles
 from distill_datasets.errors import DataError
 from distill_datasets.files.artifacts import (
+    done,
     fingerprint,
-    is_done,
+    holds_tensors,
     mark_done,
     open_rows,
     read_tensors,
     write_tensors,
 )
 from distill_datasets.runtime.draws import draws
+from distill_datasets.runtime.locks import LOCK, one_run
 from distill_datasets.runtime.processes import Run, Runtime
 from distill_datasets.runtime.progress import progress_bar
 
@@ -36,8 +34,6 @@ logger = logging.getLogger("distill_datasets")
 
 VERSION = 2
 LISTED_CLASSES = 20
-LOCK = ".lock"
-LOOKS_EVERY_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -51,6 +47,8 @@ class LoadedSource:
 
 def load_source(source: SourceDataset, run: Run) -> LoadedSource:
     """Read and normalize the source, or take both from an earlier run.
+
+    What an earlier run has left is compared with its checksums, by all processes together.
 
     Args:
         source: what `open_source` returned.
@@ -70,14 +68,19 @@ def load_source(source: SourceDataset, run: Run) -> LoadedSource:
     normalizing = section.model_dump(mode="json", include=normal)
     normalized = folder / f"normalization-{fingerprint(normalizing)}.safetensors"
     data, store = folder / "data.safetensors", RowFiles(folder, run.runtime)
-    parts = [data, store.path("train"), store.path("test")]
 
-    def is_read() -> bool:
-        return is_done(folder) and all(path.exists() for path in parts)
+    def left() -> tuple[bool, bool]:
+        """Whether the rows and their normalization lie there whole, as all processes see it."""
+        rows = [store.holds("train"), store.holds("test"), holds_tensors(data)]
+        return (
+            run.runtime.agreed(all(rows) and done(folder) is not None),
+            run.runtime.agreed(holds_tensors(normalized)),
+        )
 
-    with one_run(folder, run.runtime, needed=not (is_read() and normalized.exists())):
-        # all decide before one writes
-        there, fitting = is_read(), not normalized.exists()
+    found = left()
+    with one_run("source", folder / LOCK, run.runtime, needed=not all(found)):
+        # another run may have made all of it meanwhile; all look before one writes
+        there, fitted = found if all(found) else left()
         run.runtime.wait()
         if not there:
             with progress_bar("source", 1, shown=run.shown) as bar:
@@ -99,10 +102,10 @@ def load_source(source: SourceDataset, run: Run) -> LoadedSource:
         run.runtime.wait()
         images = [open_rows(store.path(name)) for name in ("train", "test")]
         decoded = Decoded.from_tensors(*read_tensors(data), *images)
-        if fitting:
-            fitted = fit(decoded, section, run.runtime)
+        if not fitted:
+            normalization = fit(decoded, section, run.runtime)
             if run.runtime.is_main:
-                write_tensors(normalized, fitted.to_tensors())
+                write_tensors(normalized, normalization.to_tensors())
         run.runtime.wait()
     normalization = Normalization.from_tensors(read_tensors(normalized)[0])
     train, test = decoded.train.images_NCHW, decoded.test.images_NCHW
@@ -125,51 +128,6 @@ def load_source(source: SourceDataset, run: Run) -> LoadedSource:
         decoded.provenance,
         fingerprint([identity, normalizing, section.model_dump(include=training)]),
     )
-
-
-@contextmanager
-def one_run(folder: Path, runtime: Runtime, *, needed: bool) -> Iterator[None]:
-    """Keep other runs from writing into a folder meanwhile; wait for one that does.
-
-    The main process holds the lock for all processes of its run, which wait for it here. The kernel
-    takes it back from a process that ends, however it ends; the empty file stays.
-
-    Args:
-        folder: what is shared; it is made.
-        runtime: this run.
-        needed: False where this process sees that nothing is left to be written.
-    """
-    lock = FileLock(folder / LOCK)
-    if needed:
-        folder.mkdir(parents=True, exist_ok=True)
-    try:
-        if needed and runtime.is_main:
-            _acquire(lock)
-        runtime.wait()
-        yield
-    finally:
-        lock.release()
-
-
-def _acquire(lock: FileLock) -> None:
-    """Take a lock, however long another run holds it."""
-    try:
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            logger.info(
-                "source: another run is reading the same source; this one goes on when it lets go "
-                "of %s",
-                lock.lock_file,
-            )
-            lock.acquire(poll_interval=LOOKS_EVERY_SECONDS)
-    except (OSError, NotImplementedError) as error:
-        logger.warning(
-            "%s: cannot lock this file (%s); start no other run that reads the same source until "
-            "this one has read it, or choose a folder on another file system with --runs",
-            lock.lock_file,
-            error,
-        )
 
 
 def fit(decoded: Decoded, section: Source, runtime: Runtime) -> Normalization:

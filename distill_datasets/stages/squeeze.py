@@ -26,10 +26,12 @@ from torch import Tensor, nn
 from distill_datasets.errors import ArtifactError, DistillError, RecipeError, refuse
 from distill_datasets.files.artifacts import (
     fingerprint,
-    read_json,
+    holds_tensors,
+    intact,
+    read_record,
     read_tensors,
     sha256_of,
-    write_json,
+    write_record,
     write_tensors,
 )
 from distill_datasets.models.architecture import Architecture
@@ -255,8 +257,7 @@ def run_squeeze(
     # Without, members are dealt to processes and their threads: each file has one writer.
     together = settings.shards > 1
     mine = list(range(settings.members)) if together else run.runtime.mine(settings.members)
-    total = len(mine) * max(1, settings.epochs)
-    with run.bar("squeeze", total) as bar:
+    with run.bar("squeeze", len(mine) * max(1, settings.epochs)) as bar:
         writer = _MemberWriter(settings, source, run.seed, folder, run.runtime, bar)
         if together:
             for member in mine:
@@ -293,7 +294,7 @@ class _MemberWriter:
 
     def take(self, files: Sequence[Path], member: int) -> None:
         """Finish a member with the weights of its file."""
-        if not self._done(member):
+        if not _is_done(self.folder, member):
             checkpoint, name = read_checkpoint(files[member]), self.settings.weights[member]
             real, architecture = self.source.real, self.settings.architectures[member]
             module = loaded(architecture, real.shape, checkpoint.tensors, name)
@@ -309,7 +310,7 @@ class _MemberWriter:
     def train(self, member: int) -> None:
         """Train a member to its end, from its checkpoint or from the start."""
         settings = self.settings
-        if self._done(member):
+        if _is_done(self.folder, member):
             self.bar.advance(settings.epochs)
             return
         training = MemberTraining(
@@ -340,10 +341,6 @@ class _MemberWriter:
         if writes:
             self._finish(member, training.module, training.rows, {})
 
-    def _done(self, member: int) -> bool:
-        path = _file(self.folder, member)
-        return path.exists() and path.with_suffix(".json").exists()
-
     def _finish(
         self, member: int, module: nn.Module, rows: list[Tensor], origin: Mapping[str, object]
     ) -> None:
@@ -355,12 +352,18 @@ class _MemberWriter:
         at_once = images_at_once(real.shape, next(module.parameters()).device)
         right = accuracy(module, real.test_batches(at_once))
         facts = {"accuracy": right, "sha256": sha256_of(path), "threads": torch.get_num_threads()}
-        write_json(path.with_suffix(".json"), {**facts, **origin})
+        write_record(path.with_suffix(".json"), {**facts, **origin})
 
 
 def with_statistics(squeezed: SqueezedFolder, folder: Path) -> SqueezedFolder:
     """The same members with the statistics of every class that lie in a folder."""
     return replace(squeezed, statistics=folder)
+
+
+def _is_done(folder: Path, member: int) -> bool:
+    """Whether weights and facts of a member lie there whole."""
+    path = _file(folder, member)
+    return intact(path.with_suffix(".json"), read_record) is not None and holds_tensors(path)
 
 
 def _file(folder: Path, member: int) -> Path:
@@ -373,5 +376,4 @@ def _checkpoint(folder: Path, member: int) -> Path:
 
 
 def _facts(folder: Path, member: int) -> dict[str, Any]:
-    facts: dict[str, Any] = read_json(_file(folder, member).with_suffix(".json"))
-    return facts
+    return read_record(_file(folder, member).with_suffix(".json"))

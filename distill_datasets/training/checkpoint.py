@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from distill_datasets.files.artifacts import read_tensors, write_tensors
+from distill_datasets.files.artifacts import intact, read_tensors, write_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,10 +57,14 @@ class TrainingCheckpoint:
 
     def read(self) -> tuple[dict[str, Tensor], int] | None:
         """The tensors that were written last and the steps done by then; None before the first."""
-        if not self._path.exists():
-            return None
-        tensors, note = read_tensors(self._path)
-        return tensors, int(note["steps"])
+        saved = intact(self._path, read_tensors)
+        return None if saved is None else (saved[0], int(saved[1]["steps"]))
+
+    def forget_after(self, steps: int) -> None:
+        """Delete what was written after more steps than these, whose result is asked for anew."""
+        saved = self.read()
+        if saved is not None and saved[1] > steps:
+            self.remove()
 
     @property
     def is_due(self) -> bool:

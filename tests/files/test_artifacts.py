@@ -1,7 +1,12 @@
 """Files of a stage: whole or not there, and named by what decides them."""
 
+import contextlib
 import hashlib
 import json
+import logging
+import os
+import resource
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,17 +14,27 @@ import pytest
 import torch
 
 from distill_datasets.errors import ArtifactError
+from distill_datasets.files import artifacts
 from distill_datasets.files.artifacts import (
     canonical_json,
+    create_rows,
+    done,
+    fill_rows,
     fingerprint,
-    is_done,
+    holds_rows,
+    holds_tensors,
+    intact,
     mark_done,
     open_rows,
     read_json,
+    read_record,
     read_tensors,
+    seal_rows,
     sha256_of,
+    told_when_full,
     write_atomically,
     write_json,
+    write_record,
     write_rows,
     write_tensors,
     write_text,
@@ -73,9 +88,11 @@ def test_others_may_read_what_was_written(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_made_is_refused_with_a_remedy(tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("a file")
-    with pytest.raises(ArtifactError, match=r"runs: cannot write here \(.*--runs or --output"):
+    with pytest.raises(
+        ArtifactError, match=r"runs: cannot write note.txt here \(.*--runs or --output"
+    ):
         write_text(tmp_path / "runs" / "note.txt", "text")
-    with pytest.raises(ArtifactError, match="cannot write here"):
+    with pytest.raises(ArtifactError, match=r"cannot write note\.txt here"):
         write_text(tmp_path / "runs" / "deep" / "note.txt", "text")
 
 
@@ -179,9 +196,9 @@ def test_there_is_no_fingerprint_of_a_value_that_equals_nothing() -> None:
 
 def test_a_stage_is_done_when_it_says_so(tmp_path: Path) -> None:
     folder = tmp_path / "distill-0123456789ab"
-    assert not is_done(folder)
+    assert done(folder) is None
     mark_done(folder, {"steps": 4})
-    assert is_done(folder) and read_json(folder / "DONE.json") == {"steps": 4}
+    assert done(folder) == read_record(folder / "DONE.json") == {"steps": 4}
 
 
 def test_rows_come_back_memory_mapped_as_they_were_streamed(tmp_path: Path) -> None:
@@ -238,3 +255,194 @@ def test_damaged_rows_say_what_to_do(tmp_path: Path) -> None:
     np.save(path, np.array([{"a": 1}], dtype=object))
     with pytest.raises(ArtifactError, match="move it away"):
         open_rows(path)
+
+
+ROWS = torch.arange(24, dtype=torch.uint8).view(6, 4)
+RECORD = {"accuracy": 0.8125, "per_class": [0.75, None], "seed": 3}
+TENSORS = {"rows": ROWS, "state": torch.tensor([0.5, -2.0, 1e-42], dtype=torch.float32)}
+
+
+def sealed_rows(path: Path) -> None:
+    """An array that is filled piece by piece, as the decoded source is."""
+    create_rows(path, (6, 4))
+    for first in (0, 4):
+        fill_rows(path, first, ROWS[first : first + 4])
+    seal_rows(path)
+
+
+KINDS: dict[str, tuple[Callable[[Path], None], Callable[[Path], object]]] = {
+    "a record": (
+        lambda path: write_record(path, RECORD),
+        lambda path: intact(path, read_record),
+    ),
+    "tensors": (
+        lambda path: write_tensors(path, TENSORS, {"step": 7}),
+        lambda path: read_tensors(path) if holds_tensors(path) else None,
+    ),
+    "streamed rows": (
+        lambda path: write_rows(path, (6, 4), [ROWS]),
+        lambda path: open_rows(path) if holds_rows(path) else None,
+    ),
+    "filled rows": (
+        sealed_rows,
+        lambda path: open_rows(path) if holds_rows(path) else None,
+    ),
+}
+
+
+def same(got: object, expected: object) -> bool:
+    """Whether two things that were read are equal, tensors bit for bit."""
+    if isinstance(expected, torch.Tensor):
+        return isinstance(got, torch.Tensor) and torch.equal(got, expected)
+    if isinstance(expected, dict):
+        return (
+            isinstance(got, dict)
+            and got.keys() == expected.keys()
+            and all(same(got[key], expected[key]) for key in expected)
+        )
+    if isinstance(expected, tuple):
+        return isinstance(got, tuple) and all(map(same, got, expected))
+    return got == expected
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_flipped_bit_is_noticed_or_changes_nothing(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(artifacts, "PIECE_BYTES", 7)  # several pieces, the last one shorter
+    write, read = KINDS[kind]
+    path = tmp_path / "kept"
+    write(path)
+    whole, expected = path.read_bytes(), read(path)
+    path.unlink()
+    assert expected is not None
+    noticed = 0
+    for bit in range(8 * len(whole)):
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        flipped = tmp_path / f"{bit}"  # a new name: the last one may still be mapped
+        flipped.write_bytes(damaged)
+        got = read(flipped)
+        noticed += got is None
+        assert got is None or same(got, expected), f"bit {bit} of {len(whole)} bytes"
+        assert flipped.with_name(f"{bit}.damaged").exists() == (got is None)
+    assert noticed > 7 * len(whole) // 2, "most bits are content"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_that_is_cut_short_or_empty_is_noticed(tmp_path: Path, kind: str) -> None:
+    write, read = KINDS[kind]
+    path = tmp_path / "kept"
+    write(path)
+    whole = path.read_bytes()
+    for length in {*range(0, len(whole) - 1, 5), len(whole) - 2}:
+        cut = tmp_path / f"{length}"
+        cut.write_bytes(whole[:length])
+        got = read(cut)
+        # a file of rows that ends with its last row was never sealed
+        assert got is None or (length < len(whole) - 8 and same(got, read(path)))
+
+
+def test_a_damaged_file_is_kept_and_told_with_its_new_name(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "default-000.json"
+    for name in ("default-000.json.damaged", "default-000.json.damaged1"):
+        write_record(path, RECORD)
+        path.write_text(path.read_text().replace("0.8125", "0.9125"))
+        with caplog.at_level(logging.WARNING):
+            assert intact(path, read_record) is None
+        assert not path.exists() and "0.9125" in (tmp_path / name).read_text()
+        assert f"{path}: its checksum is" in caplog.text
+        assert f"it is kept as {name} and made anew" in caplog.text
+
+
+def test_processes_that_share_the_look_see_every_piece_between_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(artifacts, "PIECE_BYTES", 4)
+    for row in range(6):
+        path = tmp_path / f"{row}.npy"
+        write_rows(path, (6, 4), [ROWS])
+        content = bytearray(path.read_bytes())
+        content[128 + 4 * row] ^= 1
+        seen = []
+        for index in range(4):
+            path.write_bytes(content)
+            seen.append(not holds_rows(path, index, 4))
+        assert seen == [row % 4 == index for index in range(4)]
+
+
+def test_a_file_is_safe_on_disk_before_it_gets_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "note.txt"
+    write_text(path, "old")
+    synced, fsync = list[tuple[bytes, bytes]](), os.fsync
+
+    def noted(handle: int) -> None:
+        fsync(handle)
+        synced.append((os.pread(handle, 100, 0), path.read_bytes()))
+
+    monkeypatch.setattr(os, "fsync", noted)
+    write_text(path, "new")
+    # what is made safe is all of the new file, at a time when the name is still the old one's
+    assert synced == [(b"new", b"old")] and path.read_bytes() == b"new"
+
+
+@contextlib.contextmanager
+def files_below(most: int) -> Iterator[None]:
+    """No file may become larger: what a full disk does, without one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+MANY = torch.arange(40_000).to(torch.uint8).view(100, 400)
+
+
+@pytest.mark.parametrize("most", [0, 100, 8192, 30_000])
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: write_tensors(path, {"many": MANY}),
+        lambda path: write_rows(path, (100, 400), [MANY]),
+        lambda path: write_record(path, {"many": MANY.tolist()}),
+    ],
+    ids=["tensors", "rows", "a record"],
+)
+def test_a_disk_that_is_full_leaves_the_old_file_and_says_what_to_do(
+    tmp_path: Path, write: Callable[[Path], None], most: int
+) -> None:
+    path = tmp_path / "kept"
+    write(path)
+    before = path.read_bytes()
+    told = r"cannot write kept here \(File too large\); free space or choose.*before is kept"
+    with files_below(most), pytest.raises(ArtifactError, match=told):
+        write(path)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+def test_rows_that_are_filled_in_on_a_full_disk_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "train.unfinished.npy"
+    create_rows(path, tuple(MANY.shape))
+    with files_below(20_000):
+        fill_rows(path, 0, MANY[:40])
+        with pytest.raises(ArtifactError, match=r"train\.unfinished\.npy here \(File too large\)"):
+            fill_rows(path, 40, MANY[40:])
+
+
+def test_a_full_disk_is_told_whichever_library_was_writing() -> None:
+    with (
+        pytest.raises(ArtifactError, match=r"big\.arrow: cannot write \(No space left"),
+        told_when_full(),
+    ):
+        try:
+            raise OSError(28, "No space left on device", "big.arrow")
+        except OSError as error:
+            raise ValueError("An error occurred while generating the dataset") from error
+    with pytest.raises(ValueError, match="something else"), told_when_full():
+        raise ValueError("something else")

@@ -338,12 +338,19 @@ def test_images_never_lie_in_memory_all_at_once(
     assert torch.equal(found.images_NCHW, again.images_NCHW)
 
 
-def test_a_damaged_block_is_named(tmp_path: Path) -> None:
+def test_a_damaged_block_is_kept_aside_named_and_solved_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     found = run(settings(RECOVER), tmp_path)
+    before = bits(tmp_path)
     (found.folder / "DONE.json").unlink()
     (found.folder / "block-00001.safetensors").write_bytes(b"half")
-    with pytest.raises(ArtifactError, match=r"block-00001.*move the file away and run again"):
-        run(settings(RECOVER), tmp_path)
+    run(settings(RECOVER), tmp_path)
+    assert "block-00001.safetensors: not a readable safetensors file" in caplog.text
+    kept = found.folder / "block-00001.safetensors.damaged"
+    assert kept.read_bytes() == b"half"
+    kept.unlink()
+    assert bits(tmp_path) == before
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {

@@ -9,7 +9,7 @@ from support.probe_problem import SHAPE, seen, tiny_backbone
 from support.tiny import toy_real
 
 from distill_datasets.data.real import RealData
-from distill_datasets.errors import ArtifactError, DataError
+from distill_datasets.errors import DataError
 from distill_datasets.models.frozen import FrozenBackbone
 from distill_datasets.runtime.processes import Run, Runtime
 from distill_datasets.stages import features
@@ -98,13 +98,19 @@ def test_another_size_is_another_folder(tmp_path: Path) -> None:
     assert len(sizes) == 2
 
 
-def test_other_bytes_are_refused(tmp_path: Path) -> None:
+def test_other_bytes_are_kept_aside_and_computed_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     _, stage = computed(tmp_path)
-    content = bytearray((stage / "train.npy").read_bytes())
-    content[-1] ^= 1
-    (stage / "train.npy").write_bytes(bytes(content))
-    with pytest.raises(ArtifactError, match=r"train\.npy: the bytes are not those"):
-        computed(tmp_path)
+    whole = (stage / "train.npy").read_bytes()
+    damaged = bytearray(whole)
+    damaged[200] ^= 1
+    (stage / "train.npy").unlink()  # the features are still mapped
+    (stage / "train.npy").write_bytes(damaged)
+    computed(tmp_path)
+    assert "train.npy: the checksum of rows" in caplog.text
+    assert (stage / "train.npy").read_bytes() == whole
+    assert (stage / "train.npy.damaged").read_bytes() == damaged
 
 
 def test_features_that_nobody_computed_are_asked_for_by_the_name_of_the_backbone(

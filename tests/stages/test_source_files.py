@@ -335,9 +335,11 @@ def test_of_two_runs_that_read_one_source_one_reads_and_the_other_waits(tmp_path
     (folder,) = (tmp_path / "runs").iterdir()
     for name, split in (("train.npy", alone.train), ("test.npy", alone.test)):
         assert torch.equal(open_rows(folder / name), split.images_NCHW)
-    waited = [text for text in (told, other_told) if "another run is reading" in text]
-    assert len(waited) == 1 and waited[0].count("goes on when it lets go of") == 1
-    assert str(folder / ".lock") in waited[0]
+    texts = [told, other_told]
+    waited = [place for place, text in enumerate(texts) if "this run waits for it" in text]
+    assert len(waited) == 1 and texts[waited[0]].count("source: another run") == 1
+    assert str(folder / ".lock") in texts[waited[0]]
+    assert not (folder / ".lock.json").exists()  # who held it is of no use any more
 
 
 @pytest.mark.timeout(120)

@@ -22,7 +22,7 @@ from distill_datasets.evaluation.protocol import Evaluate
 from distill_datasets.export.content import STARTS
 from distill_datasets.export.folder import verify
 from distill_datasets.export.reading import load_rows
-from distill_datasets.files.artifacts import read_json, read_tensors
+from distill_datasets.files.artifacts import read_json, read_record, read_tensors
 from distill_datasets.files.yaml_text import to_yaml
 from distill_datasets.models.convnets import ConvNet
 from distill_datasets.networks.network import FlatNetwork, skeleton_of
@@ -44,14 +44,14 @@ import os, signal, sys, threading
 from distill_datasets.cli import main
 from distill_datasets.stages import squeeze
 
-original, lock = squeeze.write_json, threading.Lock()
+original, lock = squeeze.write_record, threading.Lock()
 
 def last(*arguments):
     with lock:
         original(*arguments)
         os.kill(os.getpid(), signal.SIGKILL)
 
-squeeze.write_json = last
+squeeze.write_record = last
 main()
 """
 
@@ -107,7 +107,7 @@ def test_snapshots_are_what_plain_training_passes_through(folder: SqueezedFolder
 
 def test_members_learn_and_their_files_say_how_well(folder: SqueezedFolder) -> None:
     assert min(folder.accuracies()) > 0.6  # chance is a third
-    facts = read_json(folder.folder / "member-0001.json")
+    facts = read_record(folder.folder / "member-0001.json")
     assert facts["accuracy"] == folder.accuracies()[1]
     assert facts.keys() == {"accuracy", "sha256", "threads"}
 

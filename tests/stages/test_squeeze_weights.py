@@ -19,7 +19,7 @@ from distill_datasets.data.decoding import Split
 from distill_datasets.data.provenance import Provenance
 from distill_datasets.data.real import RealData
 from distill_datasets.errors import ArtifactError, RecipeError, refuse
-from distill_datasets.files.artifacts import read_json
+from distill_datasets.files.artifacts import read_record
 from distill_datasets.models.convnets import ConvNet
 from distill_datasets.models.vision import Torchvision
 from distill_datasets.optimizers import Sgd
@@ -104,7 +104,7 @@ def test_a_file_is_taken_as_it_is_and_nothing_is_trained(
             taken(tmp_path, path)  # the second time it is there already
     assert same(found.module(0), trained.module(0))
     assert found.accuracies() == trained.accuracies()
-    facts = read_json(found.folder / "member-0000.json")
+    facts = read_record(found.folder / "member-0000.json")
     assert facts["file"] == path and facts["normalization"]["kind"] == "mean_std"
     # a member's own file says how well it did; a plain state dict does not
     assert facts["claimed"] == (trained.accuracies()[0] if form == "member" else None)
