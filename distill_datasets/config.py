@@ -97,6 +97,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "correct": "distill_datasets.selection.coresets:Correct",
         "herding": "distill_datasets.selection.coresets:Herding",
         "k_center": "distill_datasets.selection.coresets:KCenter",
+        "nearest": "distill_datasets.selection.coresets:Nearest",
         "noise": "distill_datasets.selection.random:Noise",
         "published": "distill_datasets.selection.published:Published",
         "rded": "distill_datasets.selection.rded:Rded",
@@ -104,6 +105,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
     },
     "orders": {
         "clip": "distill_datasets.canvases.class_order:Clip",
+        "features": "distill_datasets.canvases.class_order:ByFeatures",
         "list": "distill_datasets.canvases.class_order:Listed",
         "visual": "distill_datasets.canvases.class_order:Visual",
     },

@@ -15,6 +15,7 @@ from pydantic import Field
 
 from distill_datasets.config import Part
 from distill_datasets.errors import RecipeError
+from distill_datasets.models.backbones import BackboneField
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -103,6 +104,23 @@ class Visual(ClassOrder):
     def arrange(self, real: RealData, rows: list[int]) -> list[int]:
         mean_KD = real.prototypes_KCHW().flatten(1).cpu()
         return place_greedily(cosine(mean_KD - mean_KD.mean(dim=0)), rows)
+
+
+class ByFeatures(ClassOrder):
+    """Classes whose images are alike to a frozen backbone are neighbors."""
+
+    paper: ClassVar[str] = "PoDD, arXiv:2403.12040, PoCO with features of images"
+    name: Literal["features"] = "features"
+    backbone: BackboneField
+
+    def arrange(self, real: RealData, rows: list[int]) -> list[int]:
+        centers_KD = real.features_of(self.backbone).moments.centers_KD
+        return place_greedily(cosine(centers_KD), rows)
+
+    def problems(self, classes: int) -> Iterable[str]:
+        missing = self.backbone.absent()
+        if missing is not None:
+            yield missing
 
 
 class Clip(ClassOrder):

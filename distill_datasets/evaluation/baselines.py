@@ -35,6 +35,7 @@ from distill_datasets.export.reading import load_rows, read_published
 from distill_datasets.files.artifacts import read_tensors
 from distill_datasets.media.image import to_bytes
 from distill_datasets.models.architecture import Architecture
+from distill_datasets.models.backbones import Backbone
 from distill_datasets.runtime.draws import Draw, draws
 from distill_datasets.soft_labels.codes import code_of, published_code
 from distill_datasets.soft_labels.ensemble import TeacherEnsemble
@@ -120,7 +121,7 @@ def baselines(
     rows, images_of_all = configs["default"]["rows"], len(real.train.labels_N)
     whole = Room(images_of_all, (shape.h, shape.w), shrunk=False)
     if labeling is None:
-        examples = image_examples(exported, real, pixels, seed)
+        examples = image_examples(exported, real, pixels, seed, settings.network.frozen())
     else:
         examples = view_examples(settings.teacher_loss, labeling, exported, real, pixels, seed)
 
@@ -158,7 +159,7 @@ def _of_real(row: ResultRow, students: int, steps: int, room: Room, make: MakeEx
 
 
 def image_examples(
-    exported: Path, real: RealData, pixels: int, seed: int
+    exported: Path, real: RealData, pixels: int, seed: int, space: Backbone | None
 ) -> dict[str, MakeExamples]:
     """What students train on where images have labels, by the row; nothing is read before it is.
 
@@ -167,6 +168,7 @@ def image_examples(
         real: the source.
         pixels: the budget of the published images.
         seed: of the run.
+        space: the backbone between whose features images are chosen; None: between pixels.
     """
     shape, device = real.shape, real.train.labels_N.device
 
@@ -182,7 +184,7 @@ def image_examples(
     return {
         "default": lambda draw: published(),
         "exact": lambda draw: exact(),
-        **stored_references(real, pixels, seed),
+        **stored_references(real, pixels, seed, space),
         "full": lambda draw: whole,
     }
 

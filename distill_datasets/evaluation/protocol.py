@@ -37,9 +37,9 @@ class Evaluate(Student):
     )
     references: list[Reference] = Field(
         default=[],
-        description="rows to compare with: random, chosen (herding, k_center) and mean (class_mean)"
-        " real images at the same number of pixels, shrunk where they are fewer than classes; twice"
-        " as many centers, shrunk (k_means); and the whole dataset",
+        description="rows to compare with: random, chosen (herding, k_center, nearest) and mean "
+        "(class_mean) real images at the same number of pixels, shrunk where they are fewer than "
+        "classes; twice as many centers, shrunk (k_means); and the whole dataset",
     )
     full_epochs: int = Field(default=20, gt=0, description="training of the `full` reference")
     full_students: int = Field(default=2, gt=0, description="students of the `full` reference")

@@ -22,7 +22,7 @@ from torch.nn import functional
 from distill_datasets.data.normalization import Normalization, count_values
 from distill_datasets.media.image import to_bytes
 from distill_datasets.runtime.draws import Draw, draws
-from distill_datasets.selection.coresets import ClassMean, Herding, KCenter
+from distill_datasets.selection.coresets import ClassMean, Herding, KCenter, Measured, Nearest
 from distill_datasets.selection.random import Real
 from distill_datasets.selection.selection import Selection
 from distill_datasets.training.examples import Stored
@@ -31,13 +31,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from distill_datasets.data.real import RealData
+    from distill_datasets.models.backbones import Backbone
     from distill_datasets.types import Shape
 
 MakeStored = Callable[[Draw], Stored]
 """The real images of one student, given its randomness."""
 
 T = TypeVar("T")
-CHOSEN: tuple[Selection, ...] = (Herding(), KCenter(), ClassMean())
+CHOSEN: tuple[Measured, ...] = (Herding(), KCenter(), Nearest(), ClassMean())
 CENTERS = 2
 """Centers of a class for every image that the others show of it."""
 
@@ -88,15 +89,19 @@ def rooms_of(shape: Shape, pixels: int) -> dict[str, Room]:
     return dict.fromkeys(names, equal) | {"k_means": room_for(shape, pixels, CENTERS)}
 
 
-def stored_references(real: RealData, pixels: int, seed: int) -> dict[str, MakeStored]:
+def stored_references(
+    real: RealData, pixels: int, seed: int, space: Backbone | None = None
+) -> dict[str, MakeStored]:
     """What students of references train on, by the row; nothing is selected before it is asked for.
 
     Args:
         real: the source.
         pixels: that no reference exceeds.
         seed: of the run.
+        space: the backbone between whose features distances are; None: between pixels.
     """
-    selections = {selection.name: selection for selection in CHOSEN} | {"k_means": ClassMean()}
+    chosen = [selection.model_copy(update={"space": space}) for selection in CHOSEN]
+    selections = {selection.name: selection for selection in chosen} | {"k_means": ClassMean()}
     displayed = _Displayed(real)
     made: dict[str, MakeStored] = {}
     for name, room in rooms_of(real.shape, pixels).items():

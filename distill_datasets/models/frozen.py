@@ -132,6 +132,13 @@ def put(module: nn.Module, tensors: Mapping[str, Tensor], title: str) -> None:
         ) from error
 
 
+def classes_of(tensors: Mapping[str, Tensor], module: nn.Module, otherwise: int) -> int:
+    """How many classes the classifier of a state dict tells apart, by its name in the module."""
+    last = last_linear(module)
+    weight = None if last is None else tensors.get(f"{last[0]}.weight")
+    return otherwise if weight is None else len(weight)
+
+
 def without_classifier(module: nn.Module, title: str) -> nn.Module:
     """The network with its last linear layer taken out, so that it answers what that layer saw."""
     last = last_linear(module)
@@ -182,7 +189,7 @@ def torchvision_trunk(model: str, file: str | None, weights: bool) -> Trunk:
                 if file is None
                 else state_dict_of(file)
             )
-        classes = next(reversed(tensors.values())).shape[0]
+        classes = classes_of(tensors, module, CLASSES)
         if classes != CLASSES:
             module = torchvision.models.get_model(name, weights=None, num_classes=classes)
         put(module, tensors, f"torchvision/{model}")
@@ -228,7 +235,7 @@ def transformers_trunk(model: str, file: str | None, weights: bool) -> Trunk:
     title = f"transformers/{model}"
     with fetching(title, (RuntimeError, KeyError)):
         config = transformers.AutoConfig.from_pretrained(model)
-        described, _ = transformers.AutoImageProcessor.get_image_processor_dict(model)
+        described, _ = transformers.ImageProcessingMixin.get_image_processor_dict(model)
     two_sided = "vision_config" in config.to_dict()
     if not weights or file is not None:
         module = transformers.AutoModel.from_config(config)
@@ -311,7 +318,7 @@ def squeezed_trunk(
         return without_classifier(network.build(one_class), network.name)
     tensors = state_dict_of(file)
     if WEIGHTS not in tensors:
-        classes = next(reversed(tensors.values())).shape[0]
+        classes = classes_of(tensors, network.build(one_class), 1)
         module = built(network, Shape(channels, *sides, classes))
         put(module, tensors, network.name)
         return without_classifier(module, network.name)

@@ -8,12 +8,13 @@ Shape suffixes: B a batch, C channels, H W pixels.
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from distill_datasets.evaluation.protocol import Evaluate
 from distill_datasets.models.architecture import Architecture, last_linear
 from distill_datasets.models.flops import IMAGE_GRADIENT, WEIGHT_GRADIENT
 from distill_datasets.objectives.objective import Needs
@@ -75,20 +76,39 @@ def costs(recipe: Recipe, shape: Shape, rows: int | None) -> list[Cost]:
     squeezed = recipe.squeeze.architectures if recipe.squeeze is not None else ()
     forward = [cost(architecture, shape) for architecture in squeezed]
     teachers = [flops for flops, _ in forward]
+    frozen = [cost(architecture, shape)[0] for architecture in recipe.distill.networks.asked()]
     labeling = 0.0
     if recipe.relabel is not None:
         used = recipe.relabel.weights or [1.0] * len(teachers)
         labeling = sum(flops for flops, weight in zip(teachers, used, strict=False) if weight)
     return [
-        *_reading(recipe, shape, rows, forward),
-        _distilling(recipe, shape, images, teachers),
+        *_reading(recipe, shape, rows, forward, sum(frozen)),
+        _distilling(recipe, shape, images, frozen or teachers),
         *_labeling(recipe.relabel, squeezed, shape, images, labeling),
         *_evaluating(recipe, shape, images, rows, labeling),
     ]
 
 
+def student_work(measured: Evaluate, shape: Shape, examples: int, steps: int) -> float:
+    """Of training a student; over a frozen backbone every example is asked about once."""
+    flops, _ = cost(measured.network, shape)
+    if measured.network.frozen() is not None:
+        return flops * examples
+    return WEIGHT_GRADIENT * flops * steps * min(measured.batch, examples)
+
+
+def asked_networks(recipe: Recipe) -> Sequence[Architecture]:
+    """The networks that a separable objective asks: frozen ones, or those of the squeeze stage."""
+    squeezed = recipe.squeeze.architectures if recipe.squeeze is not None else ()
+    return recipe.distill.networks.asked() or squeezed
+
+
 def _reading(
-    recipe: Recipe, shape: Shape, rows: int | None, forward: list[tuple[float, int]]
+    recipe: Recipe,
+    shape: Shape,
+    rows: int | None,
+    forward: list[tuple[float, int]],
+    frozen: float,
 ) -> Iterator[Cost]:
     """The stages that go over all training images; the units of the first are files of rows."""
     if rows is None:
@@ -96,6 +116,8 @@ def _reading(
     yield Cost("source", max(1, rows // 1024), 0.0, rows * shape.c * shape.h * shape.w)
     flops = sum(of_one for of_one, _ in forward)
     squeeze = recipe.squeeze
+    if frozen:
+        yield Cost("features", max(1, rows // 1024), rows * frozen, 0.0)
     if squeeze is not None and not squeeze.weights:
         work = WEIGHT_GRADIENT * squeeze.epochs * rows * flops
         stored = squeezed_bytes(squeeze, [weights for _, weights in forward])
@@ -133,15 +155,17 @@ def _evaluating(
     recipe: Recipe, shape: Shape, images: int, rows: int | None, flops_per_view: float
 ) -> Iterator[Cost]:
     measured = recipe.evaluate
-    student = WEIGHT_GRADIENT * cost(measured.network, shape)[0]
+    duration = measured.duration(images)
+    student = student_work(measured, shape, images, duration)
     compared = baseline_rows(recipe)
     # references are labeled while their students train
     live = [row for row in compared if row in measured.references]
-    work = len(compared) * student + len(live) * flops_per_view
-    work *= measured.students * measured.duration(images) * min(measured.batch, images)
+    work = len(live) * flops_per_view * duration * min(measured.batch, images)
+    work = measured.students * (len(compared) * student + work)
     yield Cost("evaluate", len(compared) * measured.students, work, 0.0)
     if "full" in measured.references and rows is not None:
-        work = measured.full_students * student * measured.full_epochs * rows
+        steps = measured.full_epochs * rows // measured.batch
+        work = measured.full_students * student_work(measured, shape, rows, steps)
         yield Cost("evaluate: full", measured.full_students, work, 0.0)
 
 

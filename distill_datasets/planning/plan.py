@@ -14,10 +14,12 @@ from distill_datasets.data.opening import HUB_ID
 from distill_datasets.data.source import open_source
 from distill_datasets.errors import DataError
 from distill_datasets.models.architecture import Architecture
+from distill_datasets.models.backbones import backbones_of
 from distill_datasets.models.flops import WEIGHT_GRADIENT
 from distill_datasets.objectives.unrolled import Unrolled
 from distill_datasets.pipeline.checks import check_parts, check_teaching, open_teaching
 from distill_datasets.planning.costs import (
+    asked_networks,
     asked_per_step,
     baseline_rows,
     cost,
@@ -26,6 +28,7 @@ from distill_datasets.planning.costs import (
     lines,
     probe,
     squeezed_bytes,
+    student_work,
 )
 from distill_datasets.planning.memory import footprint, in_words
 from distill_datasets.recipe import Recipe
@@ -153,12 +156,12 @@ def work_of(recipe: Recipe, shape: Shape, examples: int) -> Work:
     _, network_weights = cost(network, shape)
     asked = network_flops
     if section.objective.separable:
-        teachers = recipe.squeeze.architectures if recipe.squeeze is not None else ()
+        teachers = asked_networks(recipe)
         each = [cost(architecture, shape)[0] for architecture in teachers]
         asked = asked_per_step(section.objective.needs, each)
     student_flops, student_weights = cost(measured.network, shape)
     steps = measured.duration(examples)
-    student = student_flops * WEIGHT_GRADIENT * steps * min(measured.batch, examples)
+    student = student_work(measured, shape, examples, steps)
     outer_step = distill = total = None
     lane = section.objective.work(asked, examples, shape.k)
     if lane is not None:
@@ -185,6 +188,8 @@ def _stages(
     shape = source.shape
     at = f" at {source.revision[:12]}" if source.revision else ""
     yield "source", f"read {source.name}{at}; {shape.k} classes"
+    for backbone in backbones_of(recipe):
+        yield "features", f"{backbone.title} sees every image once"
     if recipe.squeeze is not None:
         yield "squeeze", _squeezing(recipe, shape)
     yield "distill", f"{_steps(recipe, shape, examples)}, {flops_in_words(work.distill)}"

@@ -1,6 +1,7 @@
-"""Real images that are chosen or averaged: herding, k-center, correct ones, class means.
+"""Real images that are chosen or averaged: herding, k-center, nearest, correct ones, class means.
 
-Distances are those of normalized pixels, as a student sees them, in double precision.
+Distances are those of normalized pixels, as a student sees them, or of the features of a frozen
+backbone, in double precision.
 
 Shape suffixes: N images of a class, D pixel values of one, M networks, B a batch, K classes,
 J clusters.
@@ -9,7 +10,7 @@ J clusters.
 from __future__ import annotations
 
 import logging
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -17,6 +18,7 @@ import torch
 from pydantic import Field
 
 from distill_datasets.errors import DataError
+from distill_datasets.models.backbones import BackboneField
 from distill_datasets.selection.selection import (
     AT_ONCE,
     Selection,
@@ -82,18 +84,28 @@ def _first(true_N: Tensor) -> int:
     return int(true_N.nonzero()[0])
 
 
-def _own_pixels(real: RealData, label: int, per_class: int) -> tuple[Tensor, Tensor]:
-    """The rows (N,) of a class and its normalized pixels (N, D), on the CPU."""
-    real.warn_of_few(per_class)
-    own_N = real.rows_of_class[label]
-    return own_N, real.select(own_N).images_BCHW.flatten(1).cpu()
+class Measured(Selection, ABC):
+    """Training images of a class, by the distances between them."""
+
+    space: BackboneField | None = Field(
+        default=None,
+        description="a frozen backbone between whose features distances are; null: between pixels",
+    )
+
+    def own(self, real: RealData, label: int, per_class: int) -> tuple[Tensor, Tensor]:
+        """The rows (N,) of a class and what is measured of each (N, D), on the CPU."""
+        real.warn_of_few(per_class)
+        own_N = real.rows_of_class[label]
+        if self.space is not None:
+            return own_N, real.features_of(self.space).train_ND[own_N.cpu()]
+        return own_N, real.select(own_N).images_BCHW.flatten(1).cpu()
 
 
-class Greedy(Selection):
-    """Training images of a class, chosen one after another by their normalized pixels."""
+class Greedy(Measured, ABC):
+    """Training images of a class, chosen one after another by what is measured of them."""
 
     @abstractmethod
-    def places(self, pixels_ND: Tensor, count: int) -> list[int]:
+    def places(self, pixels_ND: Tensor, count: int, rng: torch.Generator) -> list[int]:
         """Which of the images (N, D) are chosen; of no more images than there are."""
 
     def of_class(
@@ -104,8 +116,8 @@ class Greedy(Selection):
         rng: torch.Generator,
         teacher: Teacher | None = None,
     ) -> Tensor:
-        own_N, pixels_ND = _own_pixels(real, label, per_class)
-        places = self.places(pixels_ND, min(per_class, len(own_N)))
+        own_N, pixels_ND = self.own(real, label, per_class)
+        places = self.places(pixels_ND, min(per_class, len(own_N)), rng)
         return real.displayable(own_N.cpu()[repeated(places, per_class)])
 
 
@@ -115,7 +127,7 @@ class Herding(Greedy):
     paper: ClassVar[str] = "iCaRL, arXiv:1611.07725; DC, arXiv:2006.05929"
     name: Literal["herding"] = "herding"
 
-    def places(self, pixels_ND: Tensor, count: int) -> list[int]:
+    def places(self, pixels_ND: Tensor, count: int, rng: torch.Generator) -> list[int]:
         return herded(pixels_ND, count)
 
 
@@ -125,8 +137,26 @@ class KCenter(Greedy):
     paper: ClassVar[str] = "core-set selection, arXiv:1708.00489; DC, arXiv:2006.05929"
     name: Literal["k_center"] = "k_center"
 
-    def places(self, pixels_ND: Tensor, count: int) -> list[int]:
+    def places(self, pixels_ND: Tensor, count: int, rng: torch.Generator) -> list[int]:
         return spread_out(pixels_ND, count)
+
+
+class Nearest(Greedy):
+    """The training image nearest to each k-means center of a class; one is nearest to its mean."""
+
+    paper: ClassVar[str] = "Linear Gradient Matching, NeurIPS 2025, arXiv:2511.16674, baselines"
+    name: Literal["nearest"] = "nearest"
+
+    def places(self, pixels_ND: Tensor, count: int, rng: torch.Generator) -> list[int]:
+        cluster_N = k_means(pixels_ND, count, rng)
+        chosen: list[int] = []
+        for cluster in range(count):
+            mean_D = pixels_ND[cluster_N == cluster].mean(dim=0, dtype=torch.float64)
+            # its own images only: none is chosen twice
+            distances_N = squared_distances(pixels_ND, mean_D)
+            distances_N[cluster_N != cluster] = torch.inf
+            chosen.append(_first(distances_N == distances_N.min()))
+        return chosen
 
 
 class Correct(Selection):
@@ -207,10 +237,10 @@ ROUNDS = 10
 """Most updates of the cluster means."""
 
 
-class ClassMean(Selection):
+class ClassMean(Measured):
     """The mean training image of every class, or the means of as many clusters as are asked for.
 
-    Clusters are found by k-means among normalized pixels, then averaged as displayable ones.
+    Clusters are found by k-means, then averaged as displayable images.
     """
 
     paper: ClassVar[str] = "Dataset Distillation, arXiv:1811.10959, baselines"
@@ -224,7 +254,7 @@ class ClassMean(Selection):
         rng: torch.Generator,
         teacher: Teacher | None = None,
     ) -> Tensor:
-        own_N, pixels_ND = _own_pixels(real, label, per_class)
+        own_N, pixels_ND = self.own(real, label, per_class)
         clusters = min(per_class, len(own_N))
         cluster_N = k_means(pixels_ND, clusters, rng)
         shown_NCHW = real.displayable(own_N)

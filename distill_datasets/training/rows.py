@@ -5,7 +5,9 @@ One table for the recipe, the plan, the evaluation, the command line and the car
 
 from typing import Literal, NamedTuple
 
-Reference = Literal["random_real", "herding", "k_center", "class_mean", "k_means", "full"]
+Reference = Literal[
+    "random_real", "herding", "k_center", "nearest", "class_mean", "k_means", "full"
+]
 """The rows that `evaluate.references` may ask for."""
 Images = Literal["published", "equal", "all", "none"]
 """Whose images: those that are published; real ones of no more pixels, shrunk where they are fewer
@@ -74,6 +76,10 @@ ROWS = {
         ),
         _row("herding", "equal", "herded real images, no more pixels"),
         _row("k_center", "equal", "k-center real images, no more pixels"),
+        _row(
+            "nearest", "equal", "real images nearest to class centers, no more pixels",
+            "real images nearest to the centers of each class, no more pixels",
+        ),
         _row("class_mean", "equal", "class means, no more pixels"),
         _row("k_means", "equal", "twice as many k-means centers, shrunk, no more pixels"),
         _row("full", "all", "the whole dataset", "the full source"),
