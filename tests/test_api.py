@@ -13,6 +13,7 @@ from support.hub_client import Client
 from support.hub_server import HubServer
 from support.hub_state import User
 from support.image_sets import features, noise
+from support.probe_problem import tiny_backbone
 
 import distill_datasets
 from distill_datasets import distill
@@ -110,6 +111,23 @@ def test_distribution_matching_is_a_preset_too(tmp_path: Path) -> None:
     assert "distribution objective" in made.outcome.manifest["method"]
 
 
+def test_images_for_a_linear_probe_are_a_preset_too(tmp_path: Path) -> None:
+    overrides = ["distill.steps=2", "source.resolution=8", "evaluate.steps=2"]
+    backbone = tiny_backbone(tmp_path).model_dump()
+    made = distill(
+        pets(), "probe", backbone=backbone, runs=tmp_path / "runs", quiet=True, overrides=overrides
+    )
+    assert made.dataset["label"][:] == [0, 1, 2] and made.dataset[0]["image"].size == (8, 8)
+    assert [row["from"] for row in made.results] == ["default", "random_real", "nearest", "full"]
+    assert made.results[0]["network"].startswith("linear_probe(backbone=squeezed/member")
+    assert "arXiv:2605.07194" in (made.folder / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_backbone_is_for_probes_alone(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="use method='probe'"):
+        distill(pets(), "podd", backbone="timm/resnet18", runs=tmp_path)
+
+
 def test_push_to_hub_publishes_the_folder(
     distilled: Distillation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,7 +148,7 @@ def test_push_to_hub_publishes_the_folder(
 
 
 def test_an_unknown_method_is_refused_with_the_valid_names(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"mean 'podd'.*: dm, podd, rat-bptt"):
+    with pytest.raises(RecipeError, match=r"mean 'podd'.*: dm, podd, probe, rat-bptt"):
         distill(pets(), "pod", runs=tmp_path)
     assert list(tmp_path.iterdir()) == []
 

@@ -72,6 +72,7 @@ KNOWN = {
     "ylecun/mnist": Known(1, 28, {"label": 10}),
     "zalando-datasets/fashion_mnist": Known(1, 28, {"label": 10}),
     "zh-plus/tiny-imagenet": Known(3, 64, {"label": 200}, test="valid", some_gray=True),
+    "path/to/photos": Known(3, 120, {"label": 3}),
     "path/to/cub200": Known(3, 40, {"label": 200}, some_gray=True),
     "path/to/mnist-m": Known(3, 32, {"label": 10}),
     "johnowhitaker/imagenette2-320": Known(
