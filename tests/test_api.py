@@ -119,7 +119,7 @@ def test_images_for_a_linear_probe_are_a_preset_too(tmp_path: Path) -> None:
     )
     assert made.dataset["label"][:] == [0, 1, 2] and made.dataset[0]["image"].size == (8, 8)
     assert [row["from"] for row in made.results] == ["default", "random_real", "nearest", "full"]
-    assert made.results[0]["network"].startswith("linear_probe(backbone=squeezed/member")
+    assert made.results[0]["network"] == "linear_probe(squeezed/member at 8 px)"
     assert "arXiv:2605.07194" in (made.folder / "README.md").read_text(encoding="utf-8")
 
 

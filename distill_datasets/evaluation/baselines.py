@@ -248,6 +248,10 @@ def view_examples(
 
 def described(network: Architecture) -> str:
     """A network and its settings in a line."""
+    backbone = network.frozen()
+    if backbone is not None:
+        side = "" if backbone.size is None else f" at {backbone.size} px"
+        return f"{network.name}({backbone.title}{side})"
     fields = network.model_dump(mode="json")
     name = fields.pop("name")
     return f"{name}({', '.join(f'{key}={value}' for key, value in fields.items())})"
