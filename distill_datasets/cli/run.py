@@ -3,6 +3,7 @@
 torch and datasets take seconds to import, so nothing here imports them before a verb needs them.
 """
 
+import json
 import logging
 import sys
 from pathlib import Path
@@ -118,13 +119,16 @@ def plan(
         bool,
         typer.Option("--probe", help="Measure that here, and the memory of an unrolled window."),
     ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print it as JSON, the images of every class included.")
+    ] = False,
 ) -> None:
     """Print stages, parts, sizes and work of a recipe; reads a few rows and trains nothing.
 
     With source.expected in the recipe nothing is read, and the dataset need not be there.
     """
     loaded = _load(recipe, overrides, profile, skip_bad_rows)
-    _print_plan(loaded, flops_per_second, probe)
+    _print_plan(loaded, flops_per_second, probe, as_json)
 
 
 def check(
@@ -206,18 +210,19 @@ def _log_to_stderr(quiet: bool) -> None:
 
 
 def _print_plan(
-    recipe: "Recipe", flops_per_second: float | None = None, probe: bool = False
+    recipe: "Recipe",
+    flops_per_second: float | None = None,
+    probe: bool = False,
+    as_json: bool = False,
 ) -> None:
     from distill_datasets.planning.plan import plan as plan_recipe
 
     planned = plan_recipe(recipe, None, flops_per_second, probe)
+    if as_json:
+        typer.echo(json.dumps(planned.as_json(), indent=2, ensure_ascii=False))
+        return
     console = Console(highlight=False)
-    for title, lines in (
-        ("stages", planned.stages),
-        ("parts", planned.parts),
-        ("sizes and work", planned.numbers),
-        *([("costs by stage", planned.costs)] if planned.costs else []),
-    ):
+    for title, lines in planned.tables().items():
         table = Table(title, "", box=None, header_style="bold")
         for name, text in lines:
             table.add_row(escape(name), escape(text))

@@ -110,8 +110,12 @@ class Account:
             yield f"no images: {counts}"
 
     def as_json(self) -> dict[str, Any]:
-        """What was left out and what holds no images, for a plan."""
+        """The files of every split, what was left out and what holds no images, for a plan."""
         return {
+            "files": {
+                name: split.__dict__ | {"origin": list(split.origin)}
+                for name, split in self.splits.items()
+            },
             "left_out": [file._asdict() for file in self.left_out],
             "other": dict(sorted(self.other.items())),
         }

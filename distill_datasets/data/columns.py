@@ -9,6 +9,7 @@ PIL identifies, alone or as the field `bytes` of a struct.
 import difflib
 import json
 import math
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,7 @@ Value = int | str | bool | float | list[Any] | None
 
 LISTS = frozenset({"List", "LargeList", "Sequence"})
 SHOWN_CHARACTERS = 60
+SHOWN_NUMBERS = 8
 LONGEST_NAME = 256
 MOST_CLASSES = 100_000
 LISTED_CLASSES = 200
@@ -357,7 +359,8 @@ def class_table(
     Args:
         feature: the type of the label column.
         train_values: the training labels; None is enough for a `ClassLabel`.
-        subset: `source.classes`, by name or by original integer, in the wanted order.
+        subset: `source.classes`, by name or, where no name is a number, by original integer, in the
+            wanted order.
 
     Raises:
         DataError: a class of the subset does not exist or stands there twice, or fewer than two
@@ -375,9 +378,7 @@ def class_table(
         name_of = dict(zip(values, names, strict=True))
         chosen: dict[int | str, str] = {}
         for wanted in subset:
-            value = by_name.get(wanted) if isinstance(wanted, str) else wanted
-            if value is None or value not in name_of:
-                raise DataError(f"source.classes: no class {wanted!r}; {_valid(wanted, names)}")
+            value = _wanted(wanted, by_name, name_of)
             if value in chosen:
                 raise DataError(f"source.classes: {wanted!r} names class {chosen[value]!r} again")
             chosen[value] = name_of[value]
@@ -392,6 +393,70 @@ def class_table(
             "expected at least 2; check source.label_column and source.classes"
         )
     return Classes(names, {value: place for place, value in enumerate(values)}, left_out)
+
+
+def _wanted(
+    wanted: str | int, by_name: Mapping[str, int | str], name_of: Mapping[int | str, str]
+) -> int | str:
+    """The label value that an entry of `source.classes` means: a number is a name first."""
+    if str(wanted) in by_name:
+        return by_name[str(wanted)]
+    if isinstance(wanted, str) or wanted not in name_of:
+        alike = spelled_otherwise(str(wanted), by_name)
+        hint = "" if alike is None else f"{alike[0]!r} differs from it only in {alike[1]}; "
+        raise DataError(
+            f"source.classes: no class {wanted!r}; {hint}{_valid(wanted, list(by_name))}"
+        )
+    numbers = [name for name in by_name if name.isdecimal()]
+    if numbers:
+        shown = ", ".join([*numbers[:SHOWN_NUMBERS], *["..."][: len(numbers) > SHOWN_NUMBERS]])
+        raise DataError(
+            f"source.classes: no class is called {wanted}, and as there are classes called "
+            f"{shown}, it does not stand for the class at that place, {name_of[wanted]!r}; write "
+            "names, in quotes where they begin with 0"
+        )
+    return wanted
+
+
+def matched(feature: Any, classes: Classes, names: Sequence[str]) -> Classes:  # noqa: ANN401
+    """The classes as the `ClassLabel` of another split numbers them, matched by name.
+
+    Args:
+        feature: the label column of the other split.
+        classes: what `class_table` made of the training split.
+        names: all class names of the training split, those left out included.
+    """
+    theirs = _class_label(feature)
+    if theirs is None:
+        return classes
+    place = {name: index for index, name in enumerate(classes.names)}
+    numbers = {str(name): number for number, name in enumerate(theirs.names)}
+    known: dict[int | str, int] = {
+        number: place[name] for name, number in numbers.items() if name in place
+    }
+    left_out = {number for name, number in numbers.items() if name in names and name not in place}
+    return Classes(classes.names, known, frozenset(left_out))
+
+
+def class_names(feature: Any) -> list[str] | None:  # noqa: ANN401
+    """The names that a label column declares; None where only its rows tell."""
+    declared_classes = _class_label(feature)
+    return None if declared_classes is None else [str(name) for name in declared_classes.names]
+
+
+def spelled_otherwise(name: str, others: Iterable[str]) -> tuple[str, str] | None:
+    """A name among others that a person would take for this one, and what it differs in."""
+    plain = plain_form(name)
+    for other in others:
+        if other != name and plain_form(other) == plain:
+            composed = {unicodedata.normalize("NFC", each) for each in (name, other)}
+            return other, "case" if len(composed) > 1 else "Unicode form (NFC against NFD)"
+    return None
+
+
+def plain_form(name: str) -> str:
+    """A name without what case and Unicode forms make of it."""
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
 
 
 def _check_count(names: Sequence[str]) -> None:

@@ -11,7 +11,6 @@ Nothing is guessed from names of files, and nothing below a class makes a split.
   that it names, and gives their labels where it has a label column.
 """
 
-import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -161,19 +160,6 @@ def _refuse_splits_inside(classes: list[Folder]) -> None:
             )
 
 
-def _plain_form(name: str) -> str:
-    """A name without what case and Unicode forms make of it."""
-    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
-
-
-def _difference(name: str, other: str) -> str | None:
-    """What two names that look alike differ in: their Unicode form or their case; else None."""
-    if name == other or _plain_form(name) != _plain_form(other):
-        return None
-    composed = (unicodedata.normalize("NFC", each) for each in (name, other))
-    return "case" if len(set(composed)) > 1 else "their Unicode form (NFC against NFD)"
-
-
 def _check_names(splits: Mapping[str, _Split]) -> None:
     """Refuse class names of two splits, or of one, that a person would take for the same.
 
@@ -184,12 +170,16 @@ def _check_names(splits: Mapping[str, _Split]) -> None:
     for split in splits.values():
         if trained is None:
             continue
-        alike = {_plain_form(name): name for name in trained.classes}
+        alike = dict[str, list[str]]()
+        for name in trained.classes:
+            alike.setdefault(columns.plain_form(name), []).append(name)
         for name in split.classes:
-            other = alike.get(_plain_form(name), name)
-            what = _difference(name, other)
-            both = other in split.classes or name in trained.classes
-            if what is not None and (not both or what != "case"):
+            found = columns.spelled_otherwise(name, alike.get(columns.plain_form(name), []))
+            if found is None:
+                continue
+            other, what = found
+            # `a` and `A` may be two letters where both are in a split; no eye tells NFC from NFD
+            if what != "case" or not (other in split.classes or name in trained.classes):
                 raise DataError(
                     f"source.dataset: the class {name!r} of {split.origin[0]} and the class "
                     f"{other!r} of {trained.origin[0]} differ only in {what}; rename one of them"

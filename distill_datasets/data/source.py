@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import itertools
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
@@ -195,6 +196,23 @@ LISTED_ROWS = 20
 EMBEDDED_CARDS = {"embedded:uci-digits": "https://doi.org/10.24432/C50P49"}
 
 
+class RowCount(NamedTuple):
+    """The rows that are read for training or for testing: of which split, how many of each class.
+
+    `unusable` counts those without a usable label.
+    """
+
+    split: str
+    images: int
+    classes: dict[str, int]
+    unusable: int
+
+    def __str__(self) -> str:
+        shown = [f"{name} {count:,}" for name, count in self.classes.items()]
+        more = "" if len(shown) <= LISTED_ROWS else f", ... ({len(shown)} classes)"
+        return f"{self.images:,} images of {self.split}: {', '.join(shown[:LISTED_ROWS])}{more}"
+
+
 @dataclass(frozen=True)
 class _Layout:
     """Which splits and columns are used; `tests` are those that may serve for testing.
@@ -244,12 +262,28 @@ def _check_agreement(layout: _Layout, test: Table) -> None:
     """Refuse a test split whose columns differ."""
     train = layout.train
     ours, theirs = (columns.flat(table.features) for table in (train, test))
-    for column in (layout.image, layout.label):
+    own, other = (columns.class_names(split.get(layout.label)) for split in (ours, theirs))
+    compared = [layout.image, layout.label]
+    if own is not None and other is not None and set(own) & set(other):
+        _check_spelling(own, other, train.split, test.split)
+        compared.remove(layout.label)  # classes are matched by name, whatever their order
+    for column in compared:
         if theirs.get(column) != ours.get(column):
             raise DataError(
                 f"the column {column!r} of the {train.split} split differs in the {test.split} "
                 f"split: {columns.describe(train.features)} against "
                 f"{columns.describe(test.features)}; name columns and splits that agree"
+            )
+
+
+def _check_spelling(own: list[str], other: list[str], split: str, test_split: str) -> None:
+    """Refuse a class of the test split that is one of the training split's, written otherwise."""
+    for name in set(other) - set(own):
+        alike = columns.spelled_otherwise(name, own)
+        if alike is not None:
+            raise DataError(
+                f"the class {name!r} of the {test_split} split and the class {alike[0]!r} of the "
+                f"{split} split differ only in {alike[1]}; give them one name"
             )
 
 
@@ -310,9 +344,20 @@ def _check_trained(labels: Iterable[int], names: list[str]) -> None:
         )
 
 
-def _check_tested(labels: Iterable[int], names: list[str]) -> None:
-    """Refuse when nothing can be tested; say which classes cannot."""
+def _check_tested(labels: Iterable[int], names: list[str], cut: bool) -> None:
+    """Refuse when nothing can be tested; say which classes cannot.
+
+    Args:
+        labels: of the test rows.
+        names: of the classes.
+        cut: whether the test rows are cut off from those for training.
+    """
     untested = _absent(labels, names)
+    if len(untested) == len(names) and cut:
+        raise DataError(
+            "a class with one image leaves no test image, and every class has only one; add images "
+            "to at least one class, or images of these classes as a split called test"
+        )
     if len(untested) == len(names):
         raise DataError(
             "no test image is left; set source.test_split to a split whose rows have labels"
@@ -377,7 +422,10 @@ def _chosen(
         test_table, values = chosen
         test_lengths = [len(piece) for piece in values]
         counts[test_table.split] = sum(test_lengths)
-        test_rows = rows.labeled(itertools.chain.from_iterable(values), classes)
+        theirs = columns.flat(test_table.features)[layout.label]
+        known = columns.class_names(layout.label_feature) or []
+        test_classes = columns.matched(theirs, classes, known)
+        test_rows = rows.labeled(itertools.chain.from_iterable(values), test_classes)
     train_rows = rows.limited(train_rows, source.limit, draw("source", "limit", "train"))
     test_rows = rows.limited(test_rows, source.limit, draw("source", "limit", "test"))
     if source.imbalance is not None:
@@ -485,6 +533,34 @@ class SourceDataset:
             raise DataError(f"none of the first rows holds a usable image: {listed}")
         return shape, names
 
+    def counts(self, draw: Draw) -> dict[str, RowCount] | None:
+        """How many rows of each class are for training and for testing, from the labels alone.
+
+        None for what lies on the Hub and for iterables, whose rows would have to be gone through.
+
+        Raises:
+            DataError: see `read`; what the labels show.
+        """
+        import datasets
+
+        memory = None if self._memory is None else self._memory.values()
+        if memory is None and self._place.path is None:
+            return None
+        if memory is not None and not all(isinstance(rows, datasets.Dataset) for rows in memory):
+            return None
+        layout = self._layout(streaming=True)
+        train, test, names, _ = _chosen(self.section, layout, draw, InMemory())
+        counted = {}
+        for part in (train, test):
+            labels = Counter(row.label for row in part.usable)
+            own = {name: labels[place] for place, name in enumerate(names)}
+            unusable = len(part.chosen) - len(part.usable)
+            counted[part.role] = RowCount(part.table.split, len(part.usable), own, unusable)
+        if self.section.skip_bad_rows or not any(count.unusable for count in counted.values()):
+            _check_trained((int(row.label) for row in train.usable), names)
+            _check_tested((int(row.label) for row in test.usable), names, train.table is test.table)
+        return counted
+
     def read(
         self,
         draw: Draw,
@@ -527,7 +603,7 @@ class SourceDataset:
         bad = sorted({*bad, *bad_test}, key=lambda row: (row.split != layout.train.split, row))
         _report(bad, self.section.skip_bad_rows)
         _check_trained(train.labels_N.tolist(), names)
-        _check_tested(test.labels_N.tolist(), names)
+        _check_tested(test.labels_N.tolist(), names, train_part.table is test_part.table)
         return Decoded(train, test, names, bad, replace(self.provenance, splits=counts))
 
 

@@ -10,8 +10,9 @@ from pydantic import BaseModel
 
 from distill_datasets.canvases.canvas import CanvasSize
 from distill_datasets.config import Part
+from distill_datasets.data.account import Account
 from distill_datasets.data.opening import HUB_ID
-from distill_datasets.data.source import open_source
+from distill_datasets.data.source import RowCount, open_source
 from distill_datasets.errors import DataError
 from distill_datasets.models.architecture import Architecture
 from distill_datasets.models.backbones import backbones_of
@@ -32,6 +33,7 @@ from distill_datasets.planning.costs import (
 )
 from distill_datasets.planning.memory import footprint, in_words
 from distill_datasets.recipe import Recipe
+from distill_datasets.runtime.draws import draws
 from distill_datasets.stages.relabel import Layout
 from distill_datasets.types import Shape
 
@@ -40,21 +42,61 @@ Lines = list[tuple[str, str]]
 
 @dataclass(frozen=True)
 class Plan:
-    """Lines to print: the stages, the parts, the numbers, and the costs stage by stage."""
+    """Lines to print: stages, source, parts, numbers, and the costs stage by stage."""
 
     stages: Lines
     parts: Lines
     numbers: Lines
     costs: Lines
+    source: "SourceSummary"
+
+    def tables(self) -> dict[str, Lines]:
+        """The lines by their heading."""
+        tables = {
+            "stages": self.stages,
+            "source": list(self.source.lines()),
+            "parts": self.parts,
+            "sizes and work": self.numbers,
+            "costs by stage": self.costs,
+        }
+        return {title: lines for title, lines in tables.items() if lines}
+
+    def as_json(self) -> dict[str, Any]:
+        """The same for programs, the source with its numbers."""
+        tables = {title: dict(lines) for title, lines in self.tables().items()}
+        return tables | {"source": self.source.as_json()}
 
 
 class SourceSummary(NamedTuple):
-    """What is known of a source before it is read; how many rows it has only where one says so."""
+    """What is known of a source before it is read.
+
+    `rows` counts those for training where that is known without going through them, and `counts`
+    those of each class; `account` lists files where a reader does.
+    """
 
     name: str
     revision: str | None
     shape: Shape
     rows: int | None
+    counts: dict[str, RowCount] | None = None
+    account: Account | None = None
+
+    def lines(self) -> Lines:
+        """Which rows are trained and tested on, and what becomes of the files."""
+        lines = [(role, str(count)) for role, count in (self.counts or {}).items()]
+        return lines + (
+            [] if self.account is None else [("files", x) for x in self.account.lines()]
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """The counts of training and test rows (null where only reading tells), and files."""
+        counts = self.counts or {}
+        account = self.account or Account({})
+        return {
+            "dataset": self.name,
+            "revision": self.revision,
+            "splits": {role: counts[role]._asdict() for role in counts} or None,
+        } | account.as_json()
 
 
 class Work(NamedTuple):
@@ -111,6 +153,7 @@ def plan(
         parts=list(_parts(recipe, "")),
         numbers=[*_sizes(shape, size), *_work_lines(recipe, work), *memory],
         costs=lines(costs(recipe, shape, source.rows), flops_per_second),
+        source=source,
     )
 
 
@@ -137,7 +180,9 @@ def source_summary(recipe: Recipe, dataset: Any) -> SourceSummary:  # noqa: ANN4
     shape, names = source.peek()
     check_parts(recipe, shape)
     check_teaching(open_teaching(recipe), shape, names)
-    return SourceSummary(source.name, source.revision, shape, None)
+    counts = source.counts(draws(recipe.seed))
+    rows = None if counts is None else counts["train"].images
+    return SourceSummary(source.name, source.revision, shape, rows, counts, source.account)
 
 
 def drawn_network(recipe: Recipe, shape: Shape) -> tuple[Architecture, float]:

@@ -113,13 +113,16 @@ def load_source(source: SourceDataset, run: Run) -> LoadedSource:
         "source: %d training and %d test images of %d classes, %d x %d x %d",
         len(train), len(test), len(decoded.class_names), *train.shape[1:],
     )  # fmt: skip
-    counts = decoded.counts_K
-    if len(set(counts)) > 1:
-        listed = ", ".join(map(str, counts[:LISTED_CLASSES]))
+    for line in [] if source.account is None else source.account.lines():
+        logger.info("source: %s", line)
+    for role, labels_N in (("training", decoded.train.labels_N), ("test", decoded.test.labels_N)):
+        counts = torch.bincount(labels_N, minlength=len(decoded.class_names)).tolist()
+        shown = list(zip(decoded.class_names, counts, strict=True))[:LISTED_CLASSES]
+        listed = ", ".join(f"{name} {count}" for name, count in shown)
         more = ", ..." if len(counts) > LISTED_CLASSES else ""
         logger.info(
-            "source: %d to %d training images per class: %s%s",
-            min(counts), max(counts), listed, more,
+            "source: %s images per class, %d to %d: %s%s",
+            role, min(counts), max(counts), listed, more,
         )  # fmt: skip
     return LoadedSource(
         RealData.build(

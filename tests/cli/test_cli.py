@@ -47,7 +47,7 @@ OPTIONS = {
         "--dry-run",
         "--quiet",
     },
-    "plan": {"--profile", "--skip-bad-rows", "--flops-per-second", "--probe"},
+    "plan": {"--profile", "--skip-bad-rows", "--flops-per-second", "--probe", "--json"},
     "check": {"--profile", "--skip-bad-rows"},
     "list": {"--keys"},
     "publish": {"--private", "--public", "--tag", "--message", "--allow-license"},

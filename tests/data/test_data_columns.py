@@ -349,7 +349,7 @@ def test_test_rows_are_never_training_rows() -> None:
 
 def test_splits_with_different_classes_are_refused() -> None:
     rows = both()
-    rows["test"] = dataset([0, 1], datasets.ClassLabel(names=["dog", "cat"]))
+    rows["test"] = dataset([0, 1], datasets.ClassLabel(names=["fox", "owl"]))
     with pytest.raises(
         DataError, match=r"the column 'label' of the train split differs in the test"
     ):

@@ -301,3 +301,25 @@ def test_a_parquet_file_written_without_datasets_is_read_through_its_card(tmp_pa
         "  - name: label\n    dtype: int64\n---\n"
     )
     assert read_path(tmp_path / "pets").class_names == ["0", "1"]
+
+
+def test_classes_of_two_splits_are_matched_by_name(tmp_path: Path) -> None:
+    names = {"train": ["cat", "dog", "fox"], "test": ["fox", "dog", "cat"]}
+    splits = datasets.DatasetDict(
+        {
+            split: dataset([0, 1, 2], datasets.ClassLabel(names=own), first_value=10 * number)
+            for number, (split, own) in enumerate(names.items())
+        }
+    )
+    decoded = open_source(Source(dataset="ignored"), splits).read(draw)
+    seen = dict(zip(values(decoded.test[0]), decoded.test[1].tolist(), strict=True))
+    assert {value: decoded.class_names[label] for value, label in seen.items()} == {
+        10: "fox", 11: "dog", 12: "cat",
+    }  # fmt: skip
+    some = open_source(Source(dataset="ignored", classes=["dog", "cat"]), splits).read(draw)
+    assert dict(zip(values(some.test[0]), some.test[1].tolist(), strict=True)) == {11: 0, 12: 1}
+    splits["test"] = dataset([0, 1], datasets.ClassLabel(names=["Cat", "dog"]))
+    with pytest.raises(
+        DataError, match=r"the class 'Cat' of the test split and the class 'cat' of"
+    ):
+        open_source(Source(dataset="ignored"), splits).peek()

@@ -450,7 +450,7 @@ def test_class_names_that_look_alike_are_reported(tmp_path: Path) -> None:
         read(tmp_path / "a")
     for split, form in (("train", "NFC"), ("test", "NFD")):
         put_classes(tmp_path / "b" / split, unicodedata.normalize(form, "café"), "tea")
-    with pytest.raises(DataError, match=r"differ only in their Unicode form \(NFC against NFD\)"):
+    with pytest.raises(DataError, match=r"differ only in Unicode form \(NFC against NFD\)"):
         read(tmp_path / "b")
     put_classes(tmp_path / "c", "a", "A")  # letters
     assert read(tmp_path / "c").class_names == ["A", "a"]
@@ -469,3 +469,81 @@ def test_what_a_folder_of_images_is_follows_its_pixels_and_classes_alone(tmp_pat
     assert identity() == before
     put(tmp_path / "pets", "cat/00.png", first=77)
     assert identity() != before
+
+
+@pytest.mark.parametrize(
+    ("names", "asked", "found"),
+    [
+        ([str(number) for number in range(12)], [3, 7], ["3", "7"]),
+        (["1", "2", "3"], [3, 1], ["3", "1"]),
+        (["cat", "dog", "fox"], [2, 0], ["fox", "cat"]),
+        (["001", "002", "003"], ["002", "001"], ["002", "001"]),
+    ],
+)
+def test_a_number_among_the_classes_is_a_name_first(
+    tmp_path: Path, names: list[str], asked: list[str | int], found: list[str]
+) -> None:
+    for value, name in enumerate(names):
+        put(tmp_path, f"{name}/0.png", f"{name}/1.png", first=10 * value)
+    decoded = read(tmp_path, classes=asked)
+    assert decoded.class_names == found
+    for value, label in zip(values(decoded.train[0]), decoded.train[1].tolist(), strict=True):
+        assert names[value // 10] == found[label]
+
+
+@pytest.mark.parametrize(
+    ("names", "asked", "said"),
+    [
+        (["001", "002", "003"], [1, 2], r"no class is called 1, and .* at that place, '002'"),
+        (["1", "2", "3"], [0, 1], r"no class is called 0, and as there are classes called 1, 2, 3"),
+        (["2019", "2020"], [0, 1], r"no class is called 0, .* at that place, '2019'; write names"),
+        (["1", "2", "3"], [7, 1], r"no class 7; valid names: 1, 2, 3"),
+        (["cat", "dog"], ["Cat", "dog"], r"no class 'Cat'; 'cat' differs from it only in case"),
+    ],
+)
+def test_a_number_that_may_mean_two_classes_is_refused(
+    tmp_path: Path, names: list[str], asked: list[str | int], said: str
+) -> None:
+    put_classes(tmp_path, *names)
+    with pytest.raises(DataError, match=f"source.classes: {said}"):
+        opened(tmp_path, classes=asked).peek()
+
+
+# ---- what is said before anything is paid ------------------------------------------------------
+
+
+def test_the_rows_of_every_class_are_counted_before_anything_is_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_classes(tmp_path / "Train", "cat", "dog", each=6)
+    put_classes(tmp_path / "val", "cat", "dog", "fox", each=3)
+    put_classes(tmp_path / "Train", "fox", each=2)
+    monkeypatch.setattr(images, "open_image", None)
+    counts = opened(tmp_path).counts(draw)
+    assert counts is not None
+    assert counts["train"].classes == {"cat": 6, "dog": 6, "fox": 2}
+    assert counts["test"]._asdict() == {
+        "split": "validation",
+        "images": 9,
+        "classes": {"cat": 3, "dog": 3, "fox": 3},
+        "unusable": 0,
+    }
+    counts = opened(tmp_path, classes=["fox", "cat"], limit=7, test_split="val").counts(draw)
+    assert counts is not None and counts["train"].images == 7 and counts["test"].images == 6
+    assert list(counts["train"].classes) == ["fox", "cat"]
+
+
+def test_what_is_counted_is_what_is_read(tmp_path: Path) -> None:
+    put_classes(tmp_path, "cat", "dog", each=7)
+    source = opened(tmp_path, test_share=0.3)
+    counts, decoded = source.counts(draw), source.read(draw)
+    assert counts is not None
+    for role, split in (("train", decoded.train), ("test", decoded.test)):
+        assert list(counts[role].classes.values()) == split.labels_N.bincount().tolist()
+
+
+def test_a_single_image_of_every_class_leaves_none_to_test_on(tmp_path: Path) -> None:
+    put_classes(tmp_path, "cat", "dog", each=1)
+    for look in (lambda: opened(tmp_path).counts(draw), lambda: read(tmp_path)):
+        with pytest.raises(DataError, match=r"a class with one image leaves no test image, and "):
+            look()
