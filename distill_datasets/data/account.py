@@ -99,6 +99,18 @@ class Account:
             raise DataError(f"{key}: {name!r} has no labels: {why}; name another split")
         return split
 
+    def refuse_left_out(self, dataset: str) -> None:
+        """Refuse a source that leaves files out.
+
+        Raises:
+            DataError: names them with their reasons.
+        """
+        if self.left_out:
+            raise DataError(
+                f"{dataset!r} leaves out {listed(self.left_out)}\nput them where they can be "
+                "read, or set source.left_out=allow to go on without them"
+            )
+
     def lines(self) -> Iterator[str]:
         """A sentence for each split, for what is left out and for the rest."""
         for name, split in self.splits.items():

@@ -444,6 +444,45 @@ def class_names(feature: Any) -> list[str] | None:  # noqa: ANN401
     return None if declared_classes is None else [str(name) for name in declared_classes.names]
 
 
+def check_agreement(
+    train: tuple[str, Mapping[str, Any]],
+    test: tuple[str, Mapping[str, Any]],
+    image: str,
+    label: str,
+) -> None:
+    """Refuse a test split whose columns differ; classes may stand in another order.
+
+    Args:
+        train: the training split's name and columns.
+        test: those of the test split.
+        image: the image column.
+        label: the label column.
+
+    Raises:
+        DataError: a column is of another type, or a class name is one of the training split's,
+            written otherwise.
+    """
+    (train_name, ours), (test_name, theirs) = train, test
+    own, other = (class_names(flat(each).get(label)) for each in (ours, theirs))
+    compared = [image, label]
+    if own is not None and other is not None and set(own) & set(other):
+        compared.remove(label)  # matched by name
+        for name in set(other) - set(own):
+            alike = spelled_otherwise(name, own)
+            if alike is not None:
+                raise DataError(
+                    f"the class {name!r} of the {test_name} split and the class {alike[0]!r} of "
+                    f"the {train_name} split differ only in {alike[1]}; give them one name"
+                )
+    for column in compared:
+        if flat(theirs).get(column) != flat(ours).get(column):
+            raise DataError(
+                f"the column {column!r} of the {train_name} split differs in the {test_name} "
+                f"split: {describe(ours)} against {describe(theirs)}; name columns and splits "
+                "that agree"
+            )
+
+
 def spelled_otherwise(name: str, others: Iterable[str]) -> tuple[str, str] | None:
     """A name among others that a person would take for this one, and what it differs in."""
     plain = plain_form(name)

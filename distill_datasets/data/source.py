@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from distill_datasets.config import Section
 from distill_datasets.data import columns, opening, rows
-from distill_datasets.data.account import Account, listed
+from distill_datasets.data.account import Account
+from distill_datasets.data.counts import RowCount, check_tested, check_trained, count_rows
 from distill_datasets.data.decoding import (
     Agreement,
     BadRow,
@@ -196,23 +196,6 @@ LISTED_ROWS = 20
 EMBEDDED_CARDS = {"embedded:uci-digits": "https://doi.org/10.24432/C50P49"}
 
 
-class RowCount(NamedTuple):
-    """The rows that are read for training or for testing: of which split, how many of each class.
-
-    `unusable` counts those without a usable label.
-    """
-
-    split: str
-    images: int
-    classes: dict[str, int]
-    unusable: int
-
-    def __str__(self) -> str:
-        shown = [f"{name} {count:,}" for name, count in self.classes.items()]
-        more = "" if len(shown) <= LISTED_ROWS else f", ... ({len(shown)} classes)"
-        return f"{self.images:,} images of {self.split}: {', '.join(shown[:LISTED_ROWS])}{more}"
-
-
 @dataclass(frozen=True)
 class _Layout:
     """Which splits and columns are used; `tests` are those that may serve for testing.
@@ -232,6 +215,11 @@ class _Layout:
     def agreement(self, source: Source) -> Agreement:
         mode = columns.image_mode(self.train.features[self.image])
         return Agreement(source.resolution, CHANNELS[source.channels], mode)
+
+    def check_agreement(self, test: Table) -> None:
+        """Refuse a test split whose columns differ."""
+        ours, theirs = ((table.split, table.features) for table in (self.train, test))
+        columns.check_agreement(ours, theirs, self.image, self.label)
 
 
 def _layout(
@@ -254,37 +242,8 @@ def _layout(
             )  # fmt: skip
     layout = _Layout(train, labeled if source.test_split is None else tests, image, label)
     if layout.tests:
-        _check_agreement(layout, layout.tests[0])
+        layout.check_agreement(layout.tests[0])
     return layout
-
-
-def _check_agreement(layout: _Layout, test: Table) -> None:
-    """Refuse a test split whose columns differ."""
-    train = layout.train
-    ours, theirs = (columns.flat(table.features) for table in (train, test))
-    own, other = (columns.class_names(split.get(layout.label)) for split in (ours, theirs))
-    compared = [layout.image, layout.label]
-    if own is not None and other is not None and set(own) & set(other):
-        _check_spelling(own, other, train.split, test.split)
-        compared.remove(layout.label)  # classes are matched by name, whatever their order
-    for column in compared:
-        if theirs.get(column) != ours.get(column):
-            raise DataError(
-                f"the column {column!r} of the {train.split} split differs in the {test.split} "
-                f"split: {columns.describe(train.features)} against "
-                f"{columns.describe(test.features)}; name columns and splits that agree"
-            )
-
-
-def _check_spelling(own: list[str], other: list[str], split: str, test_split: str) -> None:
-    """Refuse a class of the test split that is one of the training split's, written otherwise."""
-    for name in set(other) - set(own):
-        alike = columns.spelled_otherwise(name, own)
-        if alike is not None:
-            raise DataError(
-                f"the class {name!r} of the {test_split} split and the class {alike[0]!r} of the "
-                f"{split} split differ only in {alike[1]}; give them one name"
-            )
 
 
 def _report(bad: list[BadRow], skip: bool) -> None:
@@ -301,74 +260,19 @@ def _report(bad: list[BadRow], skip: bool) -> None:
     logger.warning("%s left out:\n%s%s", count, listed, more)
 
 
-def _check_account(account: Account | None, source: Source) -> Source:
-    """The section with its splits as the account calls them.
+def _as_called(account: Account | None, source: Source) -> Source:
+    """The section with its splits as the account calls them, if what is left out is allowed.
 
     Raises:
-        DataError: files are left out and the recipe does not allow it, or a split that it names has
-            no labels.
+        DataError: it is not, or a split that the section names has no labels.
     """
     if account is None:
         return source
-    if account.left_out and source.left_out == "refuse":
-        raise DataError(
-            f"{source.dataset!r} leaves out {listed(account.left_out)}\n"
-            "put them where they can be read, or set source.left_out=allow to go on without them"
-        )
+    if source.left_out == "refuse":
+        account.refuse_left_out(source.dataset)
     keys = ("train_split", "test_split")
     called = {key: account.split_called(getattr(source, key), f"source.{key}") for key in keys}
     return source.model_copy(update=called)
-
-
-def _absent(labels: Iterable[int], names: list[str]) -> list[str]:
-    present = set(labels)
-    return [name for label, name in enumerate(names) if label not in present]
-
-
-def _check_trained(labels: Iterable[int], names: list[str]) -> None:
-    """Refuse classes without a training image."""
-    untrained = set(_absent(labels, names))
-    present = [name for name in names if name not in untrained]
-    if len(untrained) > len(present) > 1:
-        raise DataError(
-            f"no training image of {len(untrained)} of {len(names)} classes; images are there of "
-            f"{len(present)}; keep these with this line under source:\n"
-            f"  {columns.line_that_keeps(present)}"
-        )
-    if untrained:
-        absent = [name for name in names if name in untrained]
-        raise DataError(
-            f"no training image of {len(absent)} of {len(names)} classes: "
-            f"{', '.join(absent[:LISTED_ROWS])}{', ...' if len(absent) > LISTED_ROWS else ''}"
-            "; name the classes to use in source.classes, or raise source.limit"
-        )
-
-
-def _check_tested(labels: Iterable[int], names: list[str], cut: bool) -> None:
-    """Refuse when nothing can be tested; say which classes cannot.
-
-    Args:
-        labels: of the test rows.
-        names: of the classes.
-        cut: whether the test rows are cut off from those for training.
-    """
-    untested = _absent(labels, names)
-    if len(untested) == len(names) and cut:
-        raise DataError(
-            "a class with one image leaves no test image, and every class has only one; add images "
-            "to at least one class, or images of these classes as a split called test"
-        )
-    if len(untested) == len(names):
-        raise DataError(
-            "no test image is left; set source.test_split to a split whose rows have labels"
-        )
-    if untested:
-        logger.warning(
-            "no test image of %d of %d classes: %s; accuracy says nothing about them",
-            len(untested),
-            len(names),
-            ", ".join(untested[:LISTED_ROWS]),
-        )
 
 
 def _labels(table: Table, column: str, role: str, store: Store) -> list[list[columns.Value]]:
@@ -385,7 +289,7 @@ def _labeled_test(
         DataError: the split that the recipe names has none.
     """
     for place, table in enumerate(layout.tests):
-        _check_agreement(layout, table)
+        layout.check_agreement(table)
         values = _labels(table, layout.label, f"test{place or ''}", store)
         if not columns.unlabeled(itertools.chain.from_iterable(values)):
             return table, values
@@ -496,7 +400,7 @@ class SourceDataset:
             else:
                 place = self._place
                 splits, self.account = place.open(streaming=streaming)
-                section = _check_account(self.account, self.section)
+                section = _as_called(self.account, self.section)
                 layout = _layout(section, splits, place.explained, place.labels_folder)
             self._layouts[streaming] = layout
         return self._layouts[streaming]
@@ -550,15 +454,12 @@ class SourceDataset:
             return None
         layout = self._layout(streaming=True)
         train, test, names, _ = _chosen(self.section, layout, draw, InMemory())
-        counted = {}
-        for part in (train, test):
-            labels = Counter(row.label for row in part.usable)
-            own = {name: labels[place] for place, name in enumerate(names)}
-            unusable = len(part.chosen) - len(part.usable)
-            counted[part.role] = RowCount(part.table.split, len(part.usable), own, unusable)
+        counted = {
+            part.role: count_rows(part.table.split, part.chosen, names) for part in (train, test)
+        }
         if self.section.skip_bad_rows or not any(count.unusable for count in counted.values()):
-            _check_trained((int(row.label) for row in train.usable), names)
-            _check_tested((int(row.label) for row in test.usable), names, train.table is test.table)
+            check_trained((int(row.label) for row in train.usable), names)
+            check_tested((int(row.label) for row in test.usable), names, train.table is test.table)
         return counted
 
     def read(
@@ -585,7 +486,7 @@ class SourceDataset:
         train_part, test_part, names, counts = _chosen(self.section, layout, draw, store)
         if self.section.skip_bad_rows or len(train_part.usable) == len(train_part.chosen):
             # otherwise the rows that cannot be used are reported first, with the broken images
-            _check_trained((int(row.label) for row in train_part.usable), names)
+            check_trained((int(row.label) for row in train_part.usable), names)
         agreement = layout.agreement(self.section)
         total = len(train_part.chosen) + len(test_part.chosen)
         parts = [train_part, test_part]
@@ -602,8 +503,8 @@ class SourceDataset:
         )
         bad = sorted({*bad, *bad_test}, key=lambda row: (row.split != layout.train.split, row))
         _report(bad, self.section.skip_bad_rows)
-        _check_trained(train.labels_N.tolist(), names)
-        _check_tested(test.labels_N.tolist(), names, train_part.table is test_part.table)
+        check_trained(train.labels_N.tolist(), names)
+        check_tested(test.labels_N.tolist(), names, train_part.table is test_part.table)
         return Decoded(train, test, names, bad, replace(self.provenance, splits=counts))
 
 

@@ -11,8 +11,9 @@ from pydantic import BaseModel
 from distill_datasets.canvases.canvas import CanvasSize
 from distill_datasets.config import Part
 from distill_datasets.data.account import Account
+from distill_datasets.data.counts import RowCount
 from distill_datasets.data.opening import HUB_ID
-from distill_datasets.data.source import RowCount, open_source
+from distill_datasets.data.source import open_source
 from distill_datasets.errors import DataError
 from distill_datasets.models.architecture import Architecture
 from distill_datasets.models.backbones import backbones_of
