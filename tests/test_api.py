@@ -31,6 +31,7 @@ SMALL = [
     "evaluate.network.width=4",
     "evaluate.students=2",
     "evaluate.steps=3",
+    "evaluate.beyond=null",
 ]
 # Publishes what an object of Python holds, one request a line.
 PUSH = """
@@ -105,6 +106,7 @@ def test_whole_images_are_distilled_too_from_a_dataset_with_its_own_test_split(
 
 def test_distribution_matching_is_a_preset_too(tmp_path: Path) -> None:
     overrides = ["distill.steps=2", "distill.objective.real_batch=4", "evaluate.steps=2"]
+    overrides += ["evaluate.beyond=null"]
     overrides += ["distill.networks.network.width=4", "evaluate.network.width=4"]
     made = distill(pets(), "dm", ipc=1, runs=tmp_path, quiet=True, overrides=overrides)
     assert made.dataset["label"][:] == [0, 1, 2]

@@ -33,7 +33,9 @@ from distill_datasets.export.licenses import license_fields, license_names
 from distill_datasets.export.summary import at_chance, percent, tuned, wider, worst
 from distill_datasets.files.parquet import Feature
 from distill_datasets.files.yaml_text import to_yaml
+from distill_datasets.training.loop import WARMUP_START, steps_of
 from distill_datasets.training.rows import ROWS
+from distill_datasets.views.augment import WARPS
 
 PLACEHOLDER = "your-name/your-dataset"
 
@@ -91,37 +93,65 @@ def labels_card(content: Content, labels: ViewLabels) -> str:
 
 
 def training(content: Content, repo: str) -> str:
-    """Python that trains a network: as the students that were measured where they follow steps.
+    """Python that trains a network as the students that were measured.
 
     Args:
         content: what is published.
         repo: what `load_dataset` is given.
     """
     student, layers = content.student, content.layers
-    follows = student.get("follows", {})
+    follows, moves = student.get("follows", {}), student.get("augment", {})
+    count, batch = len(content.images_NCHW), student["batch"]
     shared = {
         "repo": repo,
         "channels": content.images_NCHW.shape[1],
         "classes": len(content.class_names),
-        "layers": [],
     }
     if content.relabel is not None:
-        return _rendered("views.py", **shared, **_training_on_views(content, content.relabel))
-    if not follows:
-        return _rendered("train.py", **shared, mean=_floats(content.mean), std=_floats(content.std))
-    count, batch = len(content.images_NCHW), student["batch"]
+        return _rendered(
+            "views.py", **shared, layers=[], **_training_on_views(content, content.relabel)
+        )
+    per_pass = steps_of(1, count, batch)
+    steps = student["steps"] or student["epochs"] * per_pass
+    operations = moves.get("operations", [])
     return _rendered(
-        "follow.py",
-        **shared | {"layers": layers},
+        "train.py",
+        **shared,
+        layers=layers,
+        mean=_floats(content.mean),
+        std=_floats(content.std),
         follows=follows,
         xavier=student["network"]["name"] in _XAVIER and "start" not in follows,
         starts=STARTS if "start" in follows and layers else None,
         rule=student["optimizer"],
-        steps=student["steps"] or student["epochs"] * max(1, count // batch),
+        steps=steps,
         batch=batch,
+        per_pass=per_pass,
         examples=count,
-        falls=student.get("schedule") == "published_step",
+        pace=pace_in_python(student, steps, per_pass),
+        smoothing=student.get("label_smoothing"),
+        ema=student.get("ema"),
+        moves=moves,
+        operations=operations,
+        warps=[name for name in operations if name in WARPS],
     )
+
+
+def pace_in_python(student: dict[str, Any], steps: int, per_pass: int) -> str | None:
+    """The factor on the step size as an expression of `step`; None where it is always one."""
+    schedule, eta = student.get("schedule"), student.get("smoothing")
+    rising = student.get("warmup_epochs", 0) * per_pass
+    at = f"(step - step % {per_pass})" if eta is not None else "step"
+    since, left = (f"({at} - {rising})" if rising else at), steps - rising
+    factor = "1"
+    if schedule == "cosine":
+        factor = f"(1 + math.cos(math.pi * {since} / {(eta or 1) * left:g})) / 2"
+    elif schedule in ("step", "published_step"):
+        factor = f"(0.1 if 2 * {since} >= {left} else 1)"
+    if rising:
+        up = f"{WARMUP_START} + {1 - WARMUP_START} * {at} / {rising}"
+        return f"({up} if {at} < {rising} else {factor})"
+    return None if factor == "1" else factor
 
 
 def _training_on_views(content: Content, labels: ViewLabels) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from distill_datasets.stages.source import LoadedSource
 from distill_datasets.stages.squeeze import SqueezedFolder
 
 _PLAIN = {nn.AvgPool2d, nn.Conv2d, nn.Flatten, nn.GroupNorm, nn.Linear, nn.MaxPool2d, nn.ReLU}
-_PLAIN |= {AvgPool2d}
+_PLAIN |= {AvgPool2d, nn.BatchNorm2d}
 """Layers whose `repr` is the call that makes them."""
 
 

@@ -79,7 +79,7 @@ def curve(
         settings = [f"name={name}", f"seed={seed}", f"distill.steps={steps}"]
         return load_recipe(
             asked.recipe,
-            [*asked.set, *overrides, "evaluate.references=[]", "evaluate.exact=false", *settings],
+            [*asked.set, *overrides, *OWN, *settings],
             profile=asked.profile,
         )
 

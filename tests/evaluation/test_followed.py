@@ -74,6 +74,7 @@ FOLLOWING = {
     "order": "published",
     "optimizer": {"name": "sgd", "lr": 0.2, "momentum": 0.0},
     "references": ["random_real"],
+    "beyond": None,
 }
 
 
@@ -527,14 +528,16 @@ def follower(network: str = "convnet", **changes: Any) -> Content:  # noqa: ANN4
 def test_lines_for_step_sizes_alone_draw_their_batches_and_import_nothing_else() -> None:
     code = training(follower(), "a/b")
     compile(code, "card", "exec")
-    assert "torch.randperm(len(images))[:3]" in code and "range(10)" in code  # 5 passes of 6 // 3
+    assert "range(10)" in code  # 5 passes of 6 // 3
+    assert "if step % 2 == 0:\n        shuffled = torch.randperm(len(images))" in code
+    assert "batch = shuffled[step % 2 * 3 :][:3]" in code
     assert 'step_sizes = how["step_sizes"]' in code
     assert not {"json", "os", "safetensors"} & set(re.findall(r"\w+", code))
 
 
 def test_a_network_that_is_no_chain_is_left_to_the_reader() -> None:
     text = card(follower(), None, budget(follower()) | {"bytes": {"needed": 1}}, "")
-    assert "Put that network in the place of the small one here." in text
+    assert "put that of `student.yaml` in its place." in text
     assert chain(nn.Sequential(nn.Sequential(nn.ReLU()))) == []
     assert chain(nn.Linear(2, 3)) == []
     assert chain(nn.Sequential(nn.Flatten(), nn.Linear(2, 3))) == [

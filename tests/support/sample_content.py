@@ -69,7 +69,12 @@ def sample(channels: int = 3, **changes: Any) -> Content:  # noqa: ANN401
         starts_SP=None,
         layers=[],
         attack=None,
-        student={"network": {"name": "convnet", "width": 32}, "lr": 1e-05, "steps": 600},
+        student={
+            "network": {"name": "convnet", "width": 32},
+            "batch": 256,
+            "optimizer": {"name": "sgd", "lr": 1e-2, "momentum": 0.9, "weight_decay": 1e-05},
+            "steps": 100,
+        },
         recipe={"distill": {"steps": 10}},
         recipe_yaml="distill:\n  steps: 10\n",
         recipe_sha256="ab" * 32,
