@@ -29,6 +29,8 @@ from tests.benchmarks.curves import draw
 from tests.benchmarks.worker import timed
 
 PROBES = (2, 8)
+OWN = ("evaluate.references=[]", "evaluate.exact=false", "evaluate.beyond=null")
+"""Nothing but the students of the published rows."""
 
 
 def side_of(words: list[str]) -> tuple[str, list[str]]:
