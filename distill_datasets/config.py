@@ -59,6 +59,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "pixels": "distill_datasets.canvases.pixels:Pixels",
         "poster": "distill_datasets.canvases.poster:Poster",
         "pyramid": "distill_datasets.canvases.pyramid:Pyramid",
+        "small": "distill_datasets.canvases.small:Small",
     },
     "labels": {
         "area": "distill_datasets.labels.fixed:Area",

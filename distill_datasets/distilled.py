@@ -99,11 +99,11 @@ class Distilled:
 
     def pixels(self, index_B: Tensor) -> Tensor:
         """The examples `index_B` as displayable images in [0, 1], (B, C, H, W)."""
-        return self._canvas.decode(self._of("canvas"), index_B)
+        return self._canvas.decode(self.of("canvas"), index_B)
 
     def targets(self, index_B: Tensor) -> Tensor:
         """Targets of the examples `index_B`, (B, K), each row non-negative with sum 1."""
-        return self._labels.targets(self._of("labels"), index_B)
+        return self._labels.targets(self.of("labels"), index_B)
 
     def step_sizes(self) -> Tensor | None:
         """The learned step sizes, (T,); None where they are not learned."""
@@ -117,24 +117,24 @@ class Distilled:
 
     def project(self) -> None:
         """Move trained values back into their domain, in place."""
-        self._canvas.project(self._of("canvas"))
-        self._labels.project(self._of("labels"))
+        self._canvas.project(self.of("canvas"))
+        self._labels.project(self.of("labels"))
 
     def take_targets(self, targets_NK: Tensor) -> None:
         """Change the trained labels, in place, so that every example has this target."""
         self._labels.take(self._of("labels"), targets_NK)
 
     def stored(self) -> list[Tensor]:
-        """The images that are published and counted, each (C, H, W) in [0, 1]."""
-        return self._canvas.stored(self._of("canvas"))
+        """What is published and counted: images, each (C, H, W) in [0, 1], or numbers."""
+        return self._canvas.stored(self.of("canvas"))
 
     def stored_labels(self) -> Tensor:
         """The label of every cell, (G, K): what is published and counted of the labels."""
-        return self._labels.stored(self._of("labels"))
+        return self._labels.stored(self.of("labels"))
 
     def preview(self) -> list[Tensor]:
         """Images for a person who looks at the canvas."""
-        shown = self._canvas.preview(self._of("canvas"))
+        shown = self._canvas.preview(self.of("canvas"))
         if shown is None:
             with torch.no_grad():
                 shown = list(self.pixels(torch.arange(min(self.count, SHEET), device=self.device)))
@@ -142,10 +142,10 @@ class Distilled:
 
     def geometry(self) -> dict[str, object]:
         """How examples are cut from the images that are stored, as JSON."""
-        return {"canvas": self._canvas.name, **self._canvas.geometry(self._of("canvas"))}
+        return {"canvas": self._canvas.name, **self._canvas.geometry(self.of("canvas"))}
 
-    def _of(self, part: str) -> Tensors:
-        """The tensors of a part by its own names."""
+    def of(self, part: str) -> Tensors:
+        """The tensors of `canvas`, `labels` or `step_sizes` by the names that the part gave."""
         return {
             name.removeprefix(f"{part}."): tensor
             for tensors in (self.parameters, self.constants)

@@ -68,10 +68,17 @@ class CanvasStart(NamedTuple):
 
 
 class CanvasSize(NamedTuple):
-    """A budget before anything is built: trained images as (height, width), and examples."""
+    """A budget before anything is built.
+
+    Attributes:
+        originals: trained images as (height, width).
+        examples: how many training examples are made of them.
+        values: what is stored at most, where it is no images; None where it is.
+    """
 
     originals: Sequence[tuple[int, int]]
     examples: int
+    values: int | None = None
 
 
 class Alone(NamedTuple):
@@ -129,7 +136,10 @@ class Canvas(Part, ABC):
 
     @abstractmethod
     def stored(self, tensors: Tensors) -> list[Tensor]:
-        """What is published and where the budget is counted: images, each (C, H, W) in [0, 1]."""
+        """What is published and where the budget is counted: images, each (C, H, W) in [0, 1].
+
+        Of a `Parameterized` canvas the numbers that its images are drawn from, of any shape.
+        """
 
     def project(self, tensors: Tensors) -> None:
         """Move trained values back into their domain, in place; called after every outer step."""
@@ -159,6 +169,25 @@ class Canvas(Part, ABC):
     def alone(self) -> Alone | None:
         """How examples are solved each for itself; None where they are solved together."""
         return None
+
+
+def evenly(count: int, classes: int) -> list[int]:
+    """How many of so many images each class has: the first ones have one more than the last."""
+    return [count // classes + (label < count % classes) for label in range(classes)]
+
+
+def initial(
+    init: Selection,
+    real: RealData,
+    counts_K: Sequence[int],
+    rng: torch.Generator,
+    teacher: Teacher | None,
+) -> Tensor:
+    """Images to start from, as many of each class as are wanted, class after class."""
+    each = max(counts_K)
+    drawn_NCHW = init.images(real, each, rng, teacher)
+    kept = [label * each + place for label, of in enumerate(counts_K) for place in range(of)]
+    return drawn_NCHW[kept]
 
 
 Bounds = Literal["sigmoid", "clip"]

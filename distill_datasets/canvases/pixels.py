@@ -18,7 +18,9 @@ from distill_datasets.canvases.canvas import (
     CanvasStart,
     Cells,
     Tensors,
+    evenly,
     hide,
+    initial,
     keep_inside,
     show,
 )
@@ -72,7 +74,7 @@ class Pixels(Canvas):
         if self.ipc is not None:
             return [self.ipc] * classes
         assert self.count is not None
-        return [self.count // classes + (label < self.count % classes) for label in range(classes)]
+        return evenly(self.count, classes)
 
     def size(self, shape: Shape) -> CanvasSize:
         count = sum(self._of_class(shape.k))
@@ -90,10 +92,8 @@ class Pixels(Canvas):
         self, real: RealData, rng: torch.Generator, teacher: Teacher | None = None
     ) -> CanvasStart:
         counts_K = self._of_class(real.shape.k)
-        each = max(counts_K)
-        drawn_NCHW = self.init.images(real, each, rng, teacher)
-        kept = [label * each + place for label, of in enumerate(counts_K) for place in range(of)]
-        return self._start_from(drawn_NCHW[kept], self._classes_N(real.shape.k))
+        pixels_NCHW = initial(self.init, real, counts_K, rng, teacher)
+        return self._start_from(pixels_NCHW, self._classes_N(real.shape.k))
 
     def _start_from(self, pixels_NCHW: Tensor, classes_N: Tensor) -> CanvasStart:
         cells = Cells(torch.arange(len(classes_N)), classes_N)

@@ -74,6 +74,7 @@ def card(
         training=training(content, PLACEHOLDER).rstrip(),
         repo=PLACEHOLDER,
         follows=content.student.get("follows", {}),
+        draws=_draws(content),
         rebuilds=_is_cut_from_one_poster(content),
         labels_follow=_how_labels_follow(content),
         sibling=SIBLING,
@@ -242,6 +243,19 @@ def _yaml_feature(name: str, feature: Feature) -> dict[str, Any]:
         names = {str(index): each for index, each in enumerate(feature["names"])}
         return {"name": name, "dtype": {"class_label": {"names": names}}}
     return {"name": name, "dtype": feature.get("dtype", feature["_type"].lower())}
+
+
+def _draws(content: Content) -> dict[str, str]:
+    """How the lines of `draw.py` read each of the numbers that the examples are drawn from."""
+    lines = {}
+    for name, of in content.numbers.items():
+        lines[name] = f'row["{name}"].reshape(row["{name}_shape"])'
+        if of.scales_2D is not None:
+            step = f'row["{name}_scales"].reshape(2, -1)'
+            lines[name] = f"({lines[name]} * {step}[0] + {step}[1])"
+        elif of.values.dtype == torch.uint8:
+            lines[name] += " / 255"
+    return lines
 
 
 def _is_cut_from_one_poster(content: Content) -> bool:

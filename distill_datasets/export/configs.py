@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from distill_datasets.export.content import Content
@@ -14,6 +15,7 @@ from distill_datasets.files.parquet import (
     TEXT,
     Columns,
     Config,
+    Feature,
     class_label,
     numbers,
 )
@@ -31,7 +33,8 @@ def configs(
     recipe = _recipe(content, student_yaml, results)
     exact = [] if content.exact_NCHW is None else [_exact(content, content.exact_NCHW)]
     views = [content.relabel.config] if content.relabel and content.relabel.config else []
-    return [_default(content), *poster, *exact, *views, recipe]
+    numbers = [_numbers(content)] if content.numbers else []
+    return [_default(content), *poster, *numbers, *exact, *views, recipe]
 
 
 def _default(content: Content) -> Config:
@@ -95,6 +98,21 @@ def _poster(content: Content) -> Config:
         "label_poster_shape": numbers("int32", 2),
     }
     return Config("poster", "poster", features, len(originals), 4 * originals[0].numel(), read)
+
+
+def _numbers(content: Content) -> Config:
+    """One row: what the examples are drawn from, and for each of it its shape and its scales."""
+    columns: dict[str, Sequence[Any]] = {}
+    features: dict[str, Feature] = {}
+    for name, of in content.numbers.items():
+        dtype = "uint8" if of.values.dtype == torch.uint8 else "float16"
+        features |= {name: numbers(dtype), f"{name}_shape": numbers("int32")}
+        columns |= {name: [of.values.cpu().numpy()], f"{name}_shape": [list(of.values.shape)]}
+        if of.scales_2D is not None:
+            features[f"{name}_scales"] = numbers("float32")
+            columns[f"{name}_scales"] = [of.scales_2D.cpu().numpy()]
+    count = sum(of.count for of in content.numbers.values())
+    return Config("numbers", "numbers", features, 1, count, lambda start, stop: columns)
 
 
 def _recipe(content: Content, student_yaml: str, results: list[dict[str, Any]] | None) -> Config:

@@ -4,8 +4,9 @@ Shape suffixes: N training examples, K classes, C channels, H W pixels, G cells 
 S starting points, P all weights of a student's network.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, overload
 
@@ -76,6 +77,38 @@ def sibling_of(folder: Path) -> Path:
 
 
 @dataclass(frozen=True)
+class Numbers:
+    """Numbers that images are drawn from, as they are published: `values / divisor`, then scaled.
+
+    Attributes:
+        values: uint8, or float16.
+        scales_2D: the step and the least number at every place of the last axis: a published value
+            stands for value * step + least. None where 255 stands for 1, or values are floats.
+    """
+
+    values: Tensor
+    scales_2D: Tensor | None
+
+    def read(self) -> Tensor:
+        """The numbers as a reader has them."""
+        if self.scales_2D is not None:
+            return self.values.float() * self.scales_2D[0] + self.scales_2D[1]
+        whole = 255 if self.values.dtype == torch.uint8 else 1
+        return self.values.float() / whole
+
+    @property
+    def count(self) -> int:
+        """How many numbers there are, scales included."""
+        return self.values.numel() + (0 if self.scales_2D is None else self.scales_2D.numel())
+
+    @property
+    def bytes(self) -> int:
+        """What they take before compression, scales included."""
+        scales = 0 if self.scales_2D is None else self.scales_2D.nbytes
+        return self.values.nbytes + scales
+
+
+@dataclass(frozen=True)
 class Content:
     """Everything a distilled dataset is, before evaluation.
 
@@ -87,7 +120,10 @@ class Content:
         exact_NCHW: float32, the same examples as a student sees them, before rounding to 8 bits;
             None where they are 8-bit by construction, and the originals are the examples.
         targets_NK: rows that sum to 1, of float32, or of uint8 where each names one class.
-        originals: trained images, (C, H, W) in [0, 1]; the budget is counted here.
+        originals: trained images, (C, H, W) in [0, 1]; the budget is counted here, or on `numbers`.
+        numbers: what the examples are drawn from, by name; {} where that is the originals.
+        decoder: lines of numpy that draw `images` in [0, 1] of the numbers and of `shape`, a list
+            of channels, height and width.
         label_cells: one (G, K) table per original that is cut into examples, [] where `default` is
             the canvas.
         geometry: how examples are cut from the originals, as JSON.
@@ -138,6 +174,8 @@ class Content:
     environment: dict[str, Any]
     real_shape: tuple[int, int, int]
     relabel: ViewLabels | None = None
+    numbers: dict[str, Numbers] = field(default_factory=dict)
+    decoder: str = ""
 
 
 def check(content: Content) -> None:
@@ -184,6 +222,7 @@ def check(content: Content) -> None:
     floats += [] if exact_NCHW is None else [exact_NCHW, *content.originals]
     floats += [torch.tensor(content.step_sizes)]
     floats += [] if content.starts_SP is None else [content.starts_SP]
+    floats += [numbers.read() for numbers in content.numbers.values()]
     if not all(
         bool(torch.isfinite(part).all())
         for tensor in floats
@@ -204,7 +243,8 @@ def budget(content: Content) -> dict[str, Any]:
 
     A table of labels in which every row names one class costs one value per row; any other costs
     one value per class and row; a learned step size costs one. Pixels count once whatever the
-    number of channels. Labels of views are counted in bytes, beside the values.
+    number of channels; numbers that images are drawn from count as pixels of so many channels.
+    Labels of views are counted in bytes, beside the values.
     """
     tables = content.label_cells or [content.targets_NK]
     sizes = (
@@ -213,9 +253,17 @@ def budget(content: Content) -> dict[str, Any]:
         else [image.shape for image in content.originals]
     )
     pixels = sum(height * width for _, height, width in sizes)
+    values = sum(size.numel() for size in sizes)
+    if content.numbers:
+        values = sum(part.count for part in content.numbers.values())
+        pixels = math.ceil(values / content.real_shape[0])
     label_values = sum(_label_values(table) for table in tables)
     _, h, w = content.real_shape
-    labels = content.relabel
+    labels, parts = content.relabel, content.numbers.values()
+    stored = {
+        "numbers": sum(part.count for part in parts),
+        "number_bytes": sum(part.bytes for part in parts),
+    }
     views = (
         {}
         if labels is None
@@ -230,9 +278,10 @@ def budget(content: Content) -> dict[str, Any]:
         "examples": len(content.images_NCHW),
         "pixels": pixels,
         "ipc_equivalent": round(pixels / (len(content.class_names) * h * w), 6),
-        "values": sum(size.numel() for size in sizes) + label_values + len(content.step_sizes),
+        "values": values + label_values + len(content.step_sizes),
         "label_values": label_values,
         "step_sizes": len(content.step_sizes),
+        **(stored if content.numbers else {}),
         **views,
     }
 

@@ -36,7 +36,10 @@ def class_label(names: Sequence[str]) -> Feature:
 
 
 def numbers(dtype: str, length: int | None = None) -> Feature:
-    """A flat list of `float32`, `float16` or `int32`, of fixed length where every row has it."""
+    """A flat list of `float32`, `float16`, `int32` or `uint8`.
+
+    It is of fixed length where every row has it.
+    """
     feature: Feature = {"_type": "Sequence", "feature": {"dtype": dtype, "_type": "Value"}}
     return feature if length is None else {**feature, "length": length}
 

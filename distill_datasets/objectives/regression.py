@@ -27,6 +27,7 @@ from pydantic import Field
 from distill_datasets.networks.network import NetworkSource, Sampled
 from distill_datasets.objectives.objective import Estimate, Needs, Objective
 from distill_datasets.runtime.draws import LaneDraw
+from distill_datasets.runtime.memory import images_at_once
 from distill_datasets.views.augment import Augment
 
 if TYPE_CHECKING:
@@ -121,7 +122,9 @@ class Regression(Objective):
         rng = draw("real")
         real_BCHW, real_BK = real.batch(rng, self.real_batch)
         with torch.no_grad():
-            real_BD = self._features(network, self.augment(real_BCHW, rng))
+            seen_BCHW = self.augment(real_BCHW, rng)
+            chunks = torch.split(seen_BCHW, images_at_once(real.shape, seen_BCHW.device))
+            real_BD = torch.cat([self._features(network, chunk) for chunk in chunks])
         shown_ND = self._features(network, images_NCHW)
         vectors_NK = self._vectors(targets_NK, trained=targets_NK.requires_grad)
         # the loss sees images and labels through these two alone: small leaves, then one way back

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import platform
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,9 +10,16 @@ from torch import Tensor, nn
 
 import distill_datasets
 from distill_datasets.canvases.canvas import Canvas
+from distill_datasets.canvases.parameterized import Parameterized, Storage
 from distill_datasets.distilled import Distilled, DistilledImages
 from distill_datasets.evaluation.protocol import Evaluate
-from distill_datasets.export.content import STARTS, Content, DisplayPixels, ViewLabels
+from distill_datasets.export.content import (
+    STARTS,
+    Content,
+    DisplayPixels,
+    Numbers,
+    ViewLabels,
+)
 from distill_datasets.files.artifacts import fingerprint, sha256_tensors
 from distill_datasets.media.image import to_bytes
 from distill_datasets.models.layers import AvgPool2d
@@ -107,9 +115,19 @@ def _trained(objective: Objective, canvas: Canvas, distilled: Distilled) -> dict
     index_N = torch.arange(distilled.count, device=distilled.device)
     chunks = torch.split(index_N, 1024)
     exact = [distilled(index_B) for index_B in chunks]
+    numbers, decoder, drawn = dict[str, Numbers](), "", distilled.pixels
     originals, step_sizes = [image.cpu() for image in distilled.stored()], distilled.step_sizes()
+    if isinstance(canvas, Parameterized):
+        # rows are drawn from the numbers that are published, not from those before rounding
+        tensors, stored = distilled.of("canvas"), canvas.numbers(distilled.of("canvas"))
+        numbers = {name: packed(values, canvas.storage[name]) for name, values in stored.items()}
+        tensors |= {name: of.read() for name, of in numbers.items()}
+        decoder, drawn = canvas.decoder, partial(canvas.draw, tensors)
+    images_NCHW = torch.cat([to_bytes(drawn(index_B)) for index_B in chunks]).cpu()
+    if numbers:
+        originals = list(DisplayPixels(images_NCHW))
     return {
-        "images_NCHW": torch.cat([to_bytes(distilled.pixels(index_B)) for index_B in chunks]).cpu(),
+        "images_NCHW": images_NCHW,
         "exact_NCHW": torch.cat([batch.images_BCHW for batch in exact]).cpu(),
         "targets_NK": torch.cat([batch.targets_BK for batch in exact]).cpu(),
         "originals": originals,
@@ -117,9 +135,25 @@ def _trained(objective: Objective, canvas: Canvas, distilled: Distilled) -> dict
         if canvas.examples_are_stored
         else _label_cells(distilled, len(originals)),
         "geometry": distilled.geometry(),
+        "numbers": numbers,
+        "decoder": decoder,
         "step_sizes": [] if step_sizes is None else step_sizes.tolist(),
         "order": objective.published_order(distilled.count),
     }
+
+
+def packed(numbers: Tensor, storage: Storage) -> Numbers:
+    """Numbers as they are published: 8 bits with scales or without, or half floats."""
+    if storage == "float16":
+        return Numbers(numbers.half(), None)
+    if storage == "unit8":
+        return Numbers(to_bytes(numbers), None)
+    flat_MD = numbers.flatten(0, -2)
+    low_D, high_D = flat_MD.amin(dim=0), flat_MD.amax(dim=0)
+    # where all numbers are alike the step is nothing, and so is what it is multiplied by
+    step_D = (high_D - low_D) / 255
+    level = (numbers - low_D) / step_D.clamp(min=torch.finfo(step_D.dtype).tiny)
+    return Numbers(level.round().clamp(0, 255).byte(), torch.stack([step_D, low_D]))
 
 
 def _images(canvas: Canvas, images: DistilledImages, classes: int) -> dict[str, Any]:

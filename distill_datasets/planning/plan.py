@@ -282,16 +282,24 @@ def _students(recipe: Recipe, work: Work) -> str:
 
 
 def _sizes(shape: Shape, size: CanvasSize) -> Lines:
+    one, each = f"{shape.c} x {shape.h} x {shape.w} px", shape.c * shape.h * shape.w
+    if size.values is not None:
+        return [
+            ("one example", one),
+            ("examples drawn", f"{size.examples:,}"),
+            ("budget", f"{size.values:,} values = {size.values / (shape.k * each):.4g} per class"),
+            ("rows, before PNG", f"{size.examples * each:,} bytes"),
+        ]
     pixels = sum(height * width for height, width in size.originals)
     values = pixels * shape.c
     sides = ", ".join(f"{height} x {width} px" for height, width in sorted(set(size.originals)))
     return [
-        ("one example", f"{shape.c} x {shape.h} x {shape.w} px"),
+        ("one example", one),
         ("originals", f"{len(size.originals)} of {sides}"),
         ("budget", f"{pixels:,} px = {pixels / (shape.k * shape.h * shape.w):.4g} per class"),
         ("trained pixel values", f"{values:,}"),
         ("float originals", f"{4 * values:,} bytes"),
-        ("rows, before PNG", f"{size.examples * shape.c * shape.h * shape.w:,} bytes"),
+        ("rows, before PNG", f"{size.examples * each:,} bytes"),
     ]
 
 
