@@ -55,6 +55,10 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "unrolled": "distill_datasets.objectives.unrolled:Unrolled",
     },
     "canvases": {
+        "bases": "distill_datasets.canvases.bases:Bases",
+        "field": "distill_datasets.canvases.field:NeuralField",
+        "frequency": "distill_datasets.canvases.frequency:Frequency",
+        "gaussians": "distill_datasets.canvases.gaussians:Gaussians",
         "mosaic": "distill_datasets.canvases.mosaic:Mosaic",
         "pixels": "distill_datasets.canvases.pixels:Pixels",
         "poster": "distill_datasets.canvases.poster:Poster",

@@ -68,17 +68,10 @@ class CanvasStart(NamedTuple):
 
 
 class CanvasSize(NamedTuple):
-    """A budget before anything is built.
-
-    Attributes:
-        originals: trained images as (height, width).
-        examples: how many training examples are made of them.
-        values: what is stored at most, where it is no images; None where it is.
-    """
+    """A budget before anything is built: trained images as (height, width), and examples."""
 
     originals: Sequence[tuple[int, int]]
     examples: int
-    values: int | None = None
 
 
 class Alone(NamedTuple):
@@ -120,6 +113,10 @@ class Canvas(Part, ABC):
         Raises:
             RecipeError: the budget or the sizes cannot hold the classes or one example.
         """
+
+    def budget(self, shape: Shape) -> int | None:
+        """How many values are stored at most, where these are no images; None where they are."""
+        return None
 
     @abstractmethod
     def start(

@@ -103,7 +103,8 @@ class Frequency(Parameterized):
         for plane, kept_BM in enumerate(planes):
             spectrum_BCD[:, plane, order_D[: kept_BM.shape[1]]] = kept_BM
         rows_HH, columns_WW = (waves(side).to(spectrum_BCD) for side in (height, width))
-        ycc_BCHW = rows_HH.T @ spectrum_BCD.view(*spectrum_BCD.shape[:2], height, width) @ columns_WW
+        spectrum_BCUV = spectrum_BCD.view(*spectrum_BCD.shape[:2], height, width)
+        ycc_BCHW: Tensor = rows_HH.T @ spectrum_BCUV @ columns_WW
         return to_rgb(ycc_BCHW * (height * width / self.kept) ** 0.5 / 4)
 
 
@@ -112,10 +113,12 @@ def waves(length: int) -> Tensor:
     u_U1 = torch.arange(length, dtype=torch.float64)[:, None]
     x_X = torch.arange(length, dtype=torch.float64) + 0.5
     scale_U1 = torch.where(u_U1 > 0, 2.0, 1.0).sqrt() / length**0.5
-    return (torch.cos(torch.pi * u_U1 * x_X / length) * scale_U1).float()
+    waves_UX: Tensor = torch.cos(torch.pi * u_U1 * x_X / length) * scale_U1
+    return waves_UX.float()
 
 
 def lowest(height: int, width: int) -> Tensor:
     """The places of a spectrum in a row, from the lowest frequency to the highest."""
     u_H1, v_W = torch.arange(height)[:, None] / height, torch.arange(width) / width
-    return (u_H1.double() ** 2 + v_W.double() ** 2).flatten().argsort(stable=True)
+    far_HW = u_H1.double() ** 2 + v_W.double() ** 2
+    return far_HW.flatten().argsort(stable=True)

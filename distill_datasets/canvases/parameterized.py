@@ -10,11 +10,13 @@ Shape suffixes: N examples, B examples asked for, K classes, C channels, H W pix
 
 from __future__ import annotations
 
+import logging
 import math
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field, SerializeAsAny
 
 from distill_datasets.canvases.canvas import (
@@ -28,6 +30,8 @@ from distill_datasets.canvases.canvas import (
 )
 from distill_datasets.config import part
 from distill_datasets.errors import RecipeError
+from distill_datasets.optimizers import cosine
+from distill_datasets.runtime.progress import progress_bar
 from distill_datasets.selection.random import Real
 from distill_datasets.selection.selection import Selection, Teacher
 from distill_datasets.types import Shape
@@ -37,9 +41,89 @@ if TYPE_CHECKING:
 
     from distill_datasets.data.real import RealData
 
+logger = logging.getLogger("distill_datasets")
+
+_FITTED_AT_ONCE = 256
+
 Storage = Literal["unit8", "scaled8", "float16"]
 """How numbers are published: 8 bits of [0, 1]; 8 bits between the least and the largest number at a
 place of the last axis, with two scales for each place, which the budget counts; or half floats."""
+
+
+ENLARGED = """\
+def hats(short, long):
+    at = (np.arange(long)[:, None] + 0.5) * short / long - 0.5
+    return (1 - abs(at.clip(0, short - 1) - np.arange(short))).clip(0)
+
+def enlarged(small):
+    return hats(small.shape[2], shape[1]) @ small @ hats(small.shape[3], shape[2]).T
+"""
+"""Lines of a decoder: bilinear, as torch's `interpolate` where corners are not aligned."""
+
+TO_RGB = """\
+if shape[0] == 3:
+    colors = [[1, 0, 1.402], [1, -0.344136, -0.714136], [1, 1.772, 0]]
+    images = np.einsum("cy,nyhw->nchw", colors, images)
+images = (images + 0.5).clip(0, 1)"""
+"""Lines of a decoder: luma and chromas around zero, or gray, become pixels."""
+
+_RGB_33 = ((1.0, 0.0, 1.402), (1.0, -0.344136, -0.714136), (1.0, 1.772, 0.0))
+"""ITU-R BT.601, as in JPEG: luma, blue and red difference make red, green and blue."""
+
+
+def to_rgb(ycc_BCHW: Tensor) -> Tensor:
+    """Luma and chromas around zero as pixels in [0, 1]; gray has luma alone."""
+    if ycc_BCHW.shape[1] == 3:
+        ycc_BCHW = torch.einsum("cy,byhw->bchw", torch.tensor(_RGB_33).to(ycc_BCHW), ycc_BCHW)
+    return (ycc_BCHW + 0.5).clamp(0, 1)
+
+
+def to_ycc(images_NCHW: Tensor) -> Tensor:
+    """The inverse of `to_rgb`."""
+    if images_NCHW.shape[1] == 1:
+        return images_NCHW - 0.5
+    to_ycc_33 = torch.linalg.inv(torch.tensor(_RGB_33))
+    return torch.einsum("yc,nchw->nyhw", to_ycc_33, images_NCHW - 0.5)
+
+
+def shrunk(images_NCHW: Tensor, size: tuple[int, int]) -> Tensor:
+    """Images made smaller without aliasing."""
+    return F.interpolate(images_NCHW, size, mode="bilinear", antialias=True)
+
+
+def fitted(
+    canvas: Parameterized,
+    started: Tensors,
+    constants: Tensors,
+    images_NCHW: Tensor,
+    steps: int,
+    lr: float,
+) -> Tensors:
+    """Trained tensors whose images come close to the given ones, by Adam with a cosine.
+
+    Every image has rows of its own in every tensor, so that pieces can be fitted one after another.
+    """
+    shown = logger.isEnabledFor(logging.INFO)
+    pieces = torch.split(torch.arange(len(images_NCHW)), _FITTED_AT_ONCE)
+    rows: dict[str, list[Tensor]] = {name: [] for name in started}
+    with progress_bar("fit", steps * len(pieces), shown=shown) as bar:
+        for index_B in pieces:
+            own = {name: tensor[index_B].clone() for name, tensor in started.items()}
+            leaves = [tensor.requires_grad_() for tensor in own.values()]
+            adam = torch.optim.Adam(leaves, lr=lr)
+            every_B = torch.arange(len(index_B))
+            for step in range(steps):
+                adam.param_groups[0]["lr"] = lr * cosine(step, steps)
+                drawn_BCHW = canvas.decode(own | constants, every_B)
+                loss = F.mse_loss(drawn_BCHW, images_NCHW[index_B])
+                adam.zero_grad()
+                # Adam's steps do not depend on a loss's scale, but its epsilon does
+                torch.autograd.backward(loss * drawn_BCHW.numel())
+                adam.step()
+                bar.advance(1, mse=loss.item())
+            for name, tensor in own.items():
+                rows[name].append(tensor.detach())
+    return {name: torch.cat(tensors) for name, tensors in rows.items()}
 
 
 class Parameterized(Canvas, ABC):
@@ -52,9 +136,6 @@ class Parameterized(Canvas, ABC):
     examples_are_stored: ClassVar[bool] = True
     storage: ClassVar[dict[str, Storage]]
     """How each of the numbers is published."""
-    decoder: ClassVar[str]
-    """Lines of numpy that make `images` (N, C, H, W) in [0, 1] of the numbers, arrays by their
-    names, and of the list `shape`: channels, height and width of an image."""
 
     ipc: float = Field(
         gt=0, description="values that are stored, in images of the source's size per class"
@@ -62,6 +143,14 @@ class Parameterized(Canvas, ABC):
     init: Annotated[SerializeAsAny[Selection], part("selections")] = Field(
         default=Real(), description="initial images, which the numbers are fitted to"
     )
+
+    @property
+    @abstractmethod
+    def decoder(self) -> str:
+        """Lines of numpy that make `images` (N, C, H, W) in [0, 1] of the numbers.
+
+        The numbers are arrays by their names, and the list `shape` is channels, height and width.
+        """
 
     @abstractmethod
     def count(self, shape: Shape, values: int) -> int:
@@ -84,16 +173,16 @@ class Parameterized(Canvas, ABC):
         """Images `index_B` in [0, 1] of the numbers and the constants, (B, C, H, W)."""
 
     def size(self, shape: Shape) -> CanvasSize:
-        values = self._values(shape)
+        values = self.budget(shape)
         count = self.count(shape, values)
         if count < 1:
             raise RecipeError(
                 f"distill.canvas.ipc: got {self.ipc}, which are {values:,} values; one image of "
                 f"this {self.name!r} canvas takes more; raise ipc, or store less per image"
             )
-        return CanvasSize([], count, values)
+        return CanvasSize([], count)
 
-    def _values(self, shape: Shape) -> int:
+    def budget(self, shape: Shape) -> int:
         return math.floor(self.ipc * shape.k * shape.c * shape.h * shape.w + 1e-6)
 
     def shown(self, shape: Shape, real: RealData | None = None) -> Cells:

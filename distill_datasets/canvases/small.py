@@ -15,32 +15,28 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 
-from distill_datasets.canvases.canvas import Tensors, hide
-from distill_datasets.canvases.parameterized import Parameterized, Storage
+from distill_datasets.canvases.canvas import Tensors, hide, show
+from distill_datasets.canvases.parameterized import (
+    ENLARGED,
+    TO_RGB,
+    Parameterized,
+    Storage,
+    shrunk,
+    to_rgb,
+    to_ycc,
+)
 from distill_datasets.errors import RecipeError
 from distill_datasets.types import Shape
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-# ITU-R BT.601, as in JPEG: rows are luma, blue and red difference
-TO_RGB_33 = ((1.0, 0.0, 1.402), (1.0, -0.344136, -0.714136), (1.0, 1.772, 0.0))
-
-DECODER = """\
-def enlarged(small, size):
-    for axis, long in zip((2, 3), size):
-        last = small.shape[axis] - 1
-        at = ((np.arange(long) + 0.5) * (last + 1) / long - 0.5).clip(0, last)
-        low = np.floor(at).astype(int)
-        high, share = np.minimum(low + 1, last), (at - low).reshape((-1, 1)[: 4 - axis])
-        small = small.take(low, axis) * (1 - share) + small.take(high, axis) * share
-    return small
-
-images = enlarged(luma, shape[1:])
+DECODER = f"""\
+{ENLARGED}
+images = enlarged(luma - 0.5)
 if shape[0] == 3:
-    blue, red = np.split(enlarged(chroma - 0.5, shape[1:]), 2, axis=1)
-    green = images - 0.344136 * blue - 0.714136 * red
-    images = np.concatenate([images + 1.402 * red, green, images + 1.772 * blue], axis=1).clip(0, 1)
+    images = np.concatenate([images, enlarged(chroma - 0.5)], axis=1)
+{TO_RGB}
 """
 
 
@@ -49,9 +45,12 @@ class Small(Parameterized):
 
     paper: ClassVar[str] = "IDC, arXiv:2205.14959; chroma subsampling, ITU-T T.81 (JPEG)"
     storage: ClassVar[dict[str, Storage]] = {"luma": "unit8", "chroma": "unit8"}
-    decoder: ClassVar[str] = DECODER
     name: Literal["small"] = "small"
     side: int = Field(ge=1, description="of the stored luma, in px; chroma has half of it")
+
+    @property
+    def decoder(self) -> str:
+        return DECODER
 
     def count(self, shape: Shape, values: int) -> int:
         if shape.c not in (1, 3):
@@ -68,35 +67,26 @@ class Small(Parameterized):
         return values // (self.side**2 + chroma)
 
     def encode(self, images_NCHW: Tensor, rng: torch.Generator) -> tuple[Tensors, Tensors]:
-        channels, *size = images_NCHW.shape[1:]
-        to_ycc_33 = torch.linalg.inv(torch.tensor(TO_RGB_33)) if channels == 3 else torch.eye(1)
-        ycc_NCHW = torch.einsum("yc,nchw->nyhw", to_ycc_33, images_NCHW)
-        half = (self.side + 1) // 2
-        luma_N1hw = _shrunk(ycc_NCHW[:, :1], self.side)
+        half, ycc_NCHW = (self.side + 1) // 2, to_ycc(images_NCHW) + 0.5
+        luma_N1hw = shrunk(ycc_NCHW[:, :1], (self.side, self.side))
         trained = {"luma_N1hw": hide(luma_N1hw, "sigmoid")}
-        if channels == 3:
-            trained["chroma_N2hw"] = hide(_shrunk(ycc_NCHW[:, 1:], half) + 0.5, "sigmoid")
-        return trained, {"size": torch.tensor(size)}
+        if images_NCHW.shape[1] == 3:
+            chroma_N2hw = shrunk(ycc_NCHW[:, 1:], (half, half))
+            trained["chroma_N2hw"] = hide(chroma_N2hw, "sigmoid")
+        return trained, {"size": torch.tensor(images_NCHW.shape[2:])}
 
     def numbers(self, tensors: Tensors) -> Tensors:
         named = {"luma": "luma_N1hw", "chroma": "chroma_N2hw"}
         return {
-            name: torch.sigmoid(tensors[trained])
+            name: show(tensors[trained], "sigmoid")
             for name, trained in named.items()
             if trained in tensors
         }
 
     def draw(self, tensors: Tensors, index_B: Tensor) -> Tensor:
         size = tensors["size"].tolist()
-        parts = [tensors["luma"]] + ([tensors["chroma"] - 0.5] if "chroma" in tensors else [])
+        parts = [tensors[name] - 0.5 for name in self.storage if name in tensors]
         large = [
             F.interpolate(part.index_select(0, index_B), size, mode="bilinear") for part in parts
         ]
-        if len(large) == 1:
-            return large[0]
-        to_rgb_33 = torch.tensor(TO_RGB_33).to(large[0])
-        return torch.einsum("cy,byhw->bchw", to_rgb_33, torch.cat(large, dim=1)).clamp(0, 1)
-
-
-def _shrunk(images_NCHW: Tensor, side: int) -> Tensor:
-    return F.interpolate(images_NCHW, (side, side), mode="bilinear", antialias=True)
+        return to_rgb(torch.cat(large, dim=1))

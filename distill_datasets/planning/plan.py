@@ -152,7 +152,11 @@ def plan(
     return Plan(
         stages=list(_stages(recipe, source, size.examples, work)),
         parts=list(_parts(recipe, "")),
-        numbers=[*_sizes(shape, size), *_work_lines(recipe, work), *memory],
+        numbers=[
+            *_sizes(shape, size, recipe.distill.canvas.budget(shape)),
+            *_work_lines(recipe, work),
+            *memory,
+        ],
         costs=lines(costs(recipe, shape, source.rows), flops_per_second),
         source=source,
     )
@@ -281,13 +285,14 @@ def _students(recipe: Recipe, work: Work) -> str:
     return text
 
 
-def _sizes(shape: Shape, size: CanvasSize) -> Lines:
+def _sizes(shape: Shape, size: CanvasSize, stored: int | None) -> Lines:
+    """Of images, or of so many values that are stored in their place."""
     one, each = f"{shape.c} x {shape.h} x {shape.w} px", shape.c * shape.h * shape.w
-    if size.values is not None:
+    if stored is not None:
         return [
             ("one example", one),
             ("examples drawn", f"{size.examples:,}"),
-            ("budget", f"{size.values:,} values = {size.values / (shape.k * each):.4g} per class"),
+            ("budget", f"{stored:,} values = {stored / (shape.k * each):.4g} per class"),
             ("rows, before PNG", f"{size.examples * each:,} bytes"),
         ]
     pixels = sum(height * width for height, width in size.originals)

@@ -17,6 +17,10 @@ from support.tiny import distilled_of, toy_real
 from support.toy_runs import CONVNET, command, toy_sections
 from torch import Tensor
 
+from distill_datasets.canvases.bases import Bases
+from distill_datasets.canvases.field import NeuralField
+from distill_datasets.canvases.frequency import Frequency, waves
+from distill_datasets.canvases.gaussians import Gaussians
 from distill_datasets.canvases.parameterized import Parameterized
 from distill_datasets.canvases.small import Small
 from distill_datasets.distilled import Distilled
@@ -29,7 +33,13 @@ from distill_datasets.pipeline.content import packed
 from distill_datasets.types import Shape
 
 COLOR, GRAY = Shape(3, 12, 10, 3), Shape(1, 8, 8, 3)
-CANVASES: list[Parameterized] = [Small(ipc=1, side=5)]
+CANVASES: list[Parameterized] = [
+    Small(ipc=1, side=5),
+    Bases(ipc=1, bases=3),
+    Frequency(ipc=1, kept=12),
+    NeuralField(ipc=1, width=4, fit_steps=200),
+    Gaussians(ipc=1, blobs=4, fit_steps=400),
+]
 EACH = pytest.mark.parametrize("canvas", CANVASES, ids=lambda canvas: canvas.name)
 SHAPES = pytest.mark.parametrize("shape", [COLOR, GRAY], ids=["color", "gray"])
 
@@ -58,8 +68,9 @@ def test_as_many_images_as_the_budget_of_values_holds(canvas: Parameterized, sha
     tensors = distilled.of("canvas")
     stored = [packed(of, canvas.storage[name]) for name, of in canvas.numbers(tensors).items()]
     spent = sum(part.count for part in stored)
-    assert told.values == shape.k * shape.c * shape.h * shape.w
-    assert spent <= told.values < spent * (1 + 2 / told.examples)
+    budget = canvas.budget(shape)
+    assert budget == shape.k * shape.c * shape.h * shape.w
+    assert spent <= budget < spent * (1 + 2 / told.examples)
     assert told.examples == distilled.count == len(every(distilled)) >= shape.k
     assert every(distilled).shape[1:] == (shape.c, shape.h, shape.w)
 
@@ -128,12 +139,12 @@ def test_the_lines_for_the_card_draw_what_is_drawn_here(
     }
     read = {name: part.read() for name, part in stored.items()}
     expected_NCHW = canvas.draw(tensors | read, torch.arange(distilled.count))
-    scope: dict[str, Any] = {name: part.numpy() for name, part in read.items()}
+    scope: dict[str, Any] = {name: part.detach().numpy() for name, part in read.items()}
     scope |= {"np": np, "shape": [shape.c, shape.h, shape.w]}
     exec(canvas.decoder, scope)
     assert scope["images"].shape == expected_NCHW.shape
-    assert abs(scope["images"] - expected_NCHW.numpy()).max() < 1e-5
-    assert len(canvas.decoder.strip().splitlines()) <= 16
+    assert abs(scope["images"] - expected_NCHW.detach().numpy()).max() < 1e-5
+    assert len(list(filter(None, canvas.decoder.splitlines()))) <= 16
 
 
 @EACH
@@ -172,15 +183,14 @@ def test_the_card_of_a_whole_run_draws_the_published_rows(
     check = (
         "rows = np.stack([np.asarray(row['image']) for row in train])[:, None]\n"
         "assert rows.shape == images.shape\n"
-        "assert abs(np.rint(images * 255) - rows).max() <= 1\n"
-        "assert (np.rint(images * 255) == rows).mean() > 0.99\n"
+        "assert abs(images * 255 - rows).max() < 0.501\n"
     )
     code = "\n".join([load, draw, check]).replace(PLACEHOLDER, str(tmp_path / "set"))
     environment = {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment, timeout=60)
     budget = read_json(tmp_path / "set" / "distill.json")["budget"]
     told = canvas.size(Shape(1, 8, 8, 10))
-    assert budget["examples"] == told.examples and budget["numbers"] <= (told.values or 0)
+    assert budget["examples"] == told.examples and budget["numbers"] <= 640
     assert budget["values"] == budget["numbers"] + 10 * told.examples
     assert budget["pixels"] == budget["numbers"] and budget["bytes"]["numbers"] > 0
 
@@ -209,3 +219,39 @@ def test_a_small_image_is_its_mean_color_in_the_middle_of_flat_colors() -> None:
 def test_small_refuses_what_it_cannot_store(side: int, shape: Shape, said: str) -> None:
     with pytest.raises(RecipeError, match=re.escape(said)):
         Small(ipc=1, side=side).size(shape)
+
+
+def test_bases_of_every_image_with_its_own_coefficient_are_these_images() -> None:
+    images_NCHW = torch.rand(6, 3, 8, 6, generator=torch.Generator().manual_seed(0))
+    canvas = Bases(ipc=1, bases=6, scale=1)
+    trained, constants = canvas.encode(images_NCHW, torch.Generator())
+    drawn_NCHW = canvas.decode(trained | constants, torch.arange(6))
+    torch.testing.assert_close(drawn_NCHW, images_NCHW, atol=1e-5, rtol=0)
+
+
+def test_all_frequencies_are_the_pixels_and_waves_are_orthonormal() -> None:
+    images_NCHW = torch.rand(2, 3, 8, 6, generator=torch.Generator().manual_seed(0))
+    canvas = Frequency(ipc=1, kept=48, kept_color=48)
+    trained, constants = canvas.encode(images_NCHW, torch.Generator())
+    drawn_NCHW = canvas.decode(trained | constants, torch.arange(2))
+    torch.testing.assert_close(drawn_NCHW, images_NCHW, atol=1e-5, rtol=0)
+    torch.testing.assert_close(waves(7) @ waves(7).T, torch.eye(7), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("canvas", [
+    NeuralField(ipc=1, width=6, fit_steps=400), Gaussians(ipc=1, blobs=3, fit_steps=400),
+])  # fmt: skip
+def test_a_constant_image_is_fitted(canvas: Parameterized) -> None:
+    flat_NCHW = torch.tensor([0.8, 0.3, 0.5]).view(1, 3, 1, 1).expand(2, 3, 10, 12)
+    trained, constants = canvas.encode(flat_NCHW, torch.Generator().manual_seed(0))
+    drawn_NCHW = canvas.decode(trained | constants, torch.arange(2))
+    assert float((drawn_NCHW - flat_NCHW).abs().mean()) < 0.03
+
+
+@pytest.mark.parametrize(("canvas", "said"), [
+    (Bases(ipc=1, bases=200), "distill.canvas.bases: 200 bases for images of 3 x 6 x 5 values"),
+    (Frequency(ipc=1, kept=121), "distill.canvas.kept: 121 coefficients of images of 12 x 10 px"),
+])  # fmt: skip
+def test_more_numbers_than_pixels_are_refused(canvas: Parameterized, said: str) -> None:
+    with pytest.raises(RecipeError, match=re.escape(said)):
+        canvas.size(COLOR)
