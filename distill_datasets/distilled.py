@@ -112,7 +112,7 @@ class Distilled:
 
     def begins(self, steps: int) -> dict[str, int]:
         """The outer step, of so many, at which a parameter begins to move; 0 for those left out."""
-        found = self._canvas.begins(self._of("canvas"), steps)
+        found = self._canvas.begins(self.of("canvas"), steps)
         return {f"canvas.{name}": step for name, step in found.items()}
 
     def project(self) -> None:
