@@ -27,7 +27,9 @@ POSTER = "canvas.trained_CHW"
 def poster_of(real_classes: int = 3, **fields: object) -> Distilled:
     """A poster of gray classes."""
     real = flat_real([20 * label for label in range(1, real_classes + 1)])
-    return distilled_of(real, Poster.model_validate(fields), Learned(), rng_for(0, RNG_WORD))
+    return distilled_of(
+        real, Poster.model_validate(fields), Learned(of="area"), rng_for(0, RNG_WORD)
+    )
 
 
 def shares_of(poster: Distilled) -> Tensor:
