@@ -122,7 +122,7 @@ class Distilled:
 
     def take_targets(self, targets_NK: Tensor) -> None:
         """Change the trained labels, in place, so that every example has this target."""
-        self._labels.take(self._of("labels"), targets_NK)
+        self._labels.take(self.of("labels"), targets_NK)
 
     def stored(self) -> list[Tensor]:
         """What is published and counted: images, each (C, H, W) in [0, 1], or numbers."""
