@@ -249,11 +249,14 @@ def _draws(content: Content) -> dict[str, str]:
     """How the lines of `draw.py` read each of the numbers that the examples are drawn from."""
     lines = {}
     for name, of in content.numbers.items():
-        lines[name] = f'row["{name}"].reshape(row["{name}_shape"])'
+        kind = "uint8" if of.values.dtype == torch.uint8 else "float16"
+        lines[name] = f'rows["{name}"]["{kind}"].reshape(rows["{name}"]["shape"])'
         if of.scales_2D is not None:
-            step = f'row["{name}_scales"].reshape(2, -1)'
-            lines[name] = f"({lines[name]} * {step}[0] + {step}[1])"
-        elif of.values.dtype == torch.uint8:
+            lines[name] += "".join(
+                f' {sign} rows["{name}"]["scales"].reshape(2, -1)[{place}]'
+                for place, sign in enumerate("*+")
+            )
+        elif kind == "uint8":
             lines[name] += " / 255"
     return lines
 

@@ -15,7 +15,6 @@ from distill_datasets.files.parquet import (
     TEXT,
     Columns,
     Config,
-    Feature,
     class_label,
     numbers,
 )
@@ -101,18 +100,27 @@ def _poster(content: Content) -> Config:
 
 
 def _numbers(content: Content) -> Config:
-    """One row: what the examples are drawn from, and for each of it its shape and its scales."""
-    columns: dict[str, Sequence[Any]] = {}
-    features: dict[str, Feature] = {}
-    for name, of in content.numbers.items():
-        dtype = "uint8" if of.values.dtype == torch.uint8 else "float16"
-        features |= {name: numbers(dtype), f"{name}_shape": numbers("int32")}
-        columns |= {name: [of.values.cpu().numpy()], f"{name}_shape": [list(of.values.shape)]}
-        if of.scales_2D is not None:
-            features[f"{name}_scales"] = numbers("float32")
-            columns[f"{name}_scales"] = [of.scales_2D.cpu().numpy()]
-    count = sum(of.count for of in content.numbers.values())
-    return Config("numbers", "numbers", features, 1, count, lambda start, stop: columns)
+    """One row for each kind of number that the examples are drawn from."""
+    kinds = content.numbers.values()
+    eight = [part.values.dtype == torch.uint8 for part in kinds]
+    flat = [part.values.flatten().cpu().numpy() for part in kinds]
+    scales = [[] if part.scales_2D is None else part.scales_2D.flatten().tolist() for part in kinds]
+    columns: dict[str, Sequence[Any]] = {
+        "name": list(content.numbers),
+        "shape": [list(part.values.shape) for part in kinds],
+        "uint8": [values if own else [] for values, own in zip(flat, eight, strict=True)],
+        "float16": [[] if own else values for values, own in zip(flat, eight, strict=True)],
+        "scales": scales,
+    }
+    features = {
+        "name": TEXT,
+        "shape": numbers("int32"),
+        "uint8": numbers("uint8"),
+        "float16": numbers("float16"),
+        "scales": numbers("float32"),
+    }
+    most = max(part.bytes for part in kinds)
+    return Config("numbers", "numbers", features, len(kinds), most, lambda start, stop: columns)
 
 
 def _recipe(content: Content, student_yaml: str, results: list[dict[str, Any]] | None) -> Config:

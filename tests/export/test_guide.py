@@ -13,7 +13,7 @@ from support.sample_content import RESULTS, sample
 
 import distill_datasets.export
 from distill_datasets.export.configs import configs
-from distill_datasets.export.content import Content
+from distill_datasets.export.content import Content, Numbers
 from distill_datasets.export.folder import write_dataset
 from distill_datasets.files.parquet import Feature
 
@@ -52,6 +52,9 @@ def agree(content: Content, letters: dict[str, int]) -> set[tuple[str, str]]:
 def test_every_column_stands_in_the_guide_and_no_other(tmp_path: Path) -> None:
     letters = {"K": 3, "C": 3, "H": 8, "W": 8}
     seen = agree(sample(), letters)
+    eight = Numbers(torch.zeros(2, 3, dtype=torch.uint8), torch.ones(2, 3))
+    half = Numbers(torch.zeros(2, 4, dtype=torch.float16), None)
+    seen |= agree(sample(numbers={"blobs": eight, "weights": half}), letters)
     letters = {"K": SHAPE.k, "C": SHAPE.c, "H": SHAPE.h, "W": SHAPE.w, "T": 2, "top_k": 2}
     forms: list[dict[str, Any]] = [
         {},
