@@ -18,13 +18,13 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, GetCoreSchemaHandler, ValidationError
 from pydantic_core import CoreSchema, PydanticCustomError
 
-from distill_datasets.errors import RecipeError, did_you_mean
+from distill_datasets.errors import RecipeError, did_you_mean, shown
 
 
 class Section(BaseModel, ABC):
     """A piece of a recipe: frozen, no unknown keys, no silent conversions."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, ser_json_inf_nan="strings")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Part(Section, ABC):
@@ -152,7 +152,9 @@ def load(axis: str, name: str, kind: type = Part) -> type[Part]:
     """
     table = names(axis)
     if name not in table:
-        raise RecipeError(f"no {name!r} among the {axis}; {did_you_mean(name, _valid(axis, kind))}")
+        raise RecipeError(
+            f"no {shown(name)} among the {axis}; {did_you_mean(name, _valid(axis, kind))}"
+        )
     cls = _imported(axis, name, table[name])
     if not issubclass(cls, kind):
         raise RecipeError(_misplaced(axis, name, kind))

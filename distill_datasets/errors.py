@@ -5,7 +5,14 @@ returns: 2 for input that the user can mend, 1 for everything else.
 """
 
 import difflib
+import reprlib
 from collections.abc import Iterable
+
+MOST_SHOWN = 120
+"""Characters of what was got that a message repeats."""
+
+MOST_NAMES = 150
+"""Valid names that a message lists; torchvision has 80 networks."""
 
 
 class DistillError(Exception):
@@ -64,6 +71,31 @@ def refuse(problems: Iterable[str]) -> None:
         raise RecipeError(problem)
 
 
+class _Short(reprlib.Repr):
+    """The `repr` of any value in bounded time and a line, whatever it holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxother = 3, MOST_SHOWN
+        self.maxstring = self.maxlong = MOST_SHOWN
+        self.maxdict = self.maxlist = self.maxtuple = self.maxset = 8
+
+
+_short = _Short()
+
+
+def cut(text: str, length: int = MOST_SHOWN) -> str:
+    """A text in one line that is not longer than so many characters and three dots."""
+    # a piece first: a text of megabytes is not gone through for its first line
+    line = " ".join(text[: 4 * length].split())
+    return line if len(line) <= length and len(text) <= 4 * length else f"{line[:length]}..."
+
+
+def shown(value: object) -> str:
+    """What was got, as a message repeats it: as Python writes it, cut to a line."""
+    return cut(_short.repr(value))
+
+
 def did_you_mean(got: str, valid: Iterable[str]) -> str:
     """The tail of an error message about an unknown name: the nearest valid name, then all of them.
 
@@ -75,6 +107,7 @@ def did_you_mean(got: str, valid: Iterable[str]) -> str:
         For example `did you mean 'steps'? valid names: lr, steps`.
     """
     names = sorted(valid)
-    near = difflib.get_close_matches(got, names, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(got[:MOST_SHOWN], names, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    return f"{hint}valid names: {', '.join(names) or 'none'}"
+    more = f", ... ({len(names)} in all)" if len(names) > MOST_NAMES else ""
+    return f"{hint}valid names: {', '.join(names[:MOST_NAMES]) or 'none'}{more}"

@@ -7,30 +7,43 @@ before any work starts: those inside the sections, and when there are none those
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 from distill_datasets.config import Section
 from distill_datasets.data.source import Source
-from distill_datasets.errors import RecipeError, did_you_mean
+from distill_datasets.errors import RecipeError, cut, did_you_mean, shown
 from distill_datasets.evaluation.protocol import Evaluate
 from distill_datasets.files.artifacts import canonical_json, sha256_text
-from distill_datasets.files.yaml_text import from_yaml, to_yaml
+from distill_datasets.files.yaml_text import MOST_CHARACTERS, from_yaml, to_yaml
 from distill_datasets.objectives.objective import Context
 from distill_datasets.stages.distill import Distill
 from distill_datasets.stages.teacher_training import Squeeze
 from distill_datasets.views.relabel import Relabel
 
+MOST_LISTED = 40
+"""Problems that one message lists."""
+
 
 class Publish(Section):
     """What the card says and where `distill-datasets publish` puts the folder by default."""
 
-    title: str | None = Field(default=None, description="heading of the card; null: the name")
+    title: str | None = Field(
+        default=None,
+        max_length=200,
+        pattern=r"^[^\n]*$",
+        description="heading of the card; null: the name",
+    )
     repo: str | None = Field(
-        default=None, pattern=r"^[\w.-]+/[\w.-]+$", description="Hub repository, organization/name"
+        default=None,
+        max_length=96,
+        pattern=r"^[\w.-]+/[\w.-]+$",
+        description="Hub repository, organization/name",
     )
 
 
@@ -38,7 +51,9 @@ class Recipe(Section):
     """Everything that decides a distilled dataset and its measurement."""
 
     name: str = Field(
-        pattern=r"^[a-z0-9][a-z0-9._-]*$", description="folder of its runs; lower case"
+        max_length=100,
+        pattern=r"^[a-z0-9][a-z0-9._-]*$",
+        description="folder of its runs; lower case",
     )
     seed: int = Field(default=0, ge=0, lt=2**63, description="decides every random draw")
     source: Source
@@ -192,7 +207,8 @@ def load_recipe(
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8") as file:
+            text = file.read(MOST_CHARACTERS + 1)
     except FileNotFoundError as error:
         beside = [file.name for file in path.parent.glob("*.y*ml")]
         near = did_you_mean(path.name, beside) if beside else "no YAML file lies in that folder"
@@ -234,13 +250,16 @@ def recipe_from(
         _put(merged, path, value, f"{title}: profiles.{profile}.{path}")
     for override in _listed(overrides):
         path, value = _parsed(override)
-        _put(merged, path, value, f"override {override!r}")
+        _put(merged, path, value, f"override {shown(override)}")
     try:
         return Recipe.model_validate(merged)
     except ValidationError as error:
-        lines = problem_lines(error.errors(), Recipe)
+        # one more than is listed says that there are more; a text may have 100,000
+        lines = list(islice(problem_lines(error.errors(), Recipe), MOST_LISTED + 1))
         count = f"{len(lines)} problem" + ("s" if len(lines) > 1 else "")
-        raise RecipeError("\n  ".join([f"{title}: {count}", *lines])) from error
+        if len(lines) > MOST_LISTED:
+            count = f"more than {MOST_LISTED} problems, the first of them"
+        raise RecipeError("\n  ".join([f"{title}: {count}", *lines[:MOST_LISTED]])) from error
 
 
 def _profile(profiles: object, name: str | None, title: str) -> dict[str, Any]:
@@ -249,17 +268,17 @@ def _profile(profiles: object, name: str | None, title: str) -> dict[str, Any]:
         isinstance(keys, dict) for keys in profiles.values()
     ):
         raise RecipeError(
-            f"{title}: profiles: got {profiles!r}, expected for each name the keys it changes, for "
-            "example profiles: {cpu: {distill.steps: 500}}"
+            f"{title}: profiles: got {shown(profiles)}, expected for each name the keys it "
+            "changes, for example profiles: {cpu: {distill.steps: 500}}"
         )
     for of, keys in profiles.items():
         for path, value in keys.items():
-            _check_profile_key(path, value, f"{title}: profiles.{of}")
+            _check_profile_key(path, value, f"{title}: profiles.{cut(str(of))}")
     if name is None:
         return {}
     if name not in profiles:
         raise RecipeError(
-            f"{title}: no profile {name!r}; "
+            f"{title}: no profile {shown(name)}; "
             + (did_you_mean(name, map(str, profiles)) if profiles else "this recipe has none")
         )
     return dict(profiles[name])
@@ -269,10 +288,10 @@ def _check_profile_key(path: object, value: object, what: str) -> None:
     """Refuse what is no path, and a mapping that would take the place of a whole section."""
     if not isinstance(path, str) or not all(path.split(".")):
         raise RecipeError(
-            f"{what}: got the key {path!r}, expected section.key, for example distill.steps"
+            f"{what}: got the key {shown(path)}, expected section.key, for example distill.steps"
         )
     if isinstance(value, dict) and _model_at(Recipe, (path,)) is not None:
-        single = ", ".join(f"{path}.{key}: {one!r}" for key, one in value.items())
+        single = cut(", ".join(f"{path}.{key}: {shown(one)}" for key, one in value.items()))
         raise RecipeError(
             f"{what}.{path}: got a mapping, which would replace the whole section; write each key "
             f"with its section: {single or f'{path}.key: value'}"
@@ -289,7 +308,7 @@ def _listed(overrides: object) -> list[str]:
     listed = list(overrides)
     for override in listed:
         if not isinstance(override, str):
-            raise RecipeError(f"overrides: got {override!r} in the list, {expected}")
+            raise RecipeError(f"overrides: got {shown(override)} in the list, {expected}")
     return listed
 
 
@@ -298,12 +317,12 @@ def _parsed(override: str) -> tuple[str, Any]:
     path, equals, text = override.partition("=")
     if not equals or not all(path.split(".")):
         raise RecipeError(
-            f"override {override!r}: expected section.key=value, for example distill.steps=500"
+            f"override {shown(override)}: expected section.key=value, for example distill.steps=500"
         )
     try:
         return path, from_yaml(text)
     except RecipeError as error:
-        raise RecipeError(f"override {override!r}: {error}") from error
+        raise RecipeError(f"override {shown(override)}: {error}") from error
 
 
 def _put(content: dict[str, Any], path: str, value: object, what: str) -> None:
@@ -317,7 +336,9 @@ def _put(content: dict[str, Any], path: str, value: object, what: str) -> None:
         elif isinstance(inner, str):  # `canvas: poster` is short for `canvas: {name: poster}`
             inner = {"name": inner}
         elif not isinstance(inner, dict):
-            raise RecipeError(f"{what}: {'.'.join(keys[:depth])} is {inner!r}, not a section")
+            raise RecipeError(
+                f"{what}: {cut('.'.join(keys[:depth]))} is {shown(inner)}, not a section"
+            )
         # a copy: the section may be the caller's, or stand twice in the recipe by a YAML alias
         section[key] = dict(inner)
         section = section[key]
@@ -326,7 +347,7 @@ def _put(content: dict[str, Any], path: str, value: object, what: str) -> None:
 
 def problem_lines(
     errors: Iterable[Any], model: type[BaseModel], prefix: tuple[Any, ...] = ()
-) -> list[str]:
+) -> Iterator[str]:
     """One line per problem: path, what was got, what was expected, what to do.
 
     Args:
@@ -334,31 +355,38 @@ def problem_lines(
         model: the model that was validated, which knows the valid names.
         prefix: path of that model inside the recipe.
     """
-    lines = []
     for error in errors:
         context = error.get("ctx", {})
-        path = ".".join(map(str, prefix + error["loc"]))
+        path = ".".join(cut(str(key)) for key in prefix + error["loc"])
         if error["type"] == "nested":
-            lines += problem_lines(context["errors"], context["model"], prefix + error["loc"])
+            yield from problem_lines(context["errors"], context["model"], prefix + error["loc"])
         elif error["type"] == "between_sections":
-            lines += context["problems"]
+            yield from context["problems"]
         elif error["type"] == "extra_forbidden":
             owner = _model_at(model, error["loc"][:-1])
             fields = owner.model_fields if owner else {}
-            lines.append(f"{path}: no such key; {did_you_mean(str(error['loc'][-1]), fields)}")
+            yield f"{path}: no such key; {did_you_mean(str(error['loc'][-1]), fields)}"
         elif error["type"] == "missing":
-            owner = _model_at(model, error["loc"][:-1])
-            field = owner.model_fields.get(str(error["loc"][-1])) if owner else None
+            field = _field_at(model, error["loc"])
             what = f" ({field.description})" if field and field.description else ""
-            lines.append(f"{path}: missing; expected a value{what}")
+            yield f"{path}: missing; expected a value{what}"
+        elif error["type"] == "string_pattern_mismatch":
+            field = _field_at(model, error["loc"])
+            what = field.description if field and field.description else "another text"
+            yield f"{path}: got {shown(error['input'])}, expected {what}, as {context['pattern']}"
         elif error["type"] == "value_error":
             why = str(context.get("error", error["msg"]))
-            lines.append(f"{path}: {why}" if path else why)
+            yield f"{path}: {why}" if path else why
         else:
             message = error["msg"][0].lower() + error["msg"][1:]
-            got = "" if isinstance(error["input"], dict) else f"got {error['input']!r}, "
-            lines.append(f"{path}: {got}{message.replace('input should be', 'expected')}")
-    return lines
+            got = "" if isinstance(error["input"], dict) else f"got {shown(error['input'])}, "
+            yield f"{path}: {got}{message.replace('input should be', 'expected')}"
+
+
+def _field_at(model: type[BaseModel], path: tuple[Any, ...]) -> FieldInfo | None:
+    """The field at a path below `model`; None where there is none."""
+    owner = _model_at(model, path[:-1])
+    return owner.model_fields.get(str(path[-1])) if owner else None
 
 
 def _model_at(model: type[BaseModel], path: tuple[Any, ...]) -> type[BaseModel] | None:

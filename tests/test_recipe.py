@@ -86,7 +86,8 @@ def test_all_problems_are_listed_at_once_with_path_and_got_and_expected() -> Non
         "distill.lanes: got 0, expected greater than 0",
         "evaluate.references.0: got 'half', expected 'random_real', 'herding', 'k_center', "
         "'class_mean' or 'full'",
-        r"publish.repo: got 'nobody', string should match pattern '^[\w.-]+/[\w.-]+$'",
+        "publish.repo: got 'nobody', expected Hub repository, organization/name, as "
+        r"^[\w.-]+/[\w.-]+$",
         "sede: no such key; did you mean 'seed'? valid names: distill, evaluate, name, publish, "
         "relabel, seed, source, squeeze",
     ]
@@ -196,6 +197,60 @@ def test_teachers_do_not_serve_objectives_that_draw_networks() -> None:
         "distill.networks: 'teachers' are asked what they say of images, and the objective "
         "'unrolled' draws networks of its own; choose others, for example fresh",
     ]
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "distill.networks.network.depth=10000000",
+        "distill.networks.network.width=10000000",
+        "evaluate.network={name: mlp, depth: 10000000}",
+        "evaluate.network={name: mlp, width: 10000000}",
+        "evaluate.network={name: resnet, width: 10000000}",
+        "relabel={epochs: 10000000}",
+        "squeeze={epochs: 10000000}",
+        "squeeze={epochs: 1, members: 10000000}",
+        "distill.steps=1000000000",
+        "distill.lanes=10000000",
+        "distill.objective.inner_steps=10000000",
+        "distill.canvas={name: pixels, ipc: 10000000}",
+        "distill.canvas={name: mosaic, ipc: 10000000}",
+        "distill.canvas={name: poster, height: 10000000, width: 8}",
+        "distill.networks={name: fixed, count: 10000000}",
+        "evaluate.students=10000000",
+        "evaluate.full_epochs=10000000",
+        "source.resolution=10000000",
+        "name=" + "a" * 101,
+        "source.dataset=" + "a" * 5000,
+        "publish.title=" + "a" * 201,
+    ],
+)
+def test_a_size_that_no_machine_would_finish_is_refused_by_its_key(override: str) -> None:
+    first, *problems = error_lines(override)
+    path = override.partition("=")[0]
+    assert first == "recipe: 1 problem" and len(problems) == 1
+    assert problems[0].startswith(path) and len(problems[0]) < 400
+    assert "expected less than or equal to" in problems[0] or "should have at most" in problems[0]
+
+
+def test_floats_are_finite() -> None:
+    for value in ("1e999", "-1e999"):
+        (problem,) = error_lines(f"distill.optimizer.lr={value}")[1:]
+        assert problem.endswith("inf, expected a finite number")
+
+
+def test_a_message_lists_forty_problems_and_says_that_there_are_more() -> None:
+    lines = error_lines(
+        f"source={{dataset: x, {', '.join(f'k{place}: 1' for place in range(999))}}}"
+    )
+    assert lines[0] == "recipe: more than 40 problems, the first of them" and len(lines) == 41
+
+
+def test_what_was_got_is_cut_to_a_line() -> None:
+    for value in ("x" * 100_000, str(list(range(50_000))), "{" + "a: {b: " * 15 + "1" + "}" * 31):
+        for path in ("distill.steps", "source.limit", "publish.repo"):
+            (problem,) = error_lines(f"{path}={value[:60_000]}")[1:] or [""]
+            assert len(problem) < 400
 
 
 def test_rules_between_keys_of_a_part_name_the_key() -> None:

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 import torch
 
 from distill_datasets.config import Part
+from distill_datasets.errors import RecipeError
 from distill_datasets.selection.selection import Selection, Teacher
 from distill_datasets.types import Shape
 
@@ -65,6 +66,27 @@ class CanvasStart(NamedTuple):
     trained: Tensors
     constants: Tensors
     cells: Cells
+
+
+MOST_EXAMPLES = 10_000_000
+"""Of a canvas; ImageNet-21K has 11 million images, and a distilled set has fewer."""
+
+
+def check_count(examples: int, key: str) -> None:
+    """Refuse a canvas of so many training examples before any list of them is made.
+
+    Args:
+        examples: how many there would be.
+        key: of the canvas, to lower.
+
+    Raises:
+        RecipeError: they are more than any distilled dataset has.
+    """
+    if examples > MOST_EXAMPLES:
+        raise RecipeError(
+            f"distill.canvas.{key}: asks for {examples:,} training examples, expected at most "
+            f"{MOST_EXAMPLES:,}; lower it"
+        )
 
 
 class CanvasSize(NamedTuple):

@@ -23,6 +23,7 @@ from distill_datasets.canvases.canvas import (
     CanvasStart,
     Cells,
     Tensors,
+    check_count,
     hide,
     keep_inside,
     show,
@@ -50,9 +51,9 @@ class Mosaic(Canvas):
 
     paper: ClassVar[str] = "IDC, arXiv:2205.14959"
     name: Literal["mosaic"] = "mosaic"
-    ipc: int = Field(ge=1, description="trained images per class")
+    ipc: int = Field(ge=1, le=100_000, description="trained images per class")
     factor: int = Field(
-        default=2, ge=1, description="tiles along a side (IDC: 2 at 32 px, 3 at 224 px)"
+        default=2, ge=1, le=256, description="tiles along a side (IDC: 2 at 32 px, 3 at 224 px)"
     )
     init: Annotated[SerializeAsAny[Selection], part("selections")] = Field(
         default=Real(), description="initial images: one, made smaller, fills each tile"
@@ -77,7 +78,9 @@ class Mosaic(Canvas):
 
     def size(self, shape: Shape) -> CanvasSize:
         images = self.ipc * shape.k
-        return CanvasSize([(shape.h, shape.w)] * images, images * len(self._tiles(shape)))
+        examples = images * len(self._tiles(shape))
+        check_count(examples, "ipc")
+        return CanvasSize([(shape.h, shape.w)] * images, examples)
 
     def shown(self, shape: Shape, real: RealData | None = None) -> Cells:
         images, tiles = self.ipc * shape.k, len(self._tiles(shape))

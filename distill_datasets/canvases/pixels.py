@@ -18,6 +18,7 @@ from distill_datasets.canvases.canvas import (
     CanvasStart,
     Cells,
     Tensors,
+    check_count,
     evenly,
     hide,
     initial,
@@ -41,10 +42,11 @@ class Pixels(Canvas):
     examples_are_stored: ClassVar[bool] = True
     paper: ClassVar[str] = "Dataset Distillation, arXiv:1811.10959; RaT-BPTT, arXiv:2311.07025"
     name: Literal["pixels"] = "pixels"
-    ipc: int | None = Field(default=None, ge=1, description="images per class")
+    ipc: int | None = Field(default=None, ge=1, le=100_000, description="images per class")
     count: int | None = Field(
         default=None,
         ge=1,
+        le=10_000_000,
         description="images in all, instead of ipc: the first classes have one more than the last, "
         "or one and none (SLDD: fewer images than classes, with learned labels)",
     )
@@ -77,7 +79,8 @@ class Pixels(Canvas):
         return evenly(self.count, classes)
 
     def size(self, shape: Shape) -> CanvasSize:
-        count = sum(self._of_class(shape.k))
+        count = self.count or shape.k * (self.ipc or 0)
+        check_count(count, "ipc" if self.count is None else "count")
         return CanvasSize([(shape.h, shape.w)] * count, count)
 
     def shown(self, shape: Shape, real: RealData | None = None) -> Cells:

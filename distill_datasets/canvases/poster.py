@@ -8,6 +8,7 @@ poster, P the same in a row, h w pixels of a crop.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 import torch
@@ -22,6 +23,7 @@ from distill_datasets.canvases.canvas import (
     CanvasStart,
     Cells,
     Tensors,
+    check_count,
     hide,
     keep_inside,
     show,
@@ -44,9 +46,15 @@ class Poster(Canvas):
 
     paper: ClassVar[str] = "PoDD, arXiv:2403.12040"
     name: Literal["poster"] = "poster"
-    ipc: float | None = Field(default=None, gt=0, description="budget in images per class")
-    height: int | None = Field(default=None, gt=0, description="in px, with width, instead of ipc")
-    width: int | None = Field(default=None, gt=0, description="in px, with height, instead of ipc")
+    ipc: float | None = Field(
+        default=None, gt=0, le=100_000, description="budget in images per class"
+    )
+    height: int | None = Field(
+        default=None, gt=0, le=100_000, description="in px, with width, instead of ipc"
+    )
+    width: int | None = Field(
+        default=None, gt=0, le=100_000, description="in px, with height, instead of ipc"
+    )
     crops: int | list[int] = Field(
         default=96, description="training examples: about this many, or exactly [rows, columns]"
     )
@@ -91,6 +99,7 @@ class Poster(Canvas):
             grid = (self.crops[0], self.crops[1])
         else:
             grid = geometry.fair_grid(poster, example, self.crops)
+        check_count(math.prod(grid), "crops")
         return poster, geometry.crop_grid(poster, example, grid)
 
     def _class_rows(self, classes: int) -> list[int]:

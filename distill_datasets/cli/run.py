@@ -197,7 +197,15 @@ def print_error(message: str, process: int) -> None:
     """Print an error, and which process had it unless that is the first."""
     who = f"[process {process}] " if process else ""
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    console.print(f"{escape(who)}[red]error:[/red] {escape(message)}")
+    console.print(f"{escape(who)}[red]error:[/red] {escape(_printable(message))}")
+
+
+def _printable(message: str) -> str:
+    """The message without what moves a terminal's cursor or cannot be encoded: it is escaped."""
+    return "".join(
+        each if each.isprintable() or each == "\n" else each.encode("unicode_escape").decode()
+        for each in message
+    )
 
 
 def _log_to_stderr(quiet: bool) -> None:

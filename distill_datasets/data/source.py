@@ -50,17 +50,20 @@ from distill_datasets.types import Shape
 CHANNELS: dict[str, Channels | None] = {"auto": None, "gray": 1, "rgb": 3}
 
 
-Name = Annotated[str, StringConstraints(min_length=1)]
+Name = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
 
 
 class Expected(Section):
     """What a dataset that is not at hand looks like."""
 
-    classes: int = Field(ge=2, description="number of classes that are distilled")
-    rows: int = Field(gt=0, description="training images")
+    classes: int = Field(ge=2, le=1_000_000, description="number of classes that are distilled")
+    rows: int = Field(gt=0, le=10_000_000_000, description="training images")
     channels: Channels = Field(default=3, description="1 is gray, 3 is color")
     side: int | None = Field(
-        default=None, gt=0, description="height and width in pixels; null: source.resolution"
+        default=None,
+        gt=0,
+        le=10_000,
+        description="height and width in pixels; null: source.resolution",
     )
 
 
@@ -83,7 +86,7 @@ class Source(Section):
         default=None, description="default: the only ClassLabel column, or one called label or so"
     )
     resolution: int | None = Field(
-        default=None, gt=0, description="side in pixels; None keeps the images' own size"
+        default=None, gt=0, le=10_000, description="side in pixels; None keeps the images' own size"
     )
     channels: Literal["auto", "gray", "rgb"] = Field(
         default="auto", description="auto keeps those of the images, which then have to agree"

@@ -15,9 +15,15 @@ from distill_datasets.views.relabel import Relabel
 class Evaluate(Student):
     """How the published dataset is measured: by training fresh students on it."""
 
-    students: int = Field(default=8, gt=0, description="fresh students, each with its own seed")
-    steps: int | None = Field(default=None, gt=0, description="training steps of a student")
-    epochs: int | None = Field(default=None, gt=0, description="or passes over what it trains on")
+    students: int = Field(
+        default=8, gt=0, le=10_000, description="fresh students, each with its own seed"
+    )
+    steps: int | None = Field(
+        default=None, gt=0, le=10_000_000, description="training steps of a student"
+    )
+    epochs: int | None = Field(
+        default=None, gt=0, le=100_000, description="or passes over what it trains on"
+    )
     order: Literal["shuffled", "published"] = Field(
         default="shuffled",
         description="of the examples: shuffled every pass, or at each step those that are "
@@ -41,8 +47,12 @@ class Evaluate(Student):
         "(class_mean) real images at the same number of pixels, shrunk where they are fewer than "
         "classes; twice as many centers, shrunk (k_means); and the whole dataset",
     )
-    full_epochs: int = Field(default=20, gt=0, description="training of the `full` reference")
-    full_students: int = Field(default=2, gt=0, description="students of the `full` reference")
+    full_epochs: int = Field(
+        default=20, gt=0, le=100_000, description="training of the `full` reference"
+    )
+    full_students: int = Field(
+        default=2, gt=0, le=10_000, description="students of the `full` reference"
+    )
     beyond: Beyond | None = Field(
         default=Beyond(),
         description="also measured: longer training, other networks, tuned step sizes; null: none, "

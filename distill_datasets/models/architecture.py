@@ -5,14 +5,19 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Annotated
 
+import torch
 from pydantic import SerializeAsAny
 from torch import nn
 
 from distill_datasets.config import Part, part
+from distill_datasets.errors import RecipeError
 from distill_datasets.types import Shape
 
 if TYPE_CHECKING:
     from distill_datasets.models.backbones import Backbone
+
+MOST_WEIGHTS = 10_000_000_000
+"""Of one network: 40 GB in float32, sixteen times the largest vision transformer of torchvision."""
 
 
 class Architecture(Part, ABC):
@@ -25,6 +30,23 @@ class Architecture(Part, ABC):
         Raises:
             RecipeError: the network does not fit the shape.
         """
+
+    def on_meta(self, shape: Shape) -> nn.Module:
+        """The module without memory for its weights: how a network is looked at before it is made.
+
+        Raises:
+            RecipeError: the network does not fit the shape, or has more weights than any machine
+                would train.
+        """
+        with torch.device("meta"):
+            module = self.build(shape)
+        count = sum(weight.numel() for weight in module.parameters())
+        if count > MOST_WEIGHTS:
+            raise RecipeError(
+                f"the network ({self}) has {count:,} weights, expected at most "
+                f"{MOST_WEIGHTS:,}; lower its width or depth, or source.resolution"
+            )
+        return module
 
     def frozen(self) -> Backbone | None:
         """What lies below all that is trained and is never trained itself; None for nothing."""

@@ -26,9 +26,10 @@ class ConvNet(Architecture):
     depth: int | None = Field(
         default=None,
         ge=1,
+        le=16,
         description="blocks, each halves the sides; null: until about 4 px are left, 3 at 32 px",
     )
-    width: int = Field(default=128, ge=1, description="channels of every block")
+    width: int = Field(default=128, ge=1, le=16_384, description="channels of every block")
     norm: Literal["instance", "batch", "none"] = Field(
         default="instance", description="after convolutions; batch keeps running statistics"
     )
@@ -36,6 +37,7 @@ class ConvNet(Architecture):
     first_padding: int = Field(
         default=1,
         ge=1,
+        le=64,
         description="of the first convolution; 3 makes 32 px of 28, as the papers do with MNIST",
     )
 
@@ -118,8 +120,8 @@ class Mlp(Architecture):
 
     paper: ClassVar[str] = "multilayer perceptron, doi:10.1038/323533a0"
     name: Literal["mlp"] = "mlp"
-    depth: int = Field(default=1, ge=0, description="hidden layers; 0: a linear classifier")
-    width: int = Field(default=128, ge=1, description="units of a hidden layer")
+    depth: int = Field(default=1, ge=0, le=256, description="hidden layers; 0: a linear classifier")
+    width: int = Field(default=128, ge=1, le=65_536, description="units of a hidden layer")
 
     def build(self, shape: Shape) -> nn.Module:
         layers: list[nn.Module] = [nn.Flatten()]

@@ -67,7 +67,9 @@ class ResNet(Architecture):
     paper: ClassVar[str] = RESNET
     name: Literal["resnet"] = "resnet"
     depth: Literal[18, 34, 50] = Field(default=18, description="layers with weights")
-    width: int = Field(default=64, ge=1, description="channels of the first stage; each doubles")
+    width: int = Field(
+        default=64, ge=1, le=4_096, description="channels of the first stage; each doubles"
+    )
 
     def build(self, shape: Shape) -> nn.Module:
         from distill_datasets.models.layers import SmallImageResNet

@@ -68,9 +68,9 @@ class Trajectories(Networks):
     offers: ClassVar[frozenset[str]] = frozenset({"trajectory"})
     needs_squeezed: ClassVar[bool] = True
     name: Literal["trajectories"] = "trajectories"
-    gap: int = Field(default=2, gt=0, description="epochs from start to target (M)")
+    gap: int = Field(default=2, gt=0, le=100_000, description="epochs from start to target (M)")
     first: int = Field(default=0, ge=0, description="earliest start epoch (T-); 0 is untrained")
-    last: int = Field(gt=0, description="end of the start epochs, itself excluded (T+)")
+    last: int = Field(gt=0, le=100_000, description="end of the start epochs, itself excluded (T+)")
     grow: Growth | None = Field(
         default=None, description="easy starts first: the end of the start epochs rises to `last`"
     )

@@ -315,8 +315,7 @@ def skeleton_of(architecture: Architecture, shape: Shape) -> nn.Module:
         RecipeError: the network keeps more than weights, which no vector of weights tells, or it
             does not fit the shape.
     """
-    with torch.device("meta"):
-        module = architecture.build(shape)
+    module = architecture.on_meta(shape)
     if any(True for _ in module.buffers()):
         raise RecipeError(
             f"the network {architecture.name!r} keeps running statistics (BatchNorm) beside its "
@@ -406,7 +405,9 @@ class Fixed(Networks):
     has_start: ClassVar[bool] = True
     name: Literal["fixed"] = "fixed"
     network: ArchitectureField = ConvNet()
-    count: int = Field(default=1, gt=0, description="initializations; a lane draws one of them")
+    count: int = Field(
+        default=1, gt=0, le=10_000, description="initializations; a lane draws one of them"
+    )
 
     def build(
         self, shape: Shape, device: torch.device, squeezed: TrainedMembers | None = None

@@ -152,10 +152,15 @@ class TrainedOnDistilled(Trained):
     paper: ClassVar[str] = "DC, arXiv:2006.05929; DSA, arXiv:2102.08259"
     name: Literal["trained_on_distilled"] = "trained_on_distilled"
     outer: int = Field(
-        gt=0, description="outer steps with one network; then a fresh one (DC: 1 at ipc 1, else 10)"
+        gt=0,
+        le=10_000_000,
+        description="outer steps with one network; then a fresh one (DC: 1 at ipc 1, else 10)",
     )
     epochs: int = Field(
-        default=1, gt=0, description="passes over the distilled set after an outer step (DC: 50)"
+        default=1,
+        gt=0,
+        le=100_000,
+        description="passes over the distilled set after an outer step (DC: 50)",
     )
     batch: int = Field(default=256, gt=0, description="examples of a training step")
     optimizer: Annotated[SerializeAsAny[Optimizer], part("optimizers")] = Field(
@@ -193,7 +198,10 @@ class TrainedOnReal(Trained):
     paper: ClassVar[str] = "IDC, arXiv:2205.14959"
     name: Literal["trained_on_real"] = "trained_on_real"
     every: int = Field(
-        default=100, gt=0, description="outer steps with one network; then a fresh one"
+        default=100,
+        gt=0,
+        le=10_000_000,
+        description="outer steps with one network; then a fresh one",
     )
     real_images: int = Field(
         gt=0,

@@ -49,9 +49,12 @@ class Pool(Networks):
     networks: list[ArchitectureField] = Field(
         min_length=1, description="architectures; members take them in turn"
     )
-    members: int = Field(default=10, gt=0, description="networks of the pool")
+    members: int = Field(default=10, gt=0, le=10_000, description="networks of the pool")
     age: int = Field(
-        default=100, gt=0, description="training steps after which a member is drawn anew"
+        default=100,
+        gt=0,
+        le=10_000_000,
+        description="training steps after which a member is drawn anew",
     )
     batch: int | None = Field(
         default=None, gt=0, description="examples of a training step; null takes all of them"

@@ -180,8 +180,7 @@ def network_problems(
     fitting = []
     for architecture in {repr(one): one for one in squeezed}.values():
         try:
-            with torch.device("meta"):
-                module = architecture.build(shape)
+            module = architecture.on_meta(shape)
         except RecipeError as error:
             yield str(error)
             continue

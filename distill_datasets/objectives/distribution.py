@@ -103,7 +103,7 @@ class Characteristic(Statistic):
     Source: NCFM (arXiv:2502.20653), neural characteristic function discrepancy.
     """
 
-    frequencies: int = Field(default=1024, gt=0, description="how many are drawn")
+    frequencies: int = Field(default=1024, gt=0, le=1_000_000, description="how many are drawn")
     amplitude: float = Field(
         default=0.5, ge=0, description="weight of the difference of amplitudes (alpha: diversity)"
     )
@@ -239,8 +239,7 @@ class Distribution(Objective):
             )
         if network is None:
             return
-        with torch.device("meta"):
-            module = network.build(shape)
+        module = network.on_meta(shape)
         if last_linear(module) is None:
             yield (
                 f"distill.networks: the network ({network}) has no Linear layer, expected one "

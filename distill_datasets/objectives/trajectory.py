@@ -36,7 +36,7 @@ class Trajectory(Objective):
 
     paper: ClassVar[str] = "MTT, arXiv:2203.11932; TESLA, arXiv:2211.10586; DATM, arXiv:2310.05773"
     name: Literal["trajectory"] = "trajectory"
-    steps: int = Field(gt=0, description="steps on the distilled set (N)")
+    steps: int = Field(gt=0, le=100_000, description="steps on the distilled set (N)")
     batch: int | None = Field(
         default=None,
         gt=0,

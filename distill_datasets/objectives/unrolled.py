@@ -88,14 +88,14 @@ class Unrolled(Objective):
         "Dataset Distillation, arXiv:1811.10959; RaT-BPTT, arXiv:2311.07025; PoDD, arXiv:2403.12040"
     )
     name: Literal["unrolled"] = "unrolled"
-    inner_steps: int = Field(gt=0, description="longest training run judged, in steps")
+    inner_steps: int = Field(gt=0, le=100_000, description="longest training run judged, in steps")
     shortest: int | None = Field(
         default=None,
         gt=0,
         description="shortest training run judged, in steps, where the placement is random; null: "
         "the window",
     )
-    window: int = Field(gt=0, description="last steps kept differentiable")
+    window: int = Field(gt=0, le=100_000, description="last steps kept differentiable")
     placement: Literal["random", "end"] = Field(
         default="random",
         description="stop after a random number of steps up to inner_steps, or at the end",

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from distill_datasets.data.opening import locate
 from distill_datasets.data.provenance import Provenance
 from distill_datasets.data.real import RealData
@@ -187,8 +185,7 @@ def part_problems(recipe: Recipe, shape: Shape) -> Iterator[str]:
     yield from found
     if recipe.relabel is not None and not unfit:
         yield from ensemble_problems(recipe.relabel, squeezed, shape)
-    with torch.device("meta"):
-        yield from _raised(lambda: recipe.evaluate.network.build(shape))
+    yield from _raised(lambda: recipe.evaluate.network.on_meta(shape))
 
 
 def _raised(check: Callable[[], object]) -> Iterator[str]:

@@ -52,8 +52,8 @@ class Cost:
 
 def cost(architecture: Architecture, shape: Shape) -> tuple[float, int]:
     """Floating-point operations of one forward pass on one image, and the number of weights."""
+    module = architecture.on_meta(shape).eval()
     with torch.device("meta"):
-        module = architecture.build(shape).eval()
         image = torch.empty(1, shape.c, shape.h, shape.w)
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             module(image)
@@ -194,9 +194,7 @@ def asked_per_step(needs: Needs, teachers: list[float]) -> float:
 def label_bytes(settings: Relabel, teachers: tuple[Architecture, ...], shape: Shape) -> int:
     """Bytes of one label without its view."""
     if settings.store == "features":
-        with torch.device("meta"):
-            module = teachers[0].build(shape)
-        classifier = last_linear(module)
+        classifier = last_linear(teachers[0].on_meta(shape))
         assert classifier is not None, "store: features refuses teachers without one"
         return 2 * classifier[1].in_features
     if settings.top_k is not None:

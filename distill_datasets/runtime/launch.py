@@ -91,10 +91,15 @@ def processes_to_start(asked: int | None) -> int:
         asked: the `--processes` option.
 
     Raises:
-        RecipeError: fewer than one; or Accelerate was asked for several and has started this one.
+        RecipeError: fewer than one or more than there are cores; or Accelerate was asked for
+            several and has started this one.
     """
-    if asked is not None and asked < 1:
-        raise RecipeError(f"--processes: got {asked}, expected at least 1")
+    cores = os.cpu_count() or 1
+    if asked is not None and not 1 <= asked <= cores:
+        raise RecipeError(
+            f"--processes: got {asked}, expected 1 to {cores}: this machine has {cores} cores, "
+            "and more processes than cores only wait for each other"
+        )
     if any(name in os.environ for name in SIZES):
         return 1
     on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"

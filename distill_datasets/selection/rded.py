@@ -39,14 +39,15 @@ class Rded(Selection):
     needs_squeezed: ClassVar[bool] = True
     name: Literal["rded"] = "rded"
     factor: int = Field(
-        default=2, gt=0, description="tiles along each side; RDED: 2, below 128 px 1"
+        default=2, gt=0, le=256, description="tiles along each side; RDED: 2, below 128 px 1"
     )
     candidates: int = Field(
         default=300,
         gt=0,
+        le=10_000_000,
         description="images of a class that crops are cut from, or as many as it has tiles",
     )
-    crops: int = Field(default=5, gt=0, description="random crops of each candidate")
+    crops: int = Field(default=5, gt=0, le=100_000, description="random crops of each candidate")
     smallest: SmallestArea = 0.08
     largest: LargestArea = 1.0
 

@@ -67,10 +67,11 @@ class Distill(Section):
     canvas: Annotated[SerializeAsAny[Canvas], part("canvases")]
     labels: Annotated[SerializeAsAny[Labels], part("labels")]
     networks: Annotated[SerializeAsAny[Networks], part("networks")]
-    steps: int = Field(ge=0, description="outer steps; 0 keeps the initial images")
+    steps: int = Field(ge=0, le=10_000_000, description="outer steps; 0 keeps the initial images")
     lanes: int = Field(
         default=1,
         gt=0,
+        le=10_000,
         description="independent networks whose gradients an outer step averages; processes and "
         "cores share them",
     )
@@ -98,7 +99,9 @@ class Distill(Section):
         gt=0,
         description="largest canvas gradient, in moving averages of its norm; null never clips",
     )
-    previews: int = Field(default=10, ge=0, description="pictures drawn on the way, evenly spaced")
+    previews: int = Field(
+        default=10, ge=0, le=10_000, description="pictures drawn on the way, evenly spaced"
+    )
     checkpoint_seconds: float = Field(
         default=30.0, ge=0, description="shortest time between two saved states"
     )

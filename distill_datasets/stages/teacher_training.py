@@ -39,7 +39,7 @@ class MemberNetworks(Training, ABC):
         description="trained elsewhere, one member each: safetensors files, or Hub ids org/name or "
         "org/name@revision, with the names that torch gives the weights; nothing is trained",
     )
-    members: int = Field(default=1, gt=0, description="networks, each with its own seed")
+    members: int = Field(default=1, gt=0, le=10_000, description="networks, each with its own seed")
 
     @property
     def architectures(self) -> tuple[Architecture, ...]:
@@ -77,7 +77,10 @@ class Squeeze(MemberNetworks):
         description="of the step size; cosine falls to zero, step to a tenth half-way",
     )
     epochs: int = Field(
-        default=0, ge=0, description="passes over the training images; 0 only with weights"
+        default=0,
+        ge=0,
+        le=100_000,
+        description="passes over the training images; 0 only with weights",
     )
     warmup_epochs: int = Field(
         default=0, ge=0, description="first epochs, in which the step size rises from 1 %"
@@ -85,6 +88,7 @@ class Squeeze(MemberNetworks):
     shards: int = Field(
         default=1,
         gt=0,
+        le=10_000,
         description="equal pieces of a batch with BatchNorm statistics of their own; processes "
         "share them. 1: a process trains a member alone",
     )

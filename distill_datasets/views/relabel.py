@@ -20,17 +20,26 @@ Store = Literal["logits", "top_k", "features"]
 class ViewSettings(Section, ABC):
     """Which views are drawn: a crop or a shift, mirrored, shuffled by tiles, mixed by the batch."""
 
-    epochs: int = Field(default=300, gt=0, description="views of every image")
+    epochs: int = Field(default=300, gt=0, le=100_000, description="views of every image")
     batch: int = Field(
-        default=100, gt=1, description="views that a teacher labels at once and are mixed together"
+        default=100,
+        gt=1,
+        le=1_000_000,
+        description="views that a teacher labels at once and are mixed together",
     )
     crop: RandomCrop | None = Field(default=RandomCrop(), description="of random area; null: none")
     pad: int = Field(
-        default=0, ge=0, description="or shifts by up to so many pixels, black beyond the edge"
+        default=0,
+        ge=0,
+        le=10_000,
+        description="or shifts by up to so many pixels, black beyond the edge",
     )
     flip: bool = Field(default=True, description="mirror left and right, half of the time")
     tiles: int = Field(
-        default=1, ge=1, description="tiles per side that are shuffled before the crop (RDED: 2)"
+        default=1,
+        ge=1,
+        le=256,
+        description="tiles per side that are shuffled before the crop (RDED: 2)",
     )
     mix: Literal["cutmix", "mixup", "none"] = Field(
         default="cutmix", description="of two views; one box or share for every batch"

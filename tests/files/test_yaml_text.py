@@ -2,6 +2,7 @@
 
 import pytest
 import yaml
+from support.recipe_texts import bomb
 
 from distill_datasets.errors import RecipeError
 from distill_datasets.files.yaml_text import from_yaml, to_yaml
@@ -61,7 +62,7 @@ def test_a_key_that_is_no_plain_value_is_refused(text: str) -> None:
 
 
 def test_yaml_cannot_make_python_objects() -> None:
-    with pytest.raises(RecipeError, match="not readable as YAML"):
+    with pytest.raises(RecipeError, match=r"line 1: got the tag '!!python/object"):
         from_yaml("a: !!python/object/apply:os.getcwd []")
 
 
@@ -88,3 +89,47 @@ def test_keys_are_written_in_the_order_given_and_lists_are_indented() -> None:
 
 def test_text_beyond_ascii_is_written_as_it_is() -> None:
     assert to_yaml({"title": "café"}) == "title: café\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (bomb(10, 9), r"^line 6: holds more than 200,000 values, those that aliases repeat"),
+        (bomb(2, 30), r"^line \d+: holds more than 200,000 values"),
+        ("a: &x [*x]", r"^line 1: \*'x' stands inside itself$"),
+        ("a: !!int x", r"^line 1: got the tag '!!int', expected a value without one"),
+        ("a: 1\nb: !!timestamp 2001-01-01", r"^line 2: got the tag '!!timestamp'"),
+        ("a: ! 5", r"^line 1: got the tag '!'"),
+        ("seed: " + "9" * 5000, r"^line 1: got an integer of 5,000 digits, expected at most 40$"),
+        ("a: " + "[" * 3000, r"^line 1: nested more than 40 levels deep$"),
+        ("- " * 3000, r"^line 1: nested more than 40 levels deep$"),
+        ('a: "\\0"', r"^line 1: got the character '\\x00' in '\\x00'; leave it out$"),
+        ('a: "\\ud800"', r"^line 1: got the character '\\ud800'"),
+        ('a: "\\e[31m"', r"^line 1: got the character '\\x1b'"),
+        (
+            "x" * 1_000_001,
+            r"^got 1,000,001 characters, expected at most 1,000,000; is this YAML\?$",
+        ),
+        ("a: *" + "q" * 5000, r"line 1, column 4: found undefined alias 'q{90,120}\.\.\.$"),
+        ("a: [1\n\nb: 2", r"line 3, column 2: while parsing a flow sequence that begins in line 1"),
+    ],
+)
+def test_a_text_that_is_built_to_do_harm_is_refused_in_one_line(text: str, words: str) -> None:
+    with pytest.raises(RecipeError, match=words) as caught:
+        from_yaml(text)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_alias_repeats_a_section() -> None:
+    text = "a: &net {name: convnet, width: 4}\nb: *net\nc: [*net, *net]"
+    net = {"name": "convnet", "width": 4}
+    assert from_yaml(text) == {"a": net, "b": net, "c": [net, net]}
+
+
+def test_dates_and_merge_keys_are_text() -> None:
+    assert from_yaml("a: 2001-01-01\n<<: {b: =}") == {"a": "2001-01-01", "<<": {"b": "="}}
+
+
+def test_the_class_list_of_a_large_dataset_is_read() -> None:
+    names = [f"n{place:08d}, a name" for place in range(21_841)]
+    assert from_yaml(to_yaml({"source": {"classes": names}})) == {"source": {"classes": names}}

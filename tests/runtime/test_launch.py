@@ -71,6 +71,7 @@ main()
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (*RANKS, *SIZES, REPORTS, "ACCELERATE_USE_CPU", "MASTER_ADDR"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
 
 
 def test_one_process_stays_one_unless_more_are_asked_for() -> None:
@@ -86,9 +87,10 @@ def test_a_process_that_a_launcher_started_starts_no_others(
     assert processes_to_start(2) == 1
 
 
-def test_fewer_processes_than_one_are_refused() -> None:
-    with pytest.raises(RecipeError, match=r"--processes: got 0, expected at least 1"):
-        processes_to_start(0)
+@pytest.mark.parametrize("asked", [-1, 0, 5, 1000])
+def test_fewer_processes_than_one_and_more_than_there_are_cores_are_refused(asked: int) -> None:
+    with pytest.raises(RecipeError, match=rf"--processes: got {asked}, expected 1 to 4: .* cores"):
+        processes_to_start(asked)
 
 
 def test_a_launcher_of_one_process_on_the_cpu_is_taken_at_its_word(
