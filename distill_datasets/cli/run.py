@@ -96,7 +96,7 @@ def run(
         if count > 1:
             _run_in(count)
             return
-        _log_to_stderr(quiet)
+        log_to_stderr(quiet)
         from distill_datasets.pipeline.run import run as run_recipe
 
         outcome = run_recipe(loaded, runs=runs, output=output, quiet=quiet, trackers=track)
@@ -208,7 +208,8 @@ def _printable(message: str) -> str:
     )
 
 
-def _log_to_stderr(quiet: bool) -> None:
+def log_to_stderr(quiet: bool) -> None:
+    """Show what the library logs; of a quiet run, and of all processes but one, only warnings."""
     logger = logging.getLogger("distill_datasets")
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))

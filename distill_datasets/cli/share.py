@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from distill_datasets.cli import run
 from distill_datasets.errors import ArtifactError
 
 
@@ -38,6 +39,7 @@ def publish(
     from distill_datasets.export.folder import recipe_of
     from distill_datasets.export.publish import publish as publish_folder
 
+    run.log_to_stderr(quiet=False)
     repo = repo or recipe_of(folder)["publish"]["repo"]
     if repo is None:
         raise ArtifactError(

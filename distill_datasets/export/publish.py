@@ -5,20 +5,26 @@ finished when the files on the Hub have the hashes of ours, whoever put them the
 folder again is no commit, and a commit whose answer was lost is found instead of made twice.
 """
 
+import logging
 import re
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from distill_datasets.errors import ArtifactError, PublishError, RecipeError
+from distill_datasets.errors import ArtifactError, PublishError, RecipeError, shown
 from distill_datasets.export.card import PLACEHOLDER
 from distill_datasets.export.content import SIBLING, sibling_of
 from distill_datasets.export.folder import MANIFEST, manifest_text, read_manifest, verify
 from distill_datasets.export.licenses import why_restricted
 from distill_datasets.hub.repository import Head, Repository, Upload, upload
 
-_DOCUMENTS = frozenset({".gitattributes", ".gitignore", "README.md", "LICENSE"})
+_logger = logging.getLogger(__name__)
+CARD = "README.md"
+_DOCUMENTS = frozenset({".gitattributes", ".gitignore", CARD, "LICENSE"})
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w][\w.-]*", re.ASCII)
 _TAG = re.compile(r"[A-Za-z0-9][\w.+-]{0,127}", re.ASCII)
+_NO_TAG = re.compile(r"main|HEAD|[0-9a-f]{40}")
+"""Names that mean a branch or a commit to whoever asks the Hub for them."""
 
 
 @dataclass(frozen=True)
@@ -65,11 +71,18 @@ def publish(
     """
     if not _REPO_ID.fullmatch(repo_id) or "--" in repo_id or ".." in repo_id or len(repo_id) > 96:
         raise RecipeError(
-            f"{repo_id!r} is not the id of a repository; expected <user or organization>/<name> in "
-            "letters, digits, '-', '_' and '.'"
+            f"{shown(repo_id)} is not the id of a repository; expected <user or "
+            "organization>/<name> in letters, digits, '-', '_' and '.'"
         )
     if tag is not None and not _TAG.fullmatch(tag):
-        raise RecipeError(f"{tag!r} cannot be a tag; use letters, digits, '.', '-', '_' and '+'")
+        raise RecipeError(
+            f"--tag: {shown(tag)} cannot be a tag; use letters, digits, '.', '-', '_' and '+'"
+        )
+    if tag is not None and _NO_TAG.fullmatch(tag):
+        raise RecipeError(
+            f"--tag: {tag!r} names a branch or a commit on the Hub; choose a name of a version, "
+            "for example v1, or leave it out"
+        )
     files = _files(folder, repo_id)
     reason = None if allow_license else why_restricted(read_manifest(folder)["source"])
     if reason and private is False:
@@ -110,6 +123,8 @@ def _put(
     """Make the repository hold `files`; `reason` is why the source's license keeps it private."""
     tag = tag or f"v{files[MANIFEST].sha256[:12]}"
     repository = Repository(repo_id, token)
+    size = sum(file.size for file in files.values())
+    _logger.info("publishing %d files, %s bytes, to %s", len(files), f"{size:,}", repository.url)
     repository.create(True if reason and private is None else private)
     head = repository.head()
     if reason and not head.private:
@@ -127,29 +142,60 @@ def _put(
     commit, unchanged = repository.commit(
         files,
         message or f"Publish {tag} with distill_datasets",
-        lambda head: _ours(repository, repo_id, head),
+        lambda head: _ours(repository, repo_id, head, files),
     )
     if not tagged:
         repository.create_tag(tag, commit)
     return Publication(repository.url, commit, tag, unchanged)
 
 
-def _ours(repository: Repository, repo_id: str, head: Head) -> set[str]:
-    """The files that an earlier publication put there; refuses somebody else's data."""
+def _ours(
+    repository: Repository, repo_id: str, head: Head, files: Mapping[str, Upload]
+) -> Set[str]:
+    """The files that an earlier publication put there; refuses to touch what others did."""
+    ours = dict[str, str]()
     if MANIFEST in head.files:
-        manifest = read_manifest(repository.read(MANIFEST, head.commit).parent)
-        return {entry["path"] for entry in manifest["files"]}
-    foreign = [
-        path
-        for path in head.files
-        if path not in _DOCUMENTS and PurePosixPath(path).suffix not in (".md", ".txt")
-    ]
-    if foreign:
+        ours = _listed(repository.read(MANIFEST, head), repo_id)
+    else:
+        foreign = [
+            path
+            for path in head.files
+            if path not in _DOCUMENTS and PurePosixPath(path).suffix not in (".md", ".txt")
+        ]
+        if foreign:
+            raise PublishError(
+                f"{repo_id} holds files that this library did not write "
+                f"({', '.join(foreign[:3])}); publish into a new repository"
+            )
+    # the card is what people change on the Hub; its bytes tell whether they did
+    theirs = [path for path in head.lacks(files) if path in head.files.keys() - {*ours, MANIFEST}]
+    if CARD in ours and CARD in head.files:
+        there = upload(repository.read(CARD, head)).sha256
+        theirs += [CARD] if there not in (ours[CARD], files[CARD].sha256) else []
+    if theirs:
         raise PublishError(
-            f"{repo_id} holds files that this library did not write "
-            f"({', '.join(foreign[:3])}); publish into a new repository"
+            f"{repo_id} holds {', '.join(theirs[:3])}, written or changed by somebody else, and it "
+            "would be replaced; rename or delete it there and publish again, or publish into a new "
+            "repository"
         )
-    return set()
+    return ours.keys()
+
+
+def _listed(path: Path, repo_id: str) -> dict[str, str]:
+    """The files of an earlier publication by their paths, with their sha256.
+
+    Raises:
+        PublishError: its manifest is damaged or somebody else's.
+    """
+    try:
+        entries = read_manifest(path.parent)["files"]
+        return {str(entry["path"]): str(entry["sha256"]) for entry in entries}
+    except (ArtifactError, KeyError, TypeError) as error:
+        raise PublishError(
+            f"{repo_id}: its {MANIFEST} is not the manifest of a dataset of this library, or is "
+            "damaged, so what may be replaced there is not known; publish into a new repository, "
+            "or delete that file there"
+        ) from error
 
 
 def _files(folder: Path, repo_id: str) -> dict[str, Upload]:
@@ -166,9 +212,9 @@ def _files(folder: Path, repo_id: str) -> dict[str, Upload]:
             f"{folder}: differs from its manifest: {'; '.join(problems[:3])}; "
             "move it away and run the recipe again, which writes it anew"
         )
-    card = (folder / "README.md").read_text(encoding="utf-8").replace(PLACEHOLDER, repo_id)
+    card = (folder / CARD).read_text(encoding="utf-8").replace(PLACEHOLDER, repo_id)
     files = {entry["path"]: upload(folder / entry["path"]) for entry in manifest["files"]}
-    files["README.md"] = upload(card.encode())
+    files[CARD] = upload(card.encode())
     for entry in manifest["files"]:
         file = files[entry["path"]]
         entry.update(bytes=file.size, sha256=file.sha256)

@@ -209,7 +209,7 @@ def read_json(path: Path) -> Any:  # noqa: ANN401
         ) from error
     except OSError as error:
         raise ArtifactError(f"{path}: cannot read this ({error.strerror})") from error
-    except ValueError as error:  # not JSON, or not even UTF-8
+    except (ValueError, RecursionError) as error:  # not JSON or not UTF-8, or nested without end
         raise ArtifactError(f"{path}: not JSON ({error})") from error
 
 

@@ -5,7 +5,16 @@ The client wraps what its HTTP library raises, and that library differs between 
 """
 
 import json
+import re
 from typing import Any, NamedTuple
+
+BROKEN = (
+    *(json.JSONDecodeError, UnicodeDecodeError),
+    *(KeyError, IndexError, TypeError, AttributeError, AssertionError),
+)
+"""What the client raises of an answer that is no JSON, or JSON without what it looks for."""
+XET_TOKEN = "xet-write-token"
+"""In the address, and so in every error, of a request for the right to upload by Xet."""
 
 
 class Wanted(NamedTuple):
@@ -36,15 +45,17 @@ class Wanted(NamedTuple):
 
 
 def failures() -> tuple[type[Exception], ...]:
-    """What the client raises: refusals, lost connections, and the wrappers it puts around both."""
-    return (*http_errors(), ConnectionError, RuntimeError, ValueError)
+    """What the client raises: refusals, lost connections, broken answers, and wrappers of them."""
+    from huggingface_hub.errors import EntryNotFoundError
+
+    return (*http_errors(), EntryNotFoundError, OSError, RuntimeError, ValueError, *BROKEN)
 
 
 def fetch_errors() -> tuple[type[Exception], ...]:
     """What reading may raise: refusals, lost connections, and a cache that cannot be used."""
-    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 
-    return (*http_errors(), HFValidationError, OSError)
+    return (*http_errors(), EntryNotFoundError, HFValidationError, OSError)
 
 
 def http_errors() -> tuple[type[Exception], ...]:
@@ -66,16 +77,20 @@ def status(error: BaseException) -> int | None:
     """The HTTP status of a refusal; None when there was no answer."""
     from huggingface_hub.errors import HfHubHTTPError
 
-    return int(error.response.status_code) if isinstance(error, HfHubHTTPError) else None
+    if isinstance(error, HfHubHTTPError) and error.response is not None:
+        return int(error.response.status_code)
+    # Xet's own client has no class for a refusal, and says the status in its words
+    said = re.search(r"\b([45]\d\d)\b", str(error)) if XET_TOKEN in str(error) else None
+    return int(said[1]) if said else None
 
 
 def is_transport(error: BaseException) -> bool:
-    """A broken connection, or an answer cut short or from a gateway."""
+    """A broken connection, or an answer that was cut short, changed, or is from a gateway."""
     from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 
-    if isinstance(error, OfflineModeIsEnabled) or "xet-write-token" in str(error):
+    if isinstance(error, OfflineModeIsEnabled):
         return False
-    kinds = (*http_errors(), ConnectionError, LocalEntryNotFoundError, json.JSONDecodeError)
+    kinds = (*http_errors(), ConnectionError, LocalEntryNotFoundError, *BROKEN)
     return isinstance(error, kinds)
 
 
@@ -85,7 +100,7 @@ def asked_seconds(error: BaseException) -> float:
 
     if not isinstance(error, HfHubHTTPError):
         return 0.0
-    text = error.response.headers.get("Retry-After", "")
+    text = "" if error.response is None else error.response.headers.get("Retry-After", "")
     return min(60.0, float(text)) if text.isdecimal() else 0.0
 
 
@@ -133,48 +148,69 @@ def why_unread(error: BaseException, wanted: Wanted) -> str:
             problem = f"the Hub answered {code} for {name!r}; {remedy}"
         case errors.HFValidationError():
             problem = f"{name!r} is no valid Hub id; expected organization/name"
+        case _ if isinstance(error, BROKEN):
+            problem = (
+                f"the Hub gave a broken answer about {name!r} ({type(error).__name__}: "
+                f"{one_line(error)}); try again, and look at the connection if it happens again"
+            )
         case _:
             problem = (
                 f"{name!r} cannot be fetched and is not in the cache ({type(error).__name__}: "
-                f"{error}); check the network, unset HF_HUB_OFFLINE, {wanted.offline}"
+                f"{one_line(error)}); check the network, unset HF_HUB_OFFLINE, {wanted.offline}"
             )
     return f"{wanted.key}: {problem}"
 
 
 def why_unwritten(
-    error: BaseException, words: str, repo_id: str, endpoint: str, account: dict[str, Any]
+    error: BaseException,
+    doing: str,
+    words: str,
+    repo_id: str,
+    endpoint: str,
+    account: dict[str, Any],
 ) -> str:
     """Why something cannot be written to the Hub, and the remedy.
 
     Args:
         error: what the client raised.
-        words: `one_line` of it, without secrets.
+        doing: what was asked of the Hub, such as `read its refs`.
+        words: `one_line` of the error, without secrets.
         repo_id: what was written to.
         endpoint: the server.
         account: the answer of `whoami`, {} where it is not known.
     """
     code = status(error)
-    if "xet-write-token" in words:
-        return "the server does not speak Xet; set HF_HUB_DISABLE_XET=1 and publish again"
+    if isinstance(error, BROKEN):
+        return (
+            f"{endpoint} gave a broken answer when asked to {doing} ({type(error).__name__}: "
+            f"{words}); publish again, and look at the connection if it happens again"
+        )
     if code is None:
-        return f"cannot publish to {endpoint}: {words}"
+        return f"cannot publish to {endpoint}: asked to {doing}, {words}"
     if code == 401:
         return "the Hub does not accept the token; run `hf auth login` again or set HF_TOKEN"
     if code == 403:
-        return _forbidden(repo_id, account)
+        return _forbidden(doing, repo_id, account)
+    if code == 404 and XET_TOKEN in str(error):
+        return "the server does not speak Xet; set HF_HUB_DISABLE_XET=1 and publish again"
     if code == 404:
         return (
             f"{repo_id} is not there, or it is private and this token may not see it; use a token "
             "of an account with access, or choose another id"
         )
     if code in (409, 412):
-        return f"{repo_id} keeps changing while we publish; publish again when it is at rest"
+        return (
+            f"{repo_id} keeps changing while we publish (status {code}, asked to {doing}); publish "
+            "again when it is at rest"
+        )
     if code == 429 or code >= 500:
-        return f"the Hub is busy (status {code}: {words}); publish again later"
-    return f"the Hub refused with status {code}: {words}"
+        return (
+            f"the Hub is busy (status {code} when asked to {doing}: {words}); publish again later"
+        )
+    return f"the Hub refused to {doing} with status {code}: {words}"
 
 
-def _forbidden(repo_id: str, account: dict[str, Any]) -> str:
+def _forbidden(doing: str, repo_id: str, account: dict[str, Any]) -> str:
     if account.get("auth", {}).get("accessToken", {}).get("role") == "read":
         return (
             "the token may only read; create one with the role 'write' in the settings of your "
@@ -187,6 +223,6 @@ def _forbidden(repo_id: str, account: dict[str, Any]) -> str:
     else:
         why = f"{namespace} is neither this account nor one of its organizations"
     return (
-        f"{name} may not write to {repo_id}: {why}; ask for the role 'write' or choose another "
-        "namespace"
+        f"{name} may not write to {repo_id} (status 403 when asked to {doing}): {why}; ask for the "
+        "role 'write' or choose another namespace"
     )

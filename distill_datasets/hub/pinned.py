@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from distill_datasets.errors import DataError, RecipeError, did_you_mean
 from distill_datasets.files.yaml_text import NotYaml
-from distill_datasets.hub.errors import Wanted, absent, fetch_errors, why_unread
+from distill_datasets.hub.errors import BROKEN, Wanted, absent, fetch_errors, why_unread
 
 logger = logging.getLogger("distill_datasets")
 
@@ -88,8 +88,16 @@ def _similar(dataset: str) -> str:
 
 
 @contextmanager
-def explained(dataset: str, revision: str | None) -> Iterator[None]:
-    """Turn what the Hub's clients raise into a `DataError` that says what to do."""
+def explained(
+    dataset: str, revision: str | None, broken: tuple[type[Exception], ...] = ()
+) -> Iterator[None]:
+    """Turn what the Hub's clients raise into a `DataError` that says what to do.
+
+    Args:
+        dataset: organization/name.
+        revision: a branch, tag or commit; None: the newest.
+        broken: what is raised inside of answers that are no answers.
+    """
     from datasets.exceptions import DatasetNotFoundError
     from huggingface_hub import errors
 
@@ -109,7 +117,7 @@ def explained(dataset: str, revision: str | None) -> Iterator[None]:
         raise DataError(f"{why_unread(error, wanted)}{hint}") from error
     except DatasetNotFoundError as error:  # how `datasets` says the same, without the answer
         raise DataError(absent(wanted)) from error
-    except fetch_errors() as error:
+    except (*fetch_errors(), *broken) as error:
         raise DataError(why_unread(error, wanted)) from error
 
 
@@ -176,7 +184,7 @@ def pin(dataset: str, revision: str | None) -> Pinned:
     from huggingface_hub.hf_api import RepoFile
 
     api = HfApi()
-    with explained(dataset, revision):
+    with explained(dataset, revision, BROKEN):
         try:
             info = api.dataset_info(dataset, revision=revision)
         except HfHubHTTPError:

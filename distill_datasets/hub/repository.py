@@ -9,9 +9,9 @@ import hashlib
 import io
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from distill_datasets.errors import PublishError
@@ -26,6 +26,8 @@ _logger = logging.getLogger(__name__)
 _WAITS_SECONDS = (0.5, 2.0, 8.0, 20.0)
 _BUSY = frozenset({408, 429, 500, 502, 503, 504})
 _CONFLICT = frozenset({409, 412})
+GITIGNORE = ".gitignore"
+IGNORE_NOTHING = "# nothing of a publication is left out\n"
 
 
 @dataclass(frozen=True)
@@ -99,9 +101,10 @@ class Repository:
     def create(self, private: bool | None) -> None:
         """Make the repository unless it exists."""
         self._patiently(
+            "make the repository",
             lambda: self._api.create_repo(
                 self._repo_id, repo_type="dataset", private=private, exist_ok=True
-            )
+            ),
         )
 
     def head(self, revision: str = "main") -> Head:
@@ -118,19 +121,36 @@ class Repository:
             files = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
             return Head(sha, bool(info.private), files)
 
-        return self._patiently(read)
+        return self._patiently(f"list the files at {revision}", read)
 
-    def read(self, path: str, commit: str) -> Path:
-        """A file of a commit, downloaded."""
-        return self._patiently(
-            lambda: Path(
-                self._api.hf_hub_download(self._repo_id, path, repo_type="dataset", revision=commit)
-            )
-        )
+    def read(self, path: str, head: Head) -> Path:
+        """A file of a commit, downloaded; its bytes are those that the commit names."""
+
+        def fetch() -> Path:
+            for anew in (False, True):  # a copy that was damaged in the cache is fetched again
+                copy = self._api.hf_hub_download(
+                    self._repo_id,
+                    path,
+                    repo_type="dataset",
+                    revision=head.commit,
+                    force_download=anew,
+                )
+                if not _differs(upload(Path(copy)), head.files[path]):
+                    return Path(copy)
+            raise ConnectionError(f"the bytes of {path} that arrive are not those of the commit")
+
+        return self._patiently(f"read {path}", fetch)
 
     def has_tag(self, tag: str, files: Mapping[str, Upload]) -> bool:
-        """Whether the tag exists; one that names other content is refused."""
-        refs = self._patiently(lambda: self._api.list_repo_refs(self._repo_id, repo_type="dataset"))
+        """Whether the tag exists; one that names other content, or a branch, is refused."""
+        refs = self._patiently(
+            "list the tags", lambda: self._api.list_repo_refs(self._repo_id, repo_type="dataset")
+        )
+        if tag in {ref.name for ref in refs.branches}:
+            raise PublishError(
+                f"{self._repo_id} has a branch {tag!r}, and a tag of that name would hide it; "
+                "choose another --tag"
+            )
         if tag not in {ref.name for ref in refs.tags}:
             return False
         if self.head(tag).lacks(files):
@@ -143,13 +163,14 @@ class Repository:
     def create_tag(self, tag: str, commit: str) -> None:
         """Name a commit."""
         self._patiently(
+            f"make the tag {tag}",
             lambda: self._api.create_tag(
                 self._repo_id, repo_type="dataset", tag=tag, revision=commit, exist_ok=True
-            )
+            ),
         )
 
     def commit(
-        self, files: Mapping[str, Upload], message: str, ours: Callable[[Head], set[str]]
+        self, files: Mapping[str, Upload], message: str, ours: Callable[[Head], Set[str]]
     ) -> tuple[str, bool]:
         """Bring `main` to hold `files` in one commit, whatever happens to it meanwhile.
 
@@ -171,56 +192,77 @@ class Repository:
             stale = sorted(ours(head) & head.files.keys() - files.keys())
             if not stale and not head.lacks(files):
                 return head.commit, attempt == 0
+            # the client leaves out the files that did not change
+            added = [CommitOperationAdd(path, file.content) for path, file in files.items()]
             try:
+                if any(PurePosixPath(path).name == GITIGNORE for path in head.files):
+                    # what is uploaded by these rules before is not left out of the commit
+                    self._api.preupload_lfs_files(
+                        self._repo_id, added, repo_type="dataset", gitignore_content=IGNORE_NOTHING
+                    )
                 commit = self._api.create_commit(
                     self._repo_id,
-                    [
-                        # the client leaves out the files that did not change
-                        *(CommitOperationAdd(path, file.content) for path, file in files.items()),
-                        *(CommitOperationDelete(path) for path in stale),
-                    ],
+                    [*added, *(CommitOperationDelete(path) for path in stale)],
                     commit_message=message,
                     repo_type="dataset",
                     parent_commit=head.commit,
                 ).oid
             except hub_errors.failures() as error:
                 # A busy answer may hide a commit that was made: the next head shows it.
-                self._wait_or_raise(error, wait, _BUSY | _CONFLICT)
+                self._wait_or_raise(error, "commit", wait, _BUSY | _CONFLICT)
                 continue
             lacking = self.head(commit).lacks(files)
             if lacking:
                 raise PublishError(
                     f"{self._repo_id} at {commit} does not hold what was sent: "
-                    f"{', '.join(lacking[:3])}; look for a .gitignore there, then publish again"
+                    f"{', '.join(lacking[:3])}; publish again, which sends what is missing"
                 )
             return commit, False
         raise AssertionError("the last attempt returns or raises")
 
-    def _patiently(self, call: Callable[[], T]) -> T:
-        """`call()`, redone while the Hub is busy; only for calls that are safe to redo."""
+    def _patiently(self, doing: str, call: Callable[[], T]) -> T:
+        """`call()`, redone while the Hub is busy; only for calls that are safe to redo.
+
+        Args:
+            doing: what the Hub is asked to do, for messages.
+            call: asks it.
+        """
         for wait in (*_WAITS_SECONDS, None):
             try:
                 return call()
             except hub_errors.failures() as error:
-                self._wait_or_raise(error, wait, _BUSY)
+                self._wait_or_raise(error, doing, wait, _BUSY)
         raise AssertionError("the last attempt returns or raises")
 
-    def _wait_or_raise(self, error: Exception, wait: float | None, redo: frozenset[int]) -> None:
+    def _wait_or_raise(
+        self, error: Exception, doing: str, wait: float | None, redo: frozenset[int]
+    ) -> None:
         """Sleep when a redo may help and one is left, raise otherwise."""
         cause = hub_errors.cause(error)
         status = hub_errors.status(cause)
         passing = status in redo if status is not None else hub_errors.is_transport(cause)
         if wait is None or not passing:
-            self._refuse(cause, status)
-        _logger.info("the Hub answered %s; trying again in %g s", status or "nothing", wait)
-        time.sleep(max(wait, hub_errors.asked_seconds(cause)))
+            self._refuse(cause, doing, status)
+        wait = max(wait, hub_errors.asked_seconds(cause))
+        _logger.warning(
+            "%s: asked to %s, %s; trying again in %g s",
+            self._api.endpoint,
+            doing,
+            f"status {status}" if status else self._words(cause),
+            wait,
+        )
+        time.sleep(wait)
 
-    def _refuse(self, error: BaseException, status: int | None) -> NoReturn:
+    def _words(self, error: BaseException) -> str:
+        return hub_errors.one_line(error).replace(self._token, "***")
+
+    def _refuse(self, error: BaseException, doing: str, status: int | None) -> NoReturn:
         account = {}
         if status == 403:
             with contextlib.suppress(*hub_errors.failures()):
                 account = self._api.whoami()
-        words = hub_errors.one_line(error).replace(self._token, "***")
         raise PublishError(
-            hub_errors.why_unwritten(error, words, self._repo_id, self._api.endpoint, account)
+            hub_errors.why_unwritten(
+                error, doing, self._words(error), self._repo_id, self._api.endpoint, account
+            )
         ) from error

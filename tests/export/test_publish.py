@@ -212,6 +212,94 @@ def test_data_of_somebody_else_is_not_overwritten(
     assert len(server.repos["ann/theirs"].commits) == 2
 
 
+def test_a_gitignore_of_the_repository_leaves_nothing_out(
+    server: HubServer, client: Client, folder: Path
+) -> None:
+    ignored = b"*.parquet\ndistill.json\nREADME.md\nrecipe.*\n"
+    for name, files in (("here", {}), ("there", {".gitignore": ignored, "notes.md": b""})):
+        server.api.objects.clear()
+        server.commit(f"ann/ignored-{name}", files or {"notes.md": b""})
+        answer = client.ask("publish", str(folder), f"ann/ignored-{name}", token="hf_writer")
+        assert "error" not in answer, answer
+    with_rules = server.repos["ann/ignored-there"].head.files
+    assert with_rules.keys() - {".gitignore"} == server.repos["ann/ignored-here"].head.files.keys()
+    assert with_rules[".gitignore"].data == ignored
+    assert len(server.repos["ann/ignored-there"].commits) == 3
+
+
+def test_a_card_of_somebody_else_is_not_replaced(
+    server: HubServer, client: Client, folder: Path
+) -> None:
+    server.commit("ann/carded", {"README.md": b"# Mine"})
+    answer = client.ask("publish", str(folder), "ann/carded", token="hf_writer")
+    refused(answer, "ann/carded holds README.md, written or changed by somebody else", "rename or")
+    assert server.repos["ann/carded"].head.files["README.md"].data == b"# Mine"
+    assert len(server.repos["ann/carded"].commits) == 2
+
+
+def test_a_card_that_was_changed_on_the_hub_is_not_replaced(
+    server: HubServer, client: Client, folder: Path, tmp_path: Path
+) -> None:
+    client.ask("publish", str(folder), "ann/edited", token="hf_writer")
+    text = server.repos["ann/edited"].head.files["README.md"].data + b"\nAnd a word of mine.\n"
+    server.commit("ann/edited", {"README.md": text, "student.yaml": b"mine: too"})
+    other = write(tmp_path / "other", seed=11)
+    answer = client.ask("publish", other, "ann/edited", token="hf_writer")
+    refused(answer, "holds README.md, written or changed by somebody else")
+    assert server.repos["ann/edited"].head.files["README.md"].data == text
+    assert len(server.repos["ann/edited"].commits) == 3
+
+
+@pytest.mark.parametrize(
+    "content", [b"{}", b"{", b"[" * 100_000, b"null", b'{"files": [{}]}', b"\xff", b""]
+)
+def test_a_broken_manifest_is_named_by_its_repository(
+    server: HubServer, client: Client, folder: Path, content: bytes
+) -> None:
+    name = f"ann/broken-{len(server.requests)}"
+    server.commit(name, {"distill.json": content})
+    answer = client.ask("publish", str(folder), name, token="hf_writer")
+    refused(answer, f"{name}: its distill.json is not the manifest")
+    assert len(server.repos[name].commits) == 2
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (401, "does not accept the token"),
+        (403, "may not write to ann/xet-403 (status 403 when asked to commit)"),
+        (404, "does not speak Xet; set HF_HUB_DISABLE_XET=1"),
+        (429, "the Hub is busy (status 429 when asked to commit"),
+        (500, "the Hub is busy (status 500 when asked to commit"),
+    ],
+)
+def test_a_refusal_of_the_right_to_upload_by_xet_is_told_as_what_it_is(
+    server: HubServer, folder: Path, tmp_path: Path, status: int, words: str
+) -> None:
+    if tuple(map(int, version("huggingface_hub").split(".")[:2])) < (1, 20):
+        pytest.skip("older clients ask the server whether it speaks Xet")
+    hurried = {
+        "HF_XET_CLIENT_RETRY_MAX_ATTEMPTS": "1",
+        "HF_XET_CLIENT_RETRY_BASE_DELAY": "10ms",
+    }
+    client = Client(server.url, tmp_path / "hf", HF_HUB_DISABLE_XET="0", **hurried)
+    server.fail("GET", "xet-write-token", status, times=10_000)
+    answer = client.ask("publish", str(folder), f"ann/xet-{status}", token="hf_writer")
+    server.faults.clear()
+    client.close()
+    refused(answer, words)
+    assert len(server.repos[f"ann/xet-{status}"].commits) == 1
+
+
+def test_what_is_waited_for_is_said_while_it_is_waited_for(folder: Path, tmp_path: Path) -> None:
+    client = Client("http://127.0.0.1:9", tmp_path / "hf")
+    client.ask("publish", str(folder), "ann/nowhere", token="hf_writer")
+    log = client.log()
+    client.close()
+    assert "http://127.0.0.1:9: asked to make the repository, " in log
+    assert "trying again in 0.01 s" in log
+
+
 def test_a_tag_with_other_content_stays_as_it_is(
     server: HubServer, client: Client, folder: Path, tmp_path: Path
 ) -> None:
@@ -343,8 +431,14 @@ def test_a_server_that_is_not_there_is_explained(folder: Path, tmp_path: Path) -
 
 
 def test_a_malformed_tag_is_bad_input(folder: Path) -> None:
-    with pytest.raises(RecipeError, match="'a b' cannot be a tag"):
+    with pytest.raises(RecipeError, match="--tag: 'a b' cannot be a tag"):
         publish(folder, "ann/tagged", tag="a b")
+
+
+@pytest.mark.parametrize("tag", ["main", "HEAD", "0123456789abcdef0123456789abcdef01234567"])
+def test_a_tag_that_means_something_else_on_the_hub_is_refused(folder: Path, tag: str) -> None:
+    with pytest.raises(RecipeError, match=f"--tag: '{tag}' names a branch or a commit"):
+        publish(folder, "ann/tagged", tag=tag)
 
 
 def test_label_shards_are_published_first_into_a_repository_of_their_own(

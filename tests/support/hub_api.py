@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
+from fnmatch import fnmatch
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote
 
@@ -182,6 +183,8 @@ class HubApi:
         """POST .../preupload/{rev}."""
         files = revision(self.open(request, repo, write=True), rev).files
         body = request.json({"files", "gitIgnore"})
+        own = files.get(".gitignore")
+        ignored = body.get("gitIgnore", own.data.decode() if own else "").splitlines()
         rows = []
         for file in body["files"]:
             sample = base64.b64decode(file["sample"], validate=True)
@@ -189,8 +192,9 @@ class HubApi:
             known = files.get(file["path"])
             oid = (known.lfs or known.blob) if known else None
             mode = "lfs" if large else "regular"
+            ignore = any(fnmatch(file["path"], pattern) for pattern in ignored)
             rows.append(
-                {"path": file["path"], "uploadMode": mode, "shouldIgnore": False, "oid": oid}
+                {"path": file["path"], "uploadMode": mode, "shouldIgnore": ignore, "oid": oid}
             )
         return ok({"files": rows})
 

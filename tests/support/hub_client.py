@@ -7,9 +7,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from support import TESTS
+
 # Answers one JSON request per line.
 CLIENT = """
-import base64, dataclasses, io, json, sys
+import base64, dataclasses, io, json, sys, time, traceback
 from pathlib import Path
 from distill_datasets.errors import DistillError
 from distill_datasets.export import publish as stage
@@ -22,6 +24,19 @@ def publish(folder, repo_id, **options):
         return dataclasses.asdict(stage.publish(Path(folder), repo_id, **options))
     except DistillError as error:
         return {"error": type(error).__name__, "code": error.exit_code, "text": str(error)}
+
+def read(**fields):
+    from distill_datasets.data.source import Source, open_source
+    from support.image_sets import draw, values
+    try:
+        found = open_source(Source(**fields))
+        shape, names = found.peek()
+        rows = found.read(draw)
+    except DistillError as error:
+        return {"error": type(error).__name__, "code": error.exit_code, "text": str(error)}
+    images = [values(split.images_NCHW) for split in (rows.train, rows.test)]
+    labels = [split.labels_N.tolist() for split in (rows.train, rows.test)]
+    return {"names": names, "images": images, "labels": labels}
 
 def png(value):
     if not hasattr(value, "save"):
@@ -43,10 +58,17 @@ def snapshot(repo_id, **options):
     from huggingface_hub import snapshot_download
     return snapshot_download(repo_id, repo_type="dataset", **options)
 
-calls = {"publish": publish, "load": load, "snapshot": snapshot}
+def hurry():
+    time.sleep = lambda seconds: None
+
+calls = {"publish": publish, "load": load, "snapshot": snapshot, "read": read, "hurry": hurry}
 for line in sys.stdin:
     name, arguments, options = json.loads(line)
-    sys.__stdout__.write(json.dumps(calls[name](*arguments, **options)) + "\\n")
+    try:
+        answer = calls[name](*arguments, **options)
+    except Exception:
+        answer = {"error": "raw", "text": traceback.format_exc()}
+    sys.__stdout__.write(json.dumps(answer) + "\\n")
     sys.__stdout__.flush()
 """
 
@@ -66,6 +88,7 @@ class Client:
             "HF_HUB_ETAG_TIMEOUT": "5",
             "OMP_NUM_THREADS": "1",
             "NO_PROXY": "127.0.0.1",
+            "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path]),
         }
         self._log = (home.parent / f"{home.name}.log").open("w+")
         self.process = subprocess.Popen(

@@ -8,7 +8,7 @@ import json
 import re
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Self
@@ -18,6 +18,7 @@ from support.hub_api import ROUTES, HubApi
 from support.hub_state import (
     Answer,
     Commit,
+    Damage,
     Refusal,
     Repo,
     Request,
@@ -36,6 +37,7 @@ class Fault:
     pattern: str
     times: int
     status: int | None = None
+    damage: Damage | None = None
     after: bool = False
     headers: dict[str, str] = field(default_factory=dict)
     act: Callable[[], object] | None = None
@@ -88,6 +90,10 @@ class HubServer:
         """Answer the next matching requests with `status`; `after` does the work first."""
         self.faults.append(Fault(method, pattern, times, status, after, headers or {}))
 
+    def damage(self, method: str, pattern: str, damage: Damage, times: int = 1) -> None:
+        """Do the work of the next matching requests, and damage the answers."""
+        self.faults.append(Fault(method, pattern, times, damage=damage))
+
     def before(self, method: str, pattern: str, act: Callable[[], object], times: int = 1) -> None:
         """Do something just before the next matching request is served."""
         self.faults.append(Fault(method, pattern, times, act=act))
@@ -111,6 +117,8 @@ class HubServer:
                 answer = self._answer(request)
                 if fault and fault.status:
                     answer = Answer(fault.status, b'{"error": "injected"}', fault.headers)
+                elif fault and fault.damage:
+                    answer = replace(answer, damage=fault.damage)
             self.requests.append(f"{request.method} {request.path} {answer.status}")
             return answer
 
@@ -153,13 +161,23 @@ def _handler(server: HubServer) -> type[BaseHTTPRequestHandler]:
                 self.command, parts.path, parse_qs(parts.query), headers, self._body(headers)
             )
             answer = server.serve(request)
+            if answer.damage == "dropped":
+                self.close_connection = True
+                return
+            body = answer.body
+            if answer.damage == "flipped" and body:
+                place = len(body) // 2
+                body = body[:place] + bytes([body[place] ^ 1]) + body[place + 1 :]
             self.send_response(answer.status)
             for name, value in {"X-Request-Id": "test", **answer.headers}.items():
                 self.send_header(name, value)
-            self.send_header("Content-Length", str(len(answer.body)))
+            self.send_header("Content-Length", str(len(body)))
             self.end_headers()
+            if answer.damage == "truncated":
+                body = body[: len(body) // 2]
+                self.close_connection = True
             if self.command != "HEAD":
-                self.wfile.write(answer.body)
+                self.wfile.write(body)
 
         def _body(self, headers: dict[str, str]) -> bytes:
             if headers.get("transfer-encoding", "").lower() != "chunked":

@@ -3,9 +3,11 @@
 import hashlib
 import json
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import unquote
 
+Damage = Literal["dropped", "truncated", "flipped"]
+"""What happens to an answer on its way: no byte of it, half of it, or all with one bit changed."""
 LFS_SUFFIXES = (".parquet", ".png", ".safetensors", ".tar", ".arrow")
 LFS_BYTES = 10 << 20
 
@@ -113,6 +115,7 @@ class Answer:
     status: int
     body: bytes
     headers: dict[str, str] = field(default_factory=dict)
+    damage: Damage | None = None
 
 
 def ok(content: object, headers: dict[str, str] | None = None) -> Answer:
