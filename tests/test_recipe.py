@@ -85,7 +85,7 @@ def test_all_problems_are_listed_at_once_with_path_and_got_and_expected() -> Non
         "distill.networks.network.norm: got 'group', expected 'instance', 'batch' or 'none'",
         "distill.lanes: got 0, expected greater than 0",
         "evaluate.references.0: got 'half', expected 'random_real', 'herding', 'k_center', "
-        "'class_mean' or 'full'",
+        "'nearest', 'class_mean', 'k_means' or 'full'",
         "publish.repo: got 'nobody', expected Hub repository, organization/name, as "
         r"^[\w.-]+/[\w.-]+$",
         "sede: no such key; did you mean 'seed'? valid names: distill, evaluate, name, publish, "
