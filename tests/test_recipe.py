@@ -353,7 +353,8 @@ def test_an_override_makes_a_section_that_the_recipe_leaves_out() -> None:
 def test_the_short_form_of_a_part_can_be_overridden_inside() -> None:
     assert toy_sections()["distill"]["labels"] == "learned"
     recipe = toy_recipe("distill.labels.floor=0.05")
-    assert recipe.distill.labels.model_dump() == {"name": "learned", "floor": 0.05}
+    expected = {"name": "learned", "of": "example", "floor": 0.05}
+    assert recipe.distill.labels.model_dump() == expected
 
 
 def test_the_value_of_an_override_is_yaml() -> None:
