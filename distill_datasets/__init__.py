@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from distill_datasets.distilled import Distilled
     from distill_datasets.labels.labels import Labels, LabelStart
     from distill_datasets.models.architecture import Architecture
+    from distill_datasets.models.backbones import load_backbone
     from distill_datasets.networks.network import Networks, NetworkSource, Teachers
     from distill_datasets.objectives.objective import Block, Context, Estimate, Needs, Objective
     from distill_datasets.pipeline.run import run
@@ -43,6 +44,7 @@ __all__ = [
     "Teacher",
     "Teachers",
     "distill",
+    "load_backbone",
     "load_recipe",
     "run",
 ]
@@ -50,6 +52,7 @@ __all__ = [
 _HOME = {
     "Distillation": "api",
     "distill": "api",
+    "load_backbone": "models.backbones",
     "load_recipe": "recipe",
     "run": "pipeline.run",
     # what a part of another package subclasses, takes and returns

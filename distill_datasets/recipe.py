@@ -133,6 +133,13 @@ class Recipe(Section):
                 "labels go with; expected an objective whose 8-bit images are the result, such as "
                 "recover, or leave the section out"
             )
+        measured = self.evaluate.network
+        if measured.frozen() is not None and self.source.normalization != "mean_std":
+            yield (
+                f"evaluate.network: {measured.name!r} stands on a backbone that sees images as "
+                f"they are, got source.normalization {self.source.normalization}; expected "
+                "mean_std"
+            )
         if objective.separable and self.source.normalization != "mean_std":
             yield (
                 f"source.normalization: {self.source.normalization!r} with the objective "

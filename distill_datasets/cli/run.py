@@ -266,7 +266,7 @@ def _print_outcome(outcome: "Outcome") -> None:
 
 def _print_results(console: Console, results: list[dict[str, Any]]) -> None:
     """The table of the rows, and that of longer training and of other networks."""
-    from distill_datasets.export.summary import percent, tuned, wider, worst
+    from distill_datasets.export.summary import percent, transfer, tuned, wider, worst
     from distill_datasets.training.rows import ROWS
 
     is_tuned = any("tuned" in row for row in results)
@@ -283,6 +283,14 @@ def _print_results(console: Console, results: list[dict[str, Any]]) -> None:
         ]
         table.add_row(ROWS[row["from"]].printed, *cells)
     console.print(table)
+    found_elsewhere = transfer(results)
+    if found_elsewhere is not None:
+        names, rows = found_elsewhere
+        table = Table("on other backbones, %", *map(escape, names), box=None, header_style="bold")
+        for name, cells in rows:
+            table.add_row(ROWS[name].printed, *cells)
+        console.print()
+        console.print(table)
     beyond = wider(results)
     if beyond is None:
         return

@@ -12,7 +12,7 @@ import itertools
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -43,7 +43,8 @@ from distill_datasets.files.artifacts import (
     read_tensors,
     write_record,
 )
-from distill_datasets.runtime.draws import Draw, draws
+from distill_datasets.models.backbones import backbones_of
+from distill_datasets.runtime.draws import draws
 from distill_datasets.runtime.memory import images_at_once
 from distill_datasets.runtime.processes import Run
 from distill_datasets.stages.squeeze import SqueezedFolder
@@ -54,12 +55,11 @@ from distill_datasets.training.student import students_at, train_student
 from distill_datasets.views.relabel import Relabel
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor, nn
 
     from distill_datasets.data.real import RealData
-    from distill_datasets.training.examples import Examples
-    from distill_datasets.types import Batch, Shape
+    from distill_datasets.models.architecture import Architecture
+    from distill_datasets.types import Batch
 
 logger = logging.getLogger("distill_datasets")
 
@@ -136,15 +136,35 @@ def run_evaluate(
         run,
         read_followed(settings, exported),
         attack,
-        None if backbone is None else Probed(backbone, real),
+        {each.key: Probed(each, real) for each in backbones_of(settings.network)},
         tuning_field,
     )
     compared = field_of(real)
     plain_ones = [plain(each, student) for each in compared for student in range(each.students)]
     if beyond is None:
-        students.train(plain_ones)
-        return [students.row(baseline) for baseline in compared]
+        return _transferred(students, compared, plain_ones)
     return _beyond(students, beyond, compared, plain_ones)
+
+
+def _transferred(
+    students: _Students, compared: list[Baseline], plain_ones: list[Trial]
+) -> list[dict[str, Any]]:
+    """Train students of the recipe's network, and as many of each that stands beside it."""
+    others = {
+        each.row.name: [
+            replace(one, network=network)
+            for network in students.settings.network.beside()
+            for one in plain_ones
+            if one.baseline is each and each.trained is None
+        ]
+        for each in compared
+    }
+    students.train([*plain_ones, *itertools.chain(*others.values())])
+    rows = [students.row(baseline) for baseline in compared]
+    for row in rows:
+        if others[row["from"]]:
+            row["transfer"] = students.by_network(others[row["from"]])
+    return rows
 
 
 def _beyond(
@@ -218,8 +238,8 @@ class _Students:
     run: Run
     followed: Followed
     attack: tuple[int, int] | None
-    probed: Probed | None
-    """The source as the frozen part of the students' network sees it, where there is one."""
+    probed: dict[str, Probed]
+    """The source as the frozen part of a students' network sees it, by the key of a backbone."""
     tuning: Callable[[], _Tuning]
 
     def train(self, trials: Sequence[Trial]) -> None:
@@ -269,21 +289,14 @@ class _Students:
     ) -> tuple[nn.Module, Callable[[], Iterator[Batch]]]:
         """The network of a student as the recipe says, and what measures it."""
         at_once = images_at_once(self.real.shape, self.run.runtime.device)
-        test_batches = partial(self.real.test_batches, at_once)
         if trial.baseline.trained is not None:
-            return trial.baseline.trained(trial.student), test_batches
-        settings = self.settings
-        examples, shape, draw, device = self._training(trial, trial.baseline)
-        if self.probed is not None:
-            settings = settings.model_copy(update={"network": CLASSIFIER})
-            seen = self.probed.examples(examples)
-            examples, shape = seen, self.probed.shape
-            test_batches = partial(self.probed.test_batches, seen.scale, at_once)
-        followed = self._followed(trial)
-        steps = trial.baseline.steps
-        module = train_student(
-            settings, steps, examples, shape, draw, device, **followed, checkpoint=checkpoint
+            module = trial.baseline.trained(trial.student)
+            return module, partial(self.real.test_batches, at_once)
+        settings, training, test_batches = self._given(
+            trial, self.settings, self.real, trial.baseline
         )
+        steps = trial.baseline.steps
+        module = train_student(settings, steps, **training, checkpoint=checkpoint)
         return module, test_batches
 
     def _measure_beyond(
@@ -303,18 +316,12 @@ class _Students:
                 "optimizer": rule.model_copy(update={"lr": trial.factor * rule.lr}),
             }
         )
-        at_once = images_at_once(real.shape, self.run.runtime.device)
-        passing = students_at(
-            settings,
-            trial.marks,
-            *self._training(trial, baseline),
-            **self._followed(trial),
-            checkpoint=checkpoint,
-        )
+        settings, training, test_batches = self._given(trial, settings, real, baseline)
+        passing = students_at(settings, trial.marks, **training, checkpoint=checkpoint)
         try:
             for mark, module in passing:
                 if mark in missing:
-                    found = score(module, real.test_batches(at_once)).accuracy
+                    found = score(module, test_batches()).accuracy
                     write_record(paths[mark], {"seed": trial.student, "accuracy": found})
         except DivergedError:
             # too large a step for this network: its logits are no numbers, and a guess is left
@@ -323,21 +330,34 @@ class _Students:
                 if not path.exists():
                     write_record(path, guess)
 
-    def _training(
-        self, trial: Trial, baseline: Baseline
-    ) -> tuple[Examples, Shape, Draw, torch.device]:
+    def _given(
+        self, trial: Trial, settings: Evaluate, real: RealData, baseline: Baseline
+    ) -> tuple[Evaluate, dict[str, Any], Callable[[], Iterator[Batch]]]:
+        """Settings, what `train_student` takes beside them, and what measures the network."""
         row, held_out = trial.baseline.row, ("held out",) if trial.held_out else ()
         draw = draws(self.run.seed, "evaluate", row.pair or row.name, *held_out, trial.student)
-        return baseline.examples(draw), self.real.shape, draw, self.run.runtime.device
-
-    def _followed(self, trial: Trial) -> dict[str, Any]:
-        follows = trial.baseline.row.images == "published"
+        device = self.run.runtime.device
+        at_once = images_at_once(real.shape, device)
+        follows = row.images == "published"
         sizes = self.followed.step_sizes if follows else []
-        return {
+        examples = baseline.examples(draw)
+        given = {
+            "examples": examples,
+            "shape": real.shape,
+            "draw": draw,
+            "device": device,
             "step_sizes": [trial.factor * size for size in sizes],
             "order": self.followed.order if follows else [],
             "start_P": self.followed.start_of(trial.student),
         }
+        backbone = settings.network.frozen()
+        if backbone is None:
+            return settings, given, partial(real.test_batches, at_once)
+        probed = self.probed[backbone.key]
+        seen = probed.examples(examples)
+        given |= {"examples": seen, "shape": probed.shape, "start_P": probed.start(draw)}
+        settings = settings.model_copy(update={"network": CLASSIFIER})
+        return settings, given, partial(probed.test_batches, seen.scale, at_once)
 
     def scores(self, trials: Sequence[Trial]) -> dict[tuple[float, int], float]:
         """The accuracy of every trial at each of its marks."""
@@ -357,8 +377,11 @@ class _Students:
 
     def by_network(self, trials: Sequence[Trial]) -> list[dict[str, Any]]:
         """A row for every network and number of steps, in their order."""
-        rows = []
-        for network in dict.fromkeys(trial.network for trial in trials):
+        rows, networks = [], list["Architecture | None"]()
+        for trial in trials:
+            if trial.network not in networks:  # settings in lists have no hash
+                networks.append(trial.network)
+        for network in networks:
             ones = [trial for trial in trials if trial.network == network]
             for mark in ones[0].marks:
                 words = described(network or self.settings.network)

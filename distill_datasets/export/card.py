@@ -30,9 +30,10 @@ from distill_datasets.export.content import (
     per_class,
 )
 from distill_datasets.export.licenses import license_fields, license_names
-from distill_datasets.export.summary import at_chance, percent, tuned, wider, worst
+from distill_datasets.export.summary import at_chance, percent, transfer, tuned, wider, worst
 from distill_datasets.files.parquet import Feature
 from distill_datasets.files.yaml_text import to_yaml
+from distill_datasets.training.linear_probe import START_STD
 from distill_datasets.training.loop import WARMUP_START, steps_of
 from distill_datasets.training.rows import ROWS
 from distill_datasets.views.augment import WARPS
@@ -119,6 +120,8 @@ def training(content: Content, repo: str) -> str:
         "train.py",
         **shared,
         layers=layers,
+        backbone=student["network"].get("backbone"),
+        start_std=START_STD,
         mean=_floats(content.mean),
         std=_floats(content.std),
         follows=follows,
@@ -185,6 +188,7 @@ def _results(content: Content, results: list[dict[str, Any]]) -> dict[str, Any]:
         "results": results,
         "at_chance": at_chance(results),
         "tuned": any("tuned" in row for row in results),
+        "transfer": transfer(results),
         "wider": wider(results),
         "worst": [(ROWS[row["from"]].on_card, worst(row)) for row in results if "worst" in row],
         "trained_on": {name: ROWS[name].on_card for name in names & ROWS.keys()},

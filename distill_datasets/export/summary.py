@@ -56,6 +56,21 @@ def wider(results: list[Row]) -> Wider | None:
     return Wider([row["from"] for row in measured], multiples, rows)
 
 
+def transfer(results: list[Row]) -> tuple[list[str], list[tuple[str, list[str]]]] | None:
+    """Every row on other backbones: these in words, and the cells of each row, in percent.
+
+    None where nobody measured it; the recipe's own backbone is the first.
+    """
+    measured = [row for row in results if "transfer" in row]
+    if not measured:
+        return None
+    names = [each["network"] for each in [measured[0], *measured[0]["transfer"]]]
+    return names, [
+        (row["from"], [percent(each["accuracy"]) for each in [row, *row["transfer"]]])
+        for row in measured
+    ]
+
+
 def worst(row: Row) -> str:
     """Where the students of a row are worst: the accuracy, the network and the steps."""
     found = row["worst"]

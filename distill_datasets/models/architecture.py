@@ -52,6 +52,10 @@ class Architecture(Part, ABC):
         """What lies below all that is trained and is never trained itself; None for nothing."""
         return None
 
+    def beside(self) -> list[Architecture]:
+        """Other networks that every row of the results is measured on as well."""
+        return []
+
 
 def last_linear(module: nn.Module) -> tuple[str, nn.Linear] | None:
     """The last linear layer, which is taken for the classifier, by its name; None without any."""

@@ -17,7 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
-from pydantic import BaseModel, BeforeValidator, Field, SerializeAsAny
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    Field,
+    SerializeAsAny,
+    TypeAdapter,
+    ValidationError,
+)
 from torch import nn
 
 from distill_datasets.config import Part, part
@@ -153,6 +160,24 @@ def shorthand(raw: object) -> object:
 BackboneField = Annotated[SerializeAsAny[Backbone], part("backbones"), BeforeValidator(shorthand)]
 
 
+def load_backbone(backbone: str | dict[str, Any]) -> FrozenBackbone:
+    """A frozen backbone on the CPU: called with pixels in [0, 1], (B, 3, H, W), it gives features.
+
+    Args:
+        backbone: as `library/model`, or with settings of its own, as a recipe or a card has it.
+
+    Raises:
+        RecipeError: there is none of that name, or it cannot be had.
+    """
+    try:
+        found: Backbone = TypeAdapter(BackboneField).validate_python(backbone)
+    except ValidationError as error:
+        nested = [each.get("ctx", {}).get("errors", [each]) for each in error.errors()]
+        texts = [f"{'.'.join(map(str, one['loc']))} {one['msg']}".strip() for one in nested[0]]
+        raise RecipeError(f"backbone: got {backbone!r}: {'; '.join(texts)}") from error
+    return found.load(torch.device("cpu"))
+
+
 def backbones_of(section: BaseModel) -> list[Backbone]:
     """Every backbone that a recipe or a part of it names, each once, in the order of the keys."""
     found: dict[str, Backbone] = {}
@@ -266,9 +291,15 @@ class LinearProbe(Architecture):
     paper: ClassVar[str] = "Linear Gradient Matching, NeurIPS 2025, arXiv:2511.16674"
     name: Literal["linear_probe"] = "linear_probe"
     backbone: BackboneField
+    transfer: list[BackboneField] = Field(
+        default=[], description="other backbones that all rows are measured on as well"
+    )
 
     def frozen(self) -> Backbone:
         return self.backbone
+
+    def beside(self) -> list[Architecture]:
+        return [LinearProbe(backbone=each) for each in self.transfer]
 
     def cited(self) -> list[str]:
         return [*self.paper.split("; "), *self.backbone.papers()]

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from distill_datasets.data.features import AT_ONCE
 from distill_datasets.models.backbones import Backbone
 from distill_datasets.models.convnets import Mlp
+from distill_datasets.runtime.draws import Draw
 from distill_datasets.runtime.memory import images_at_once
 from distill_datasets.training.examples import Examples, Whole
 from distill_datasets.types import Batch, Shape
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 CLASSIFIER = Mlp(depth=0)
 """What is trained: one linear layer."""
+START_STD = 0.01
 
 
 class Scale(NamedTuple):
@@ -99,6 +101,19 @@ class Probed:
         self._known: Features = real.features_of(backbone)
         self._loaded: FrozenBackbone | None = None
         self._lock = threading.Lock()
+
+    def start(self, draw: Draw) -> Tensor:
+        """All weights (P,) of a fresh classifier: N(0, 0.01^2), biases of zero.
+
+        What of them lies outside the span of ten images' features is never trained away, so they
+        are smaller than by torch's own rule.
+
+        Source: MoCo (arXiv:1911.05722), the linear classifier of its program.
+        """
+        size, classes = self.shape.c, self.shape.k
+        weight_KD = START_STD * torch.randn(classes, size, generator=draw("network"))
+        start_P = torch.cat([weight_KD.flatten(), torch.zeros(classes)])
+        return start_P.to(self._real.train.labels_N.device)
 
     @property
     def shape(self) -> Shape:

@@ -10,6 +10,7 @@ from support.tiny import CPU
 
 from distill_datasets.data.features import Features
 from distill_datasets.models.frozen import FrozenBackbone
+from distill_datasets.runtime.draws import draws
 from distill_datasets.training.examples import Stored, Whole
 from distill_datasets.training.linear_probe import Probed, Scale
 
@@ -50,6 +51,14 @@ def test_the_whole_source_and_the_test_images_are_not_asked_for_again(tmp_path: 
     assert targets_BK.argmax(dim=1).tolist() == real.train.labels_N[:6].tolist()
     assert [len(batch.targets_BK) for batch in tested] == [20, 12]
     assert torch.equal(tested[1].images_BCHW, whole.scale(known.test_ND[20:]))
+
+
+def test_fresh_classifiers_begin_small_and_differ_by_their_draw(tmp_path: Path) -> None:
+    real, backbone = probed(tmp_path)
+    asked = Probed(backbone, real)
+    first_P, second_P = asked.start(draws(0, "a")), asked.start(draws(0, "b"))
+    assert len(first_P) == 24 * 4 + 4 and first_P[-4:].tolist() == [0.0] * 4
+    assert 0.005 < float(first_P[:-4].std()) < 0.015 and not torch.equal(first_P, second_P)
 
 
 def test_backbones_with_other_settings_have_other_features(tmp_path: Path) -> None:
