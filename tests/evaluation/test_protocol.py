@@ -34,7 +34,7 @@ def test_every_reference_is_a_row_and_every_pair_too() -> None:
 
 def test_rows_are_those_asked_for_in_the_order_of_the_table() -> None:
     everything = Evaluate(steps=1, references=REFERENCES[::-1])
-    real = ["random_real", "herding", "k_center", "class_mean", "k_means", "full"]
+    real = ["random_real", "herding", "k_center", "nearest", "class_mean", "k_means", "full"]
     assert names(everything) == ["default", "exact", *real]
     assert names(everything, exact=False) == ["default", *real]
     paired = ["default", "hard", "random_real", "random_real_hard", *real[1:], "teacher"]
