@@ -8,6 +8,7 @@ Students of hard labels draw views of their own in every pass.
 Shape suffixes: N images, B a batch, K classes.
 """
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,9 +30,10 @@ from distill_datasets.evaluation.references import (
     rooms_of,
     stored_references,
 )
+from distill_datasets.evaluation.webp import Webp
 from distill_datasets.export.content import CLASSIFIER, STARTS, sibling_of
 from distill_datasets.export.folder import read_manifest
-from distill_datasets.export.reading import load_rows, read_published
+from distill_datasets.export.reading import image_bytes, load_rows, read_published
 from distill_datasets.files.artifacts import read_tensors
 from distill_datasets.media.image import to_bytes
 from distill_datasets.models.architecture import Architecture
@@ -74,6 +76,7 @@ class Baseline:
         size: height and width of each before it is enlarged to what a student sees; None where
             nothing is.
         examples: makes what a student trains on.
+        bytes: that their files do not exceed, where that is what is shared.
         trained: gives networks that are measured as they are, where no student is trained.
         network: these networks in words.
     """
@@ -85,6 +88,7 @@ class Baseline:
     pixels: int
     size: tuple[int, int] | None
     examples: MakeExamples
+    bytes: int | None = None
     trained: Callable[[int], nn.Module] | None = None
     network: str | None = None
 
@@ -126,6 +130,11 @@ def baselines(
         examples = view_examples(settings.teacher_loss, labeling, exported, real, pixels, seed)
 
     def baseline(row: ResultRow) -> Baseline:
+        if row.images == "bytes":
+            lossy = Webp(real, image_bytes(exported), seed)
+            steps = settings.duration(lossy.room.images)
+            made = _of_real(row, settings.students, steps, lossy.room, lossy.examples())
+            return dataclasses.replace(made, bytes=lossy.budget)
         make = examples[row.name]
         if row.images == "published":
             steps = settings.duration(rows)

@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from distill_datasets.errors import DivergedError
 from distill_datasets.evaluation.baselines import Baseline, Labeling, baselines, described
 from distill_datasets.evaluation.beyond import Beyond
+from distill_datasets.evaluation.held_out import holding_out
 from distill_datasets.evaluation.protocol import Evaluate
 from distill_datasets.evaluation.references import once
 from distill_datasets.evaluation.results import by_class, spread
 from distill_datasets.evaluation.trials import (
     Trial,
     best_of,
-    holding_out,
     is_tuned,
     parted,
     plain,
@@ -404,6 +404,7 @@ class _Students:
             "images": baseline.images,
             "pixels": baseline.pixels,
             **({} if baseline.size is None else {"size": list(baseline.size)}),
+            **({} if baseline.bytes is None else {"bytes": baseline.bytes}),
             **by_class([run["per_class"] for run in runs], self.real.counts_K),
         }
         if self.attack is not None:

@@ -45,7 +45,8 @@ class Evaluate(Student):
         default=[],
         description="rows to compare with: random, chosen (herding, k_center, nearest) and mean "
         "(class_mean) real images at the same number of pixels, shrunk where they are fewer than "
-        "classes; twice as many centers, shrunk (k_means); and the whole dataset",
+        "classes; twice as many centers, shrunk (k_means); random ones as lossy WebP at the bytes "
+        "of the published images (webp); and the whole dataset",
     )
     full_epochs: int = Field(
         default=20, gt=0, le=100_000, description="training of the `full` reference"
@@ -89,11 +90,12 @@ class Evaluate(Student):
                 "evaluate.loss: mse compares all logits, and relabel.store: top_k keeps some; set "
                 "relabel.store: logits"
             )
-        if "k_means" in self.references:
-            yield (
-                "evaluate.references: k_means are shrunk images, and teachers label views of whole "
-                "ones; take class_mean, which shows centers of whole images"
-            )
+        for name in ("k_means", "webp"):
+            if name in self.references:
+                yield (
+                    f"evaluate.references: {name} shows shrunk images, and teachers label views of "
+                    "whole ones; leave it out"
+                )
         if self.augment.operations:
             yield (
                 "evaluate.augment: a label of relabel belongs to the very pixels that were "

@@ -1,7 +1,4 @@
-"""Trainings that make up an evaluation: who is trained on what, and at which steps it is scored.
-
-Shape suffixes: N rows of a split.
-"""
+"""Trainings that make up an evaluation: who is trained on what, and at which steps it is scored."""
 
 from __future__ import annotations
 
@@ -10,9 +7,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-
-from distill_datasets.data.decoding import Split
 from distill_datasets.evaluation.baselines import Baseline
 from distill_datasets.evaluation.beyond import Beyond
 from distill_datasets.evaluation.protocol import Evaluate
@@ -20,11 +14,7 @@ from distill_datasets.files.artifacts import fingerprint
 from distill_datasets.models.architecture import Architecture
 
 if TYPE_CHECKING:
-    from distill_datasets.data.real import RealData
     from distill_datasets.types import Shape
-
-HELD_OUT_SHARE = 0.2
-"""Most of a class's training images that tuning holds out."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +62,7 @@ def parted(settings: Evaluate, trials: Iterable[Trial]) -> Iterator[Trial]:
 
 def is_tuned(baseline: Baseline) -> bool:
     """Whether a row is also measured at a step size and a number of steps of its own."""
-    return baseline.row.name == "default" or baseline.row.images == "equal"
+    return baseline.row.name == "default" or baseline.row.images in ("equal", "bytes")
 
 
 def tuning(beyond: Beyond, baseline: Baseline) -> Iterator[Trial]:
@@ -105,28 +95,3 @@ def wider(settings: Evaluate, beyond: Beyond, baseline: Baseline, shape: Shape) 
 def best_of(scores: Mapping[tuple[float, int], float]) -> tuple[float, int]:
     """The factor and the steps of the best score, of equal ones the first."""
     return max(scores, key=lambda tried: scores[tried])
-
-
-def holding_out(real: RealData, count: int, rng: torch.Generator) -> RealData:
-    """The source without some training images, which stand in the place of its test images.
-
-    Args:
-        real: the source.
-        count: how many, as evenly over the classes as `HELD_OUT_SHARE` allows.
-        rng: draws them.
-    """
-    each = max(1, count // real.shape.k)
-    held, left = [], []
-    for own_N in real.rows_of_class:
-        order_N = own_N[torch.randperm(len(own_N), generator=rng).to(own_N.device)]
-        # a class of one image keeps it
-        here = min(each, len(own_N) - 1, max(1, int(HELD_OUT_SHARE * len(own_N))))
-        held.append(order_N[:here])
-        left.append(order_N[here:].sort().values)
-    return dataclasses.replace(
-        real, train=_rows(real.train, torch.cat(left)), test=_rows(real.train, torch.cat(held))
-    )
-
-
-def _rows(split: Split, rows_N: torch.Tensor) -> Split:
-    return Split(split.images_NCHW[rows_N.to(split.images_NCHW.device)], split.labels_N[rows_N])

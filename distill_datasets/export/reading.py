@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
@@ -43,6 +45,16 @@ def read_published(exported: Path, config: str, shape: Shape) -> Stored:
     recipe = load_rows(exported, "recipe")[0]
     space = InputSpace(torch.tensor(recipe["mean"]), torch.tensor(recipe["std"]))
     return Stored(images_NCHW, targets_NK, space)
+
+
+def image_bytes(exported: Path) -> int:
+    """What the files of all images of `default` weigh, without their Parquet."""
+    sizes = [
+        pc.sum(pc.binary_length(pc.struct_field(column, "bytes"))).as_py()
+        for path in sorted((exported / "data").glob("train-*.parquet"))
+        for column in pq.read_table(path, columns=["image"]).column("image").iterchunks()
+    ]
+    return sum(sizes)
 
 
 @contextmanager

@@ -283,6 +283,13 @@ def png(image_CHW: Tensor) -> bytes:
     return _encode(_pixels(image_CHW))
 
 
+def webp(image_CHW: Tensor, quality: int) -> bytes:
+    """An 8-bit image as lossy WebP; `quality` is PIL's, from 0 to 100."""
+    buffer = io.BytesIO()
+    _picture(_pixels(image_CHW)).save(buffer, format="WEBP", quality=quality, method=6)
+    return buffer.getvalue()
+
+
 def overview(images: Sequence[Tensor]) -> bytes:
     """All originals in one picture, enlarged without smoothing until it is about 1024 px wide.
 
@@ -319,6 +326,10 @@ def _pixels(image_CHW: Tensor) -> Bytes:
 
 def _encode(pixels_HWC: Bytes) -> bytes:
     buffer = io.BytesIO()
-    pixels = pixels_HWC[:, :, 0] if pixels_HWC.shape[2] == 1 else pixels_HWC
-    Image.fromarray(pixels).save(buffer, format="PNG", compress_level=9)
+    _picture(pixels_HWC).save(buffer, format="PNG", compress_level=9)
     return buffer.getvalue()
+
+
+def _picture(pixels_HWC: Bytes) -> Image.Image:
+    """Pixels as PIL has them: mode L for one channel, RGB for three."""
+    return Image.fromarray(pixels_HWC[:, :, 0] if pixels_HWC.shape[2] == 1 else pixels_HWC)

@@ -179,7 +179,7 @@ def baseline_rows(recipe: Recipe) -> list[str]:
     """The rows of the results whose students train equally long, references last."""
     exact = not recipe.distill.objective.separable
     compared = recipe.evaluate.compared(relabeled=recipe.relabel is not None, exact=exact)
-    rows = [row.name for row in compared if row.images in ("published", "equal")]
+    rows = [row.name for row in compared if row.images in ("published", "equal", "bytes")]
     references = [name for name in recipe.evaluate.references if name in rows]
     return [*(name for name in rows if name not in references), *references]
 

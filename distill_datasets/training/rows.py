@@ -6,13 +6,13 @@ One table for the recipe, the plan, the evaluation, the command line and the car
 from typing import Literal, NamedTuple
 
 Reference = Literal[
-    "random_real", "herding", "k_center", "nearest", "class_mean", "k_means", "full"
+    "random_real", "herding", "k_center", "nearest", "class_mean", "k_means", "webp", "full"
 ]
 """The rows that `evaluate.references` may ask for."""
-Images = Literal["published", "equal", "all", "none"]
+Images = Literal["published", "equal", "bytes", "all", "none"]
 """Whose images: those that are published; real ones of no more pixels, shrunk where they are fewer
-than classes; all of the source, for epochs of their own; or none, as what is measured is trained by
-nobody here."""
+than classes; real ones of no more bytes; all of the source, for epochs of their own; or none, as
+what is measured is trained by nobody here."""
 
 
 class ResultRow(NamedTuple):
@@ -82,6 +82,7 @@ ROWS = {
         ),
         _row("class_mean", "equal", "class means, no more pixels"),
         _row("k_means", "equal", "twice as many k-means centers, shrunk, no more pixels"),
+        _row("webp", "bytes", "random real images as lossy WebP, no more bytes"),
         _row("full", "all", "the whole dataset", "the full source"),
         _row("teacher", "none", "nothing: the teachers as they are"),
     )

@@ -19,8 +19,9 @@ from distill_datasets.errors import DivergedError
 from distill_datasets.evaluation import evaluate
 from distill_datasets.evaluation.beyond import Beyond, other_networks
 from distill_datasets.evaluation.evaluate import run_evaluate
+from distill_datasets.evaluation.held_out import holding_out
 from distill_datasets.evaluation.protocol import Evaluate
-from distill_datasets.evaluation.trials import best_of, holding_out
+from distill_datasets.evaluation.trials import best_of
 from distill_datasets.export.folder import write_dataset
 from distill_datasets.models.convnets import ConvNet, Mlp
 from distill_datasets.models.vision import ResNet

@@ -34,7 +34,8 @@ def test_every_reference_is_a_row_and_every_pair_too() -> None:
 
 def test_rows_are_those_asked_for_in_the_order_of_the_table() -> None:
     everything = Evaluate(steps=1, references=REFERENCES[::-1])
-    real = ["random_real", "herding", "k_center", "nearest", "class_mean", "k_means", "full"]
+    real = [*("random_real", "herding", "k_center", "nearest"), *("class_mean", "k_means")]
+    real += ["webp", "full"]
     assert names(everything) == ["default", "exact", *real]
     assert names(everything, exact=False) == ["default", *real]
     paired = ["default", "hard", "random_real", "random_real_hard", *real[1:], "teacher"]
@@ -53,12 +54,12 @@ def test_labels_of_classes_alone_stand_in_the_table(name: str) -> None:
 def test_every_reason_why_students_do_not_fit_is_listed() -> None:
     settings = Evaluate.model_validate(
         {"epochs": 2, "augment": {"operations": ["flip"]}, "order": "published"}
-        | {"start": "distilled", "references": ["k_means"]}
+        | {"start": "distilled", "references": ["k_means", "webp"]}
     )
     problems = list(settings.problems(Relabel()))
     keys = [problem.partition(":")[0] for problem in problems]
     assert keys == [
-        *("evaluate.references", "evaluate.augment"),
+        *("evaluate.references", "evaluate.references", "evaluate.augment"),
         *("evaluate.order", "evaluate.start"),
     ]
     assert list(settings.problems(None)) == []
