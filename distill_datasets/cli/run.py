@@ -15,18 +15,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from distill_datasets.cli.lazy_imports import put_off
-from distill_datasets.errors import DistillError
 from distill_datasets.runtime.launch import is_main_process, processes_to_start, start
+from distill_datasets.runtime.stopping import Interrupted
 
 if TYPE_CHECKING:
     from distill_datasets.pipeline.run import Outcome
     from distill_datasets.recipe import Recipe
-
-
-class Interrupted(DistillError):
-    """The user pressed Ctrl-C."""
-
-    exit_code = 130
 
 
 SLOW = (
@@ -101,7 +95,7 @@ def run(
 
         outcome = run_recipe(loaded, runs=runs, output=output, quiet=quiet, trackers=track)
     except KeyboardInterrupt as error:  # typer would exit without a word
-        raise Interrupted("interrupted; the same command resumes where it stopped") from error
+        raise Interrupted("the same command resumes where it stopped") from error
     if is_main_process():
         _print_outcome(outcome)
 

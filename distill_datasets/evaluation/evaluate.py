@@ -267,7 +267,9 @@ class _Students:
             return
         last = paths[trial.marks[-1]]
         checkpoint = TrainingCheckpoint(
-            last.with_suffix(".safetensors"), self.settings.checkpoint_seconds
+            last.with_suffix(".safetensors"),
+            self.settings.checkpoint_seconds,
+            self.run.runtime.stop,
         )
         if trial == plain(trial.baseline, trial.student):
             self._measure_plain(trial, last, checkpoint)

@@ -26,6 +26,7 @@ from distill_datasets.pipeline.content import digest, publishable, student_start
 from distill_datasets.recipe import Recipe
 from distill_datasets.runtime.locks import one_run
 from distill_datasets.runtime.processes import Run, Runtime
+from distill_datasets.runtime.stopping import Stop
 from distill_datasets.soft_labels.replay import Pictures
 from distill_datasets.stages.blocks import run_blocks
 from distill_datasets.stages.class_statistics import run_statistics
@@ -81,16 +82,23 @@ def run(
         The folder of the finished dataset and its manifest.
 
     Raises:
-        DistillError: one of its kinds, with a message for the user.
+        DistillError: one of its kinds, with a message for the user; `Interrupted` where Ctrl-C,
+            SIGTERM or SIGHUP has ended the run, which has saved what it had.
     """
     runs, output = Path(runs), None if output is None else Path(output)
     own = runs / recipe.name
+    stop = Stop()
     with library_bars(shown=not quiet):
         inputs = check_inputs(recipe, own, output, dataset)
-    runtime = Runtime(trackers, str(own / "logs"))
+    runtime = Runtime(trackers, str(own / "logs"), stop)
     this = Run(recipe.seed, own, runtime, shown=not quiet)
     runtime.accelerator.init_trackers(recipe.name)
-    with told_when_full(), runtime.reproducible(), library_bars(shown=not quiet):
+    with (
+        stop.listening(),
+        told_when_full(),
+        runtime.reproducible(),
+        library_bars(shown=not quiet),
+    ):
         source = load_source(inputs.source, this.beside)
         check_rows(recipe, source)
         run_features(backbones_of(recipe), source, this.beside)

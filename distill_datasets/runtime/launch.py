@@ -21,6 +21,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import FrameType
 
 from distill_datasets.errors import DistillError, RecipeError
 
@@ -30,6 +31,12 @@ REPORTS = "DISTILL_DATASETS_REPORTS"
 """Names the folder of the errors of processes that were started here."""
 GRACE_SECONDS = 10.0
 """How long the others may go on, or take to end, when one has failed."""
+SIGNALS = tuple(
+    number
+    for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", None))
+    if number is not None
+)
+"""What a run answers by saving what it has; not every system knows the last one."""
 SET_PARENT_DEATH_SIGNAL = 1
 """PR_SET_PDEATHSIG of Linux's prctl.h."""
 LOST_PEER = (
@@ -67,10 +74,14 @@ def process_index() -> int:
     return max(int(os.environ.get(name, "0")) for name in RANKS)
 
 
+def is_one_of_several() -> bool:
+    """Whether several processes share the work, as their launcher says."""
+    return any(os.environ.get(name, "1") != "1" for name in SIZES)
+
+
 def means_lost_peer(error: Exception) -> bool:
     """Whether an error of torch.distributed only says that another process of this run is gone."""
-    several = any(os.environ.get(name, "1") != "1" for name in SIZES)
-    return several and any(words in str(error) for words in LOST_PEER)
+    return is_one_of_several() and any(words in str(error) for words in LOST_PEER)
 
 
 def report(error: DistillError) -> bool:
@@ -117,22 +128,24 @@ def processes_to_start(asked: int | None) -> int:
 def start(processes: int, command: list[str]) -> Ended:
     """Run a command in several processes that share the work, until all of them have ended.
 
-    When one fails, or this process is interrupted or killed, the others are ended as well.
+    When one fails, or this process is killed, the others are ended as well. The first signal that
+    this process gets asks them to save what they have and to end, the second ends them at once.
     """
     sys.stdout.flush()
     sys.stderr.flush()
     with tempfile.TemporaryDirectory(prefix="distill-datasets-") as folder:
         settings = _settings(processes) | {REPORTS: folder}
-        with _ended_by_sigterm():
-            workers = list[subprocess.Popen[bytes]]()
+        workers = list[subprocess.Popen[bytes]]()
+        with _passing_on(workers) as asked:
             try:
                 for rank in range(processes):
                     place = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
                     workers.append(_worker(command, os.environ | settings | place))
-                codes = _wait(workers)
+                codes = _wait(workers, asked)
             finally:
                 _end(workers)
-        return _ended(codes, Path(folder))
+        ended = _ended(codes, Path(folder))
+        return Ended(128 + asked[0], ended.errors) if asked else ended
 
 
 def _settings(processes: int) -> dict[str, str]:
@@ -163,21 +176,36 @@ def _bind_to_parent(prctl: "ctypes._NamedFuncPointer | None") -> None:
 
 
 @contextlib.contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM unwind this process, so that it ends those it has started."""
-    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+def _passing_on(workers: list[subprocess.Popen[bytes]]) -> Iterator[list[int]]:
+    """Pass on to workers what this process is told; gives the signals that have come."""
+    asked = list[int]()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        asked.append(number)
+        for worker in workers:
+            if len(asked) == 1:
+                worker.terminate()
+            else:
+                worker.kill()
+
+    taken = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, handle) for number in taken}
     try:
-        yield
+        yield asked
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def _wait(workers: list[subprocess.Popen[bytes]]) -> list[int | None]:
-    """The exit codes when all have ended, or some time after one failed: None of those that run."""
+def _wait(workers: list[subprocess.Popen[bytes]], asked: list[int]) -> list[int | None]:
+    """The exit codes when all have ended, or some time after one failed: None of those that run.
+
+    Those that save because they were asked to end may take their time.
+    """
     deadline = float("inf")
     while True:
         codes = [worker.poll() for worker in workers]
-        if None not in codes or time.monotonic() > deadline:
+        if None not in codes or (time.monotonic() > deadline and not asked):
             return codes
         if deadline == float("inf") and any(codes):
             deadline = time.monotonic() + GRACE_SECONDS

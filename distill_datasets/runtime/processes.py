@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -28,6 +29,7 @@ import torch
 from distill_datasets.errors import RecipeError, did_you_mean
 from distill_datasets.runtime.memory import keep_freed_memory
 from distill_datasets.runtime.progress import Bar, progress_bar
+from distill_datasets.runtime.stopping import Stop
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,7 +44,14 @@ T = TypeVar("T")
 class Runtime:
     """Where the work runs. Made once per run and handed to the stages."""
 
-    def __init__(self, trackers: list[str] | None = None, logging_dir: str | None = None) -> None:
+    def __init__(
+        self,
+        trackers: list[str] | None = None,
+        logging_dir: str | None = None,
+        stop: Stop | None = None,
+    ) -> None:
+        self.stop = stop or Stop()
+        """Whether a signal has asked this run to end."""
         keep_freed_memory()
         wait = accelerate.InitProcessGroupKwargs(timeout=timedelta(days=7))
         asked = trackers or []
@@ -142,19 +151,33 @@ class Runtime:
             torch.use_deterministic_algorithms(deterministic)
 
     @contextmanager
-    def pool(self, units: int) -> Iterator[Callable[[Callable[[int], T], list[int]], list[T]]]:
+    def pool(
+        self, units: int, *, breaks: bool = True
+    ) -> Iterator[Callable[[Callable[[int], T], list[int]], list[T]]]:
         """Threads that compute units side by side on a CPU; one at a time on an accelerator.
 
         Args:
             units: how many units there are in all, over all processes. It alone decides how many
                 intra-op threads a unit gets, so that its bits do not depend on who computes it.
                 How many are computed side by side is up to the processes that share these cores.
+            breaks: whether a run that was asked to end begins no further unit. Otherwise whoever
+                asks for units looks at `stop`; a unit that takes long does so in any case.
 
         Yields:
             A function that maps a function of a unit over a list of units, in order.
         """
-        if self._alone or self.device.type != "cpu":
-            yield lambda work, chosen: [work(unit) for unit in chosen]
+
+        def begun(work: Callable[[int], T], unit: int) -> T:
+            if breaks and self.stop.asked:
+                raise self.stop.error("what is finished of this stage is saved")
+            return work(unit)
+
+        if self._alone:  # in a thread of its own, which nobody breaks off
+            yield lambda work, chosen: [begun(work, unit) for unit in chosen]
+            return
+        if self.device.type != "cpu":
+            with self.stop.saving():
+                yield lambda work, chosen: [begun(work, unit) for unit in chosen]
             return
         threads_per_unit = max(1, self.cores // units)
         share = max(1, len(self.mine(units)))
@@ -163,13 +186,16 @@ class Runtime:
         side_by_side = max(1, self.cores // threads_per_unit // here)
         threads = torch.get_num_threads()
         try:
-            with ThreadPoolExecutor(
-                min(share, side_by_side),
-                thread_name_prefix="unit",
-                initializer=torch.set_num_threads,
-                initargs=(threads_per_unit,),
-            ) as executor:
-                yield lambda work, chosen: list(executor.map(work, chosen))
+            with (
+                self.stop.saving(),
+                ThreadPoolExecutor(
+                    min(share, side_by_side),
+                    thread_name_prefix="unit",
+                    initializer=torch.set_num_threads,
+                    initargs=(threads_per_unit,),
+                ) as executor,
+            ):
+                yield lambda work, chosen: list(executor.map(partial(begun, work), chosen))
         finally:
             torch.set_num_threads(threads)
 

@@ -260,6 +260,8 @@ class LaneMean(NamedTuple):
     loss: float
     grads: dict[str, Tensor]
     metrics: dict[str, float]
+    stops: bool
+    """Whether any process was asked to stop when it began."""
 
 
 RunUnits = Callable[[Callable[[int], "Tensor"], list[int]], list["Tensor"]]
@@ -302,7 +304,7 @@ class OuterLoop:
         """Go on to the last step, from wherever the folder says the loop stands.
 
         Args:
-            stopping: asked before every step; when true, the loop ends there.
+            stopping: asked before every step; when true, the loop saves its state and ends there.
 
         Returns:
             True when all steps are done.
@@ -314,9 +316,10 @@ class OuterLoop:
         state, settings = self._state, self.settings
         self._resume()
         self.runtime.wait()
-        with self.runtime.pool(settings.lanes) as run_units:
+        with self.runtime.pool(settings.lanes, breaks=False) as run_units:
             while state.step < settings.steps:
                 if stopping():
+                    state.save(self.folder / STATE)
                     return False
                 mean = self._mean_over_lanes(run_units)
                 if mean.counting:
@@ -331,9 +334,21 @@ class OuterLoop:
                 self._report(mean)
                 self._save_when_due()
                 self._draw_when_due()
+                if mean.stops or (self.runtime.processes == 1 and self.runtime.stop.asked):
+                    self._stop()
         self._settle()
         self.runtime.wait()
         return True
+
+    def _stop(self) -> None:
+        """Save the state and leave, all processes together; after the last step only go on."""
+        step, steps = self._state.step, self.settings.steps
+        if step == steps:
+            return
+        if self.runtime.is_main:
+            self._state.save(self.folder / STATE)
+        self.runtime.wait()
+        raise self.runtime.stop.error(f"distill is saved after step {step} of {steps}")
 
     def take_finished(self) -> bool:
         """Take what an earlier run left after its last step; False where its state is another."""
@@ -395,7 +410,10 @@ class OuterLoop:
         device, metrics = self.runtime.device, dict[str, float]()
 
         def packed(lane: int) -> Tensor:
-            """One lane as a vector: [1, loss, all gradients in a row], zeros if it counts not."""
+            """One lane as a vector: [1, loss, all gradients in a row, 1 if asked to stop].
+
+            Zeros, but for the last, if the lane counts not.
+            """
             estimate = self.settings.objective.estimate(
                 self.distilled, self.networks, self.real, self._draw(lane)
             )
@@ -404,22 +422,26 @@ class OuterLoop:
             grads = (estimate.grads[name].flatten() for name in parameters)
             loss = torch.tensor([estimate.loss], device=device)
             values = torch.cat([torch.ones_like(loss), loss, *grads])
-            return values if estimate.counts else torch.zeros_like(values)
+            values = values if estimate.counts else torch.zeros_like(values)
+            # processes are told to stop at different times and have to stop at the same step
+            return torch.cat([values, torch.full_like(loss, float(self.runtime.stop.asked))])
 
         mine = self.runtime.mine(lanes)
         vectors = dict(zip(mine, run_units(packed, mine), strict=True))
         sizes = [parameter.numel() for parameter in parameters.values()]
-        like = torch.zeros(2 + sum(sizes), device=device)
+        like = torch.zeros(3 + sum(sizes), device=device)
         # the one collective of a step: [lanes that count, sum of losses, sums of gradients]
         total = self.runtime.sum_in_order(vectors, lanes, like)
         finite = total[1:].isfinite().all().to(total.dtype)
-        counting, summed, is_finite = torch.stack([*total[:2], finite]).tolist()  # waits once
-        mean, loss = total[2:] / max(1, counting), summed / max(1, counting)
+        asked = total[-1]
+        # the one place where a step waits for the device
+        counting, summed, is_finite, stops = torch.stack([*total[:2], finite, asked]).tolist()
+        mean, loss = total[2:-1] / max(1, counting), summed / max(1, counting)
         if not is_finite:
             self._refuse_infinite(loss)
         pieces = zip(parameters.items(), torch.split(mean, sizes), strict=True)
         grads = {name: piece.view_as(parameter) for (name, parameter), piece in pieces}
-        return LaneMean(counting, loss, grads, metrics)
+        return LaneMean(counting, loss, grads, metrics, bool(stops))
 
     def _refuse_infinite(self, loss: float) -> NoReturn:
         if self.runtime.is_main:

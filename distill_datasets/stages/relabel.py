@@ -301,6 +301,8 @@ def _label_files(
     def label(number: int) -> None:
         parts, agreed = list[dict[str, Tensor]](), 0
         for columns in labeling.units(range(*layout.files[number])):
+            if run.runtime.stop.asked:
+                raise run.runtime.stop.error("relabel: finished files of labels are saved")
             parts.append(columns)
             agreed += labeling.agreement(columns)
             with lock:  # the threads of the pool share one bar

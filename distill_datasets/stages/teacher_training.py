@@ -190,16 +190,32 @@ class MemberTraining:
         Raises:
             DistillError: the loss is not finite.
         """
+        shared = self._settings.shards > 1 and runtime.processes > 1
+
+        def stopping() -> bool:
+            return self._training.all_stop if shared else runtime.stop.asked
+
         with self._gradient(runtime) as gradient:
             while self.epoch < self._settings.epochs:
-                self._train_epoch(gradient, advance)
+                self._train_epoch(gradient, advance, stopping)
                 unfinished = self.epoch < self._settings.epochs
-                if checkpoint is not None and unfinished and checkpoint.is_due:
+                stops = unfinished and stopping()
+                if checkpoint is not None and unfinished and (stops or checkpoint.is_due):
                     rows = {f"rows/{row}": kept_P for row, kept_P in enumerate(self.rows)}
                     checkpoint.write(self._training.state() | rows, self._training.steps_done)
+                if stops:
+                    if shared:
+                        runtime.wait()  # who leaves first may end the one that writes
+                    step, steps = self._training.steps_done, self._settings.epochs * self._per_epoch
+                    raise runtime.stop.error(f"squeeze is saved after step {step} of {steps}")
 
-    def _train_epoch(self, gradient: Gradient, advance: Callable[[float], None]) -> None:
-        loss = self._training.train(gradient, (self.epoch + 1) * self._per_epoch)
+    def _train_epoch(
+        self, gradient: Gradient, advance: Callable[[float], None], stopping: Callable[[], bool]
+    ) -> None:
+        until = (self.epoch + 1) * self._per_epoch
+        loss = self._training.train(gradient, until, stopping=stopping)
+        if self._training.steps_done < until:
+            return
         if self._settings.keep == "every" or self.epoch == self._settings.epochs:
             self.rows.append(self._weights_P())
         advance(loss.item())

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from distill_datasets.files.artifacts import intact, read_tensors, write_tensors
+from distill_datasets.runtime.stopping import Stop
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,10 +51,17 @@ def restore_state(
 
 
 class TrainingCheckpoint:
-    """What a training that was killed goes on from; written between passes, atomically."""
+    """What a training that was killed goes on from; written atomically.
 
-    def __init__(self, path: Path, seconds: float) -> None:
+    Args:
+        path: the file.
+        seconds: the shortest time between two of them, which are written between passes.
+        stop: whether a signal has asked the run to end; then one more is written, at any step.
+    """
+
+    def __init__(self, path: Path, seconds: float, stop: Stop | None = None) -> None:
         self._path, self._seconds, self._saved_at = path, seconds, time.monotonic()
+        self.stop = stop or Stop()
 
     def read(self) -> tuple[dict[str, Tensor], int] | None:
         """The tensors that were written last and the steps done by then; None before the first."""

@@ -7,7 +7,7 @@ its mean loss L. The batch may fall into pieces B_1 ... B_n that are differentia
 
 Nothing random is carried from step to step. The order of a pass, the augmentation and the dropout
 of a step are pure functions of their numbers, so a training that was killed goes on from weights,
-buffers, the optimizer's moments and the average alone, as they were between two passes.
+buffers, the optimizer's moments and the average alone, as they were between two steps.
 
 Shape suffixes: B images of a batch, K classes, N examples, P all weights of a network.
 """
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 
 WARMUP_START = 0.01
 """The share of the step size that a warm-up begins with."""
+AGREED = 10
+"""Processes that share a training look every so many steps whether one was asked to stop."""
 CHECKED = 100
 """The loss is looked at every so many steps: each look waits for the device."""
 
@@ -124,6 +126,8 @@ class SupervisedTraining:
         self.module = module.train()
         self.average = None if ema is None else Average(module, ema)
         self.steps_done = 0
+        self.all_stop = False
+        """Whether one of the processes that share this training was asked to stop."""
         self._examples, self._draw, self._step_size = examples, draw, step_size
         self._augment, self._label_smoothing, self._order = settings.augment, label_smoothing, order
         self._batch = min(settings.batch, examples.count)
@@ -146,14 +150,19 @@ class SupervisedTraining:
         self.steps_done = steps_done
 
     def train(
-        self, gradient: Gradient, until: int, between_passes: Callable[[], None] = lambda: None
+        self,
+        gradient: Gradient,
+        until: int,
+        between_passes: Callable[[], None] = lambda: None,
+        stopping: Callable[[], bool] = lambda: False,
     ) -> Tensor:
         """Train up to a step, from where it stands.
 
         Args:
             gradient: what `alone` or `shared` made of this training.
             until: steps that are done afterwards.
-            between_passes: called where the training can be gone on from, but not at its end.
+            between_passes: called after every pass, but not at the end.
+            stopping: asked after every step; when true, the training ends there.
 
         Returns:
             The loss of the last step.
@@ -185,7 +194,9 @@ class SupervisedTraining:
                     f"a network's training loss is {loss.item()} at step {step}; lower its "
                     "optimizer.lr"
                 )
-            if not last and self.steps_done % self._per_pass == 0:
+            if last or stopping():
+                break
+            if self.steps_done % self._per_pass == 0:
                 between_passes()
         return loss
 
@@ -226,9 +237,10 @@ class SupervisedTraining:
             for piece in mine
         }
         sizes = [weight.numel() for weight in self._parameters]
-        # what travels of a piece is one vector: its loss, then the gradient of every weight
-        like = torch.zeros(1 + sum(sizes), device=self._device)
-        with runtime.pool(shards) as run_pieces:
+        # what travels of a piece is one vector: its loss, the gradient of every weight, and whether
+        # its process was asked to stop, as all have to at the same step
+        like = torch.zeros(2 + sum(sizes), device=self._device)
+        with runtime.pool(shards, breaks=False) as run_pieces:
 
             def gradient(index_B: Tensor, step: int) -> Tensor:
                 rows = torch.split(index_B, len(index_B) // shards)
@@ -238,15 +250,19 @@ class SupervisedTraining:
                     with drawing(modules[piece], self._draw("dropout", step, piece)):
                         loss = self._examples.loss(modules[piece](images_BCHW), targets_BK)
                     grads = torch.autograd.grad(loss, self._parameters, materialize_grads=True)
-                    return torch.cat([loss.detach()[None], *(grad.flatten() for grad in grads)])
+                    loss = loss.detach()[None]
+                    asked = torch.full_like(loss, float(runtime.stop.asked))
+                    return torch.cat([loss, *(grad.flatten() for grad in grads), asked])
 
                 parts = dict(zip(mine, run_pieces(work, mine), strict=True))
                 # added in the order of the pieces: the bits of a sum depend on its order
                 mean = runtime.sum_in_order(parts, shards, like) / shards
                 for weight, grad_P in zip(
-                    self._parameters, torch.split(mean[1:], sizes), strict=True
+                    self._parameters, torch.split(mean[1:-1], sizes), strict=True
                 ):
                     weight.grad = grad_P.view_as(weight)
+                if step % AGREED == 0:  # a look waits for the device
+                    self.all_stop = bool(mean[-1] > 0)
                 return mean[0]
 
             yield gradient

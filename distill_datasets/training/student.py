@@ -202,11 +202,17 @@ def students_at(
         if checkpoint is not None and checkpoint.is_due:
             checkpoint.write(training.state(), training.steps_done)
 
+    def stopping() -> bool:
+        return checkpoint is not None and checkpoint.stop.asked
+
     gradient = training.alone(_chunk(module, min(settings.batch, examples.count)))
     for mark in marks:
         if mark < training.steps_done:
             continue
-        training.train(gradient, mark, between_passes=save)
+        training.train(gradient, mark, save, stopping)
+        if checkpoint is not None and training.steps_done < mark:
+            checkpoint.write(training.state(), training.steps_done)
+            raise checkpoint.stop.error("every student is saved after its last step")
         if training.average is not None:
             training.average.put()
         yield mark, module
