@@ -55,6 +55,14 @@ class PublishError(DistillError):
     """The Hub refused a publication; nothing half-published is left on the branch."""
 
 
+class Interrupted(DistillError):
+    """Ctrl-C or another signal has ended the run; what is said of its state is true."""
+
+    def __init__(self, kept: str, number: int = 2) -> None:
+        super().__init__(f"interrupted; {kept}")
+        self.exit_code = 128 + number
+
+
 def refuse(problems: Iterable[str]) -> None:
     """Raise one error that lists every problem; nothing happens where there is none.
 

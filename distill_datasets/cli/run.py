@@ -15,8 +15,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from distill_datasets.cli.lazy_imports import put_off
+from distill_datasets.errors import Interrupted
 from distill_datasets.runtime.launch import is_main_process, processes_to_start, start
-from distill_datasets.runtime.stopping import Interrupted
 
 if TYPE_CHECKING:
     from distill_datasets.pipeline.run import Outcome

@@ -23,7 +23,7 @@ from functools import partial
 from pathlib import Path
 from types import FrameType
 
-from distill_datasets.errors import DistillError, RecipeError
+from distill_datasets.errors import DistillError, Interrupted, RecipeError
 
 RANKS = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK")
 SIZES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
@@ -90,6 +90,7 @@ def report(error: DistillError) -> bool:
     if folder is None:
         return False
     kind = "lost" if isinstance(error, PeerLost) else "error"
+    kind = "interrupted" if isinstance(error, Interrupted) else kind
     path = Path(folder) / f"{process_index()}.{kind}"
     path.write_text(str(error), encoding="utf-8")
     return True
@@ -144,8 +145,7 @@ def start(processes: int, command: list[str]) -> Ended:
                 codes = _wait(workers, asked)
             finally:
                 _end(workers)
-        ended = _ended(codes, Path(folder))
-        return Ended(128 + asked[0], ended.errors) if asked else ended
+        return _ended(codes, Path(folder), asked)
 
 
 def _settings(processes: int) -> dict[str, str]:
@@ -224,11 +224,16 @@ def _end(workers: list[subprocess.Popen[bytes]]) -> None:
             worker.wait()
 
 
-def _ended(codes: list[int | None], folder: Path) -> Ended:
+def _ended(codes: list[int | None], folder: Path, asked: list[int]) -> Ended:
     """What there is to say, and the exit code of the first process that says it."""
+    if asked:
+        saved = _reported(folder, "interrupted")
+        kept = "interrupted; what was saved before is kept, and the same command resumes from there"
+        return Ended(128 + asked[0], _reported(folder, "error") or saved or {kept: 0})
     killed = {_killed(-code): rank for rank, code in enumerate(codes) if code and code < 0}
     # what another process has lost says less than why
     errors = _reported(folder, "error") or killed or _reported(folder, "lost")
+    errors = errors or _reported(folder, "interrupted")
     code = next((code for code in [*(codes[rank] for rank in errors.values()), *codes] if code), 0)
     return Ended(1 if code < 0 else code, errors)
 

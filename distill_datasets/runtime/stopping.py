@@ -17,21 +17,13 @@ from types import FrameType
 
 from rich.console import Console
 
-from distill_datasets.errors import DistillError
+from distill_datasets.errors import Interrupted
 from distill_datasets.runtime.launch import SIGNALS, is_one_of_several
 
 logger = logging.getLogger("distill_datasets")
 
 SAME_SECONDS = 1.0
 """Of several processes each may be told twice, by the terminal and by what started them."""
-
-
-class Interrupted(DistillError):
-    """A signal has ended the run; what is said of its state is true."""
-
-    def __init__(self, kept: str, number: int = signal.SIGINT) -> None:
-        super().__init__(f"interrupted; {kept}")
-        self.exit_code = 128 + number
 
 
 class Stop:

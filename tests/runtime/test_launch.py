@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,7 @@ from distill_datasets.runtime.launch import (
 WORKER = """
 import os, signal, sys, time
 from pathlib import Path
-from distill_datasets.errors import DataError, RecipeError
+from distill_datasets.errors import DataError, Interrupted, RecipeError
 from distill_datasets.runtime.launch import PeerLost, report
 
 rank = int(os.environ["RANK"])
@@ -185,6 +186,35 @@ def test_a_process_that_was_killed_is_told_of() -> None:
     (message,) = ended.errors
     assert ended == Ended(1, {message: 1})
     assert message.startswith("ended by SIGKILL, perhaps because the memory was full; the same")
+
+
+def test_one_that_was_ended_because_another_failed_does_not_say_that_it_was_interrupted() -> None:
+    ended = together("fail(DataError('row 9') if rank == 1 else Interrupted('all is saved'))")
+    assert ended == Ended(2, {"row 9": 1})
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_is_passed_on_once_and_what_the_processes_saved_is_told(
+    number: signal.Signals,
+) -> None:
+    parent = f"os.kill(os.getppid(), {int(number)}) if rank == 0 else None"
+    program = f"""
+def saves(*_):
+    fail(Interrupted(f'saved by {{rank}}'))
+signal.signal(signal.SIGTERM, saves)
+Path({{ready!r}}, str(rank)).touch()
+while not all(Path({{ready!r}}, name).exists() for name in '01'): time.sleep(0.01)
+{parent}
+time.sleep(1000)
+"""
+    before = signal.signal(number, signal.SIG_DFL)  # a shell's background ignores Ctrl-C
+    try:
+        with tempfile.TemporaryDirectory() as ready:
+            ended = together(program.replace("{ready!r}", repr(ready)))
+    finally:
+        signal.signal(number, before)
+    saved = {f"interrupted; saved by {rank}": rank for rank in (0, 1)}
+    assert ended == Ended(128 + number, saved)
 
 
 def test_a_loss_is_told_when_the_other_process_has_left_no_message() -> None:

@@ -15,9 +15,10 @@ from support.families import FAMILIES
 from support.launch import launch
 from support.toy_runs import Answer, command, hashes, until
 
+from distill_datasets.errors import Interrupted
 from distill_datasets.files.artifacts import read_tensors
 from distill_datasets.files.yaml_text import to_yaml
-from distill_datasets.runtime.stopping import Interrupted, Stop
+from distill_datasets.runtime.stopping import Stop
 from distill_datasets.stages.distill import OuterState
 from distill_datasets.training.loop import SupervisedTraining
 
