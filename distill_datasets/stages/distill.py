@@ -595,8 +595,4 @@ def build(
 def draw_pictures(path: Path, images: list[Tensor]) -> None:
     """Write an overview of displayable images."""
     picture = overview(images)
-
-    def write(temporary: Path) -> None:
-        temporary.write_bytes(picture)
-
-    write_atomically(path, write)
+    write_atomically(path, lambda temporary: temporary.write_bytes(picture))
