@@ -176,10 +176,9 @@ class Listing:
 
     def _sort_file(self, folder: Folder, entry: os.DirEntry[str], path: str) -> None:
         ending = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122 (a Path costs 10 times that)
-        where = Path(entry.path)
         if folder.hidden or entry.name.startswith("."):
             # AppleDouble files end as images do, and none of them is one
-            if identified(where):
+            if identified(Path(entry.path)):
                 reason = "hidden: its name, or a folder's, begins with a dot; rename or remove it"
                 self.left_out.append(LeftOut(path, reason))
             else:
@@ -192,7 +191,7 @@ class Listing:
             self.left_out.append(LeftOut(path, "an archive; unpack it, and move it away"))
         elif ending in UNREAD:
             self.left_out.append(LeftOut(path, UNREAD[ending]))
-        elif ending in raster_endings() or identified(where):
+        elif ending in raster_endings() or identified(Path(entry.path)):
             folder.images.append(entry.name)
             if entry.is_symlink():
                 self._links_to_files.append(path)
