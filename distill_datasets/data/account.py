@@ -50,7 +50,8 @@ class FoundSplit:
     unlabeled: str | None = None
 
     def __str__(self) -> str:
-        what = f"{self.files:,} files" if self.images is None else f"{self.images:,} images"
+        many, noun = (self.files, "file") if self.images is None else (self.images, "image")
+        what = f"{many:,} {noun}{'s' * (many != 1)}"
         where = ", ".join(self.origin[:LISTED_FILES])
         more = ", ..." if len(self.origin) > LISTED_FILES else ""
         note = "" if self.unlabeled is None else f", without labels: {self.unlabeled}"

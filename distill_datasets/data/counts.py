@@ -31,7 +31,8 @@ class RowCount(NamedTuple):
     def __str__(self) -> str:
         shown = [f"{name} {count:,}" for name, count in self.classes.items()]
         more = "" if len(shown) <= LISTED_CLASSES else f", ... ({len(shown)} classes)"
-        return f"{self.images:,} images of {self.split}: {', '.join(shown[:LISTED_CLASSES])}{more}"
+        images = f"{self.images:,} image{'s' * (self.images != 1)}"
+        return f"{images} of {self.split}: {', '.join(shown[:LISTED_CLASSES])}{more}"
 
 
 def count_rows(split: str, chosen: Sequence[Row], names: Sequence[str]) -> RowCount:

@@ -1,5 +1,6 @@
 """Folders of images: every file is in one split, or it is named, or it is no image."""
 
+import json
 import os
 import random
 import socket
@@ -9,8 +10,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 from support.image_sets import draw, gray, png, values
+from support.toy_runs import command, toy_file
 
 from distill_datasets.data.folders import ImageFolder, look_into
 from distill_datasets.data.real import Decoded
@@ -547,3 +550,55 @@ def test_a_single_image_of_every_class_leaves_none_to_test_on(tmp_path: Path) ->
     for look in (lambda: opened(tmp_path).counts(draw), lambda: read(tmp_path)):
         with pytest.raises(DataError, match=r"a class with one image leaves no test image, and "):
             look()
+
+
+@pytest.mark.parametrize("name", ["__background__", "n01.tar.d", "v1.0 [final]", "a*b?", "-x"])
+def test_any_name_may_be_that_of_a_class(tmp_path: Path, name: str) -> None:
+    put_classes(tmp_path, "cat", name)
+    assert groups(tmp_path) == {"train": {"cat": 4, name: 4}}
+    decoded = read(tmp_path)
+    assert set(decoded.class_names) == {"cat", name} and len(decoded.train.labels_N) == 6
+
+
+def test_plan_and_run_say_which_folder_became_which_split(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(images, "PLUG_INS", ())
+    put_classes(tmp_path / "pets" / "Train", "cat", "dog", each=6)
+    put_classes(tmp_path / "pets" / "val", "cat", "dog", each=3)
+    put(tmp_path / "pets" / "test", "0.png")
+    (tmp_path / "pets" / "IMG.HEIC").write_bytes(HEIC)
+    network = "{name: convnet, depth: 1, width: 2}"
+    arguments = [
+        toy_file(tmp_path),
+        f"source.dataset={tmp_path / 'pets'}",
+        "distill.canvas={name: pixels, ipc: 1}",
+        "distill.objective.real_batch=5",
+        f"distill.networks.network={network}",
+        f"evaluate.network={network}",
+    ]
+    refused = command("plan", *arguments, "--json")
+    assert (
+        refused.code == 2 and "pillow-heif" in refused.err and "source.left_out=all" in refused.err
+    )
+    arguments.append("source.left_out=allow")
+    planned = command("plan", *arguments, "--json")
+    assert planned.code == 0, planned.err
+    source = json.loads(planned.out)["source"]
+    assert source["splits"]["train"]["images"] == 12
+    assert source["splits"]["test"]["classes"] == {"cat": 3, "dog": 3}
+    assert source["files"]["test"]["unlabeled"] == "its images lie in no folders of classes"
+    assert [file["path"] for file in source["left_out"]] == ["IMG.HEIC"]
+    shown = " ".join(command("plan", *arguments).out.split())
+    assert "test 6 images of validation: cat 3, dog 3" in shown
+    ran = command("run", *arguments, "--runs", tmp_path / "runs")
+    assert ran.code == 0, ran.err
+    for line in (
+        "source: train: 12 images of Train/",
+        "source: test: 1 image of test/, without labels: its images lie in no folders of classes",
+        "source: left out: 1 file\n  IMG.HEIC: an image that needs the package pillow-heif",
+        "source: training images per class, 6 to 6: cat 6, dog 6",
+        "source: test images per class, 3 to 3: cat 3, dog 3",
+    ):
+        assert line in ran.err
