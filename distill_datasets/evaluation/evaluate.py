@@ -119,8 +119,7 @@ def run_evaluate(
     def field_of(source: RealData) -> list[Baseline]:
         return baselines(settings, exported, source, pixels, run.seed, labeling)
 
-    backbone = settings.network.frozen()
-    beyond = settings.beyond if labeling is None and backbone is None else None
+    beyond = settings.measured_beyond(relabeled=labeling is not None)
 
     @once
     def tuning_field() -> _Tuning:

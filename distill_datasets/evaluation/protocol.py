@@ -130,6 +130,10 @@ class Evaluate(Student):
         asked = {"default": True} | is_asked | references
         return [row for name, row in ROWS.items() if asked.get(name)]
 
+    def measured_beyond(self, *, relabeled: bool) -> Beyond | None:
+        """`beyond`, where students train on images of their own; None where nothing is."""
+        return None if relabeled or self.network.frozen() is not None else self.beyond
+
     def duration(self, count: int) -> int:
         """Training steps on `count` examples."""
         return self.steps or steps_of(self.epochs or 0, count, self.batch)

@@ -249,7 +249,7 @@ def _stages(
         yield "relabel", f"{views}; store: {recipe.relabel.store}"
     form = "PNG" if recipe.distill.objective.separable else "PNG and float"
     yield "export", f"{examples} rows of {shape.c} x {shape.h} x {shape.w} as {form}"
-    yield "evaluate", _students(recipe, work)
+    yield "evaluate", _students(recipe, shape, work)
     yield "publish", recipe.publish.repo or "by `distill-datasets publish`"
 
 
@@ -274,7 +274,7 @@ def _squeezing(recipe: Recipe, shape: Shape) -> str:
     )
 
 
-def _students(recipe: Recipe, work: Work) -> str:
+def _students(recipe: Recipe, shape: Shape, work: Work) -> str:
     settings = recipe.evaluate
     text = (
         f"{settings.students} students of {work.student_steps} steps for "
@@ -282,6 +282,14 @@ def _students(recipe: Recipe, work: Work) -> str:
     )
     if "full" in settings.references:
         text += f"; {settings.full_students} of {settings.full_epochs} epochs for full"
+    beyond = settings.measured_beyond(relabeled=recipe.relabel is not None)
+    if beyond is not None:
+        marks = ", ".join(f"{steps:,}" for steps in beyond.multiples(work.student_steps))
+        others = len(beyond.others(settings.network, shape))
+        text += f"; {beyond.students} of {marks} steps on it and on {others} other networks"
+        if beyond.rates:
+            end = beyond.ladder(work.student_steps)[-1]
+            text += f"; every row at {len(beyond.rates)} step sizes for up to {end:,} steps"
     return text
 
 
