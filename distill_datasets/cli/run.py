@@ -241,8 +241,9 @@ def _print_outcome(outcome: "Outcome") -> None:
     _print_results(console, outcome.results)
     budget = outcome.manifest["budget"]
     needed = budget["bytes"]["needed"]
+    kind = "numbers" if "numbers" in budget else "pixels"
     console.print(
-        f"\nsize     {budget['pixels']:,} pixels = {per_class(budget)},"
+        f"\nsize     {budget[kind]:,} {kind} = {per_class(budget)},"
         f" {budget['values']:,} values, {needed:,} bytes to download and train"
     )
     console.print(f"folder   {outcome.folder}", markup=False)

@@ -33,6 +33,7 @@ from distill_datasets.export.licenses import license_fields, license_names
 from distill_datasets.export.summary import at_chance, percent, transfer, tuned, wider, worst
 from distill_datasets.files.parquet import Feature
 from distill_datasets.files.yaml_text import to_yaml
+from distill_datasets.media.image import png, to_bytes
 from distill_datasets.training.linear_probe import START_STD
 from distill_datasets.training.loop import WARMUP_START, steps_of
 from distill_datasets.training.rows import ROWS
@@ -76,6 +77,9 @@ def card(
         repo=PLACEHOLDER,
         follows=content.student.get("follows", {}),
         draws=_draws(content),
+        as_png=sum(len(png(to_bytes(image))) for image in content.originals)
+        if content.label_cells
+        else None,
         rebuilds=_is_cut_from_one_poster(content),
         labels_follow=_how_labels_follow(content),
         sibling=SIBLING,

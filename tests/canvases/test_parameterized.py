@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from support import outer_loop_problem
 from support.tiny import distilled_of, toy_real
 from support.toy_runs import CONVNET, command, toy_sections
 from torch import Tensor
@@ -30,6 +31,7 @@ from distill_datasets.files.artifacts import read_json
 from distill_datasets.files.yaml_text import to_yaml
 from distill_datasets.labels.fixed import Area
 from distill_datasets.pipeline.content import packed
+from distill_datasets.stages.distill import Distill
 from distill_datasets.types import Shape
 
 COLOR, GRAY = Shape(3, 12, 10, 3), Shape(1, 8, 8, 3)
@@ -193,6 +195,53 @@ def test_the_card_of_a_whole_run_draws_the_published_rows(
     assert budget["examples"] == told.examples and budget["numbers"] <= 640
     assert budget["values"] == budget["numbers"] + 10 * told.examples
     assert budget["pixels"] == budget["numbers"] and budget["bytes"]["numbers"] > 0
+
+
+OBJECTIVES: list[dict[str, Any]] = [
+    {
+        "objective": {"name": "regression", "real_batch": 12},
+        "labels": {"name": "vectors"},
+        "networks": {"name": "pool", "networks": [CONVNET], "members": 2},
+    },
+    {
+        "objective": {"name": "distribution", "real_batch": 5},
+        "labels": {"name": "area"},
+        "networks": {"name": "fresh", "network": CONVNET},
+    },
+    {
+        "objective": {"name": "gradient", "distance": "rows_cosine", "real_batch": 5},
+        "labels": {"name": "area"},
+        "networks": {"name": "trained_on_distilled", "network": CONVNET, "outer": 2},
+    },
+    {
+        "objective": {
+            "name": "unrolled",
+            "inner_steps": 3,
+            "window": 2,
+            "real_batch": 12,
+            "optimizer": {"name": "adam", "lr": 0.01},
+        },
+        "labels": {"name": "logits"},
+        "networks": {"name": "fresh", "network": CONVNET},
+    },
+]
+
+
+@EACH
+@pytest.mark.parametrize("parts", OBJECTIVES, ids=lambda parts: parts["objective"]["name"])
+def test_every_objective_moves_every_number(
+    canvas: Parameterized, parts: dict[str, Any], tmp_path: Path
+) -> None:
+    settings = Distill.model_validate(
+        {**parts, "canvas": canvas.model_dump(mode="json"), "steps": 2, "lanes": 1}
+    )
+    real = toy_real(COLOR)
+    before = distilled_of(real, settings.canvas, settings.labels)
+    after = outer_loop_problem.run(settings, tmp_path, real=real, cores=1)
+    for name, tensor in before.of("canvas").items():
+        if name != "size":
+            moved = (after.of("canvas")[name] - tensor).detach()
+            assert bool(moved.isfinite().all()) and (moved != 0).float().mean() > 0.5, name
 
 
 @EACH
