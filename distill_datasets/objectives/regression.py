@@ -149,7 +149,6 @@ class Regression(Objective):
     def last_steps(self) -> int:
         return self.answers
 
-    @torch.no_grad()
     def last_targets(
         self, distilled: Distilled, networks: NetworkSource, draws: Sequence[LaneDraw]
     ) -> Tensor | None:
@@ -161,11 +160,13 @@ class Regression(Objective):
         the ridge solution again.
         """
         index_N = torch.arange(distilled.count, device=distilled.device)
-        images_NCHW, targets_NK = distilled(index_N)
-        vectors_NK, answers = self._vectors(targets_NK, trained=True), list[torch.Tensor]()
-        for draw in draws:
-            shown_ND = self._features(networks.sample(draw), images_NCHW)
-            answers.append(ridge_prediction(shown_ND, shown_ND, vectors_NK, self.ridge))
+        answers = list[torch.Tensor]()
+        with torch.no_grad():  # not as a decorator, which would import torch to check a recipe
+            images_NCHW, targets_NK = distilled(index_N)
+            vectors_NK = self._vectors(targets_NK, trained=True)
+            for draw in draws:
+                shown_ND = self._features(networks.sample(draw), images_NCHW)
+                answers.append(ridge_prediction(shown_ND, shown_ND, vectors_NK, self.ridge))
         mean_NK = torch.stack(answers).mean(dim=0)
         return (self.sharpness * mean_NK).softmax(dim=1) if answers else None
 
