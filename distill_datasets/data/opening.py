@@ -17,15 +17,17 @@ from typing import Any, NamedTuple
 
 from distill_datasets.data.account import Account
 from distill_datasets.data.folders import ImageFolder, look_into
-from distill_datasets.data.listing import ARCHIVES
+from distill_datasets.data.listing import ARCHIVES, METADATA, TABLES
 from distill_datasets.data.provenance import local_files
 from distill_datasets.errors import DataError, did_you_mean
 from distill_datasets.hub import pinned as hub
+from distill_datasets.media.image import raster_endings
 
 ASSETS = Path(__file__).parent.parent / "assets"
 EMBEDDED = {"embedded:uci-digits": ASSETS / "uci-digits" / "digits.parquet"}
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 FILE_KINDS = {".parquet": "parquet", ".tar": "webdataset", ".arrow": "arrow"}
+ROWS = (".csv", ".jsonl", ".py")
 SUGGESTIONS = 5
 
 # `datasets.Dataset` or `datasets.IterableDataset`, neither of which is typed.
@@ -168,6 +170,13 @@ def as_splits(dataset: Any) -> Splits:  # noqa: ANN401
     )
 
 
+def _only_images(files: tuple[str, ...]) -> bool:
+    """Whether files are images, and cards and annotations beside them."""
+    named = (Path(file) for file in files)
+    endings = {file.suffix.lower() for file in named if file.name not in METADATA}
+    return bool(endings & raster_endings()) and not endings & {*TABLES, *ARCHIVES, *ROWS}
+
+
 def _saved_to_disk(path: Path) -> bool:
     return (path / "dataset_dict.json").is_file() or (
         (path / "state.json").is_file() and (path / "dataset_info.json").is_file()
@@ -178,13 +187,14 @@ def _saved_to_disk(path: Path) -> bool:
 class Place:
     """Where a named dataset lies: in the folder or file `path`, or on the Hub where that is None.
 
-    The files of a local one are listed once.
+    The files of a local one are listed once; `files` are the paths of one on the Hub.
     """
 
     dataset: str
     path: Path | None
     config: str | None = None
     revision: str | None = None
+    files: tuple[str, ...] = ()
 
     @cached_property
     def _files(self) -> list[Path]:
@@ -195,10 +205,14 @@ class Place:
         """What was found in a folder of images; None for everything else.
 
         A card that says which files are which splits is followed, and so is what `save_to_disk`
-        wrote.
+        wrote. A folder of images on the Hub is downloaded.
         """
         path = self.path
-        if path is None or path.is_file() or _saved_to_disk(path) or hub.card_names_files(path):
+        if path is None:
+            if not _only_images(self.files):
+                return None
+            path = hub.snapshot(self.dataset, self.revision)
+        if path.is_file() or _saved_to_disk(path) or hub.card_names_files(path):
             return None
         return look_into(path)
 
@@ -257,6 +271,12 @@ class Place:
                 "leave it out"
             )
         with self.explained():
+            if self.images is not None:
+                if self.config is not None:
+                    raise DataError(
+                        "source.config: a folder of images has no configs; leave it out"
+                    )
+                return Opened(self.images.splits(), self.images.account)
             if self.path is not None:
                 return self._local(self.path, streaming)
             return Opened(
@@ -268,10 +288,6 @@ class Place:
             )
 
     def _local(self, path: Path, streaming: bool) -> Opened:
-        if self.images is not None:
-            if self.config is not None:
-                raise DataError("source.config: a folder of images has no configs; leave it out")
-            return Opened(self.images.splits(), self.images.account)
         return Opened(as_splits(self._read(path, streaming)))
 
     def _read(self, path: Path, streaming: bool) -> Any:  # noqa: ANN401

@@ -372,7 +372,8 @@ class SourceDataset:
         else:
             embedded = section.dataset in opening.EMBEDDED
             self.name = section.dataset if embedded else path.name
-        self._place = opening.Place(section.dataset, path, section.config, self.revision)
+        files = () if self._pinned is None else tuple(file.path for file in self._pinned.files)
+        self._place = opening.Place(section.dataset, path, section.config, self.revision, files)
 
     @cached_property
     def provenance(self) -> Provenance:
@@ -396,7 +397,9 @@ class SourceDataset:
         return local
 
     def _layout(self, *, streaming: bool) -> _Layout:
-        """Splits and columns; each way of opening is gone once."""
+        """Splits and columns; each way of opening is gone once, and a folder of images has one."""
+        if self._memory is None and self._place.images is not None:
+            streaming = False
         if streaming not in self._layouts:
             if self._memory is not None:
                 layout = _layout(self.section, self._memory)
@@ -443,7 +446,7 @@ class SourceDataset:
     def counts(self, draw: Draw) -> dict[str, RowCount] | None:
         """How many rows of each class are for training and for testing, from the labels alone.
 
-        None for what lies on the Hub and for iterables, whose rows would have to be gone through.
+        None for tables on the Hub and for iterables, whose rows would have to be gone through.
 
         Raises:
             DataError: see `read`; what the labels show.
@@ -451,7 +454,7 @@ class SourceDataset:
         import datasets
 
         memory = None if self._memory is None else self._memory.values()
-        if memory is None and self._place.path is None:
+        if memory is None and self._place.path is None and self._place.images is None:
             return None
         if memory is not None and not all(isinstance(rows, datasets.Dataset) for rows in memory):
             return None

@@ -49,6 +49,18 @@ def card_names_files(folder: Path) -> bool:
     )
 
 
+def snapshot(dataset: str, revision: str | None) -> Path:
+    """The folder that holds all files of a Hub dataset at a commit; they are downloaded.
+
+    Raises:
+        DataError: they cannot be fetched.
+    """
+    from huggingface_hub import snapshot_download
+
+    with explained(dataset, revision):
+        return Path(snapshot_download(dataset, repo_type="dataset", revision=revision))
+
+
 def _joined(license_name: object) -> str | None:
     """One license or several, as a card has them, in one text."""
     names = license_name if isinstance(license_name, list) else [license_name]

@@ -12,6 +12,7 @@ import pytest
 from support import TESTS
 from support.hub_server import HubServer
 from support.hub_state import User
+from support.image_sets import gray, png
 from support.toy_runs import toy_file
 
 from distill_datasets.data import opening
@@ -161,3 +162,14 @@ def test_a_name_becomes_a_commit_once_in_a_plan_and_once_in_a_run(
     assert asked == ["GET /api/datasets/lab/digits 200"]
     manifest = json.loads((tmp_path / "out" / "distill.json").read_text())
     assert manifest["source"]["revision"] == first.oid
+
+
+@pytest.mark.timeout(120)
+def test_a_folder_of_images_on_the_hub_is_read_as_one_on_disk(
+    server: HubServer, tmp_path: Path
+) -> None:
+    files = {f"{name}/{row}.png": png(gray(row)) for name in ("cat", "dog") for row in range(4)}
+    server.commit("lab/night", files | {"cat/night train 1.png": png(gray(9))})
+    (answer,) = ask(server.url, tmp_path, "read", {"dataset": "lab/night"})
+    assert sorted(answer["train"] + answer["test"]) == [0, 0, 1, 1, 2, 2, 3, 3, 9]
+    assert answer["names"] == ["cat", "dog"] and len(answer["provenance"]["revision"]) == 40
