@@ -100,7 +100,10 @@ def cut(text: str, length: int = MOST_SHOWN) -> str:
 
 
 def shown(value: object) -> str:
-    """What was got, as a message repeats it: as Python writes it, cut to a line."""
+    """What was got, as a message repeats it: as a recipe or Python writes it, cut to a line."""
+    plain = {None: "null", True: "true", False: "false"}
+    if value is None or isinstance(value, bool):
+        return plain[value]
     return cut(_short.repr(value))
 
 

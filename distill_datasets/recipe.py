@@ -4,6 +4,7 @@ Problems are listed together, each with its path, what was got, what was expecte
 before any work starts: those inside the sections, and when there are none those between them.
 """
 
+import re
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
@@ -26,6 +27,7 @@ from distill_datasets.stages.distill import Distill
 from distill_datasets.stages.teacher_training import Squeeze
 from distill_datasets.views.relabel import Relabel
 
+_KIND = re.compile(r"int|float|str|bool|list\[.*\]")
 MOST_LISTED = 40
 """Problems that one message lists."""
 
@@ -220,7 +222,11 @@ def load_recipe(
         beside = [file.name for file in path.parent.glob("*.y*ml")]
         near = did_you_mean(path.name, beside) if beside else "no YAML file lies in that folder"
         raise RecipeError(f"{path}: no such recipe; {near}") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except IsADirectoryError as error:
+        raise RecipeError(f"{path}: got a folder, expected a YAML file") from error
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot read this as text ({error.strerror})") from error
+    except UnicodeDecodeError as error:
         raise RecipeError(f"{path}: cannot read this as text ({error})") from error
     try:
         content = from_yaml(text)
@@ -248,8 +254,9 @@ def recipe_from(
         RecipeError: lists every problem.
     """
     if not isinstance(content, Mapping):
+        got = "nothing" if content is None else shown(content)
         raise RecipeError(
-            f"{title}: expected sections with names, got {type(content).__name__}; valid names: "
+            f"{title}: expected sections with names, got {got}; valid names: "
             f"{', '.join(Recipe.model_fields)}"
         )
     merged = dict(content)
@@ -362,6 +369,7 @@ def problem_lines(
         model: the model that was validated, which knows the valid names.
         prefix: path of that model inside the recipe.
     """
+    told = set[str]()
     for error in errors:
         context = error.get("ctx", {})
         path = ".".join(cut(str(key)) for key in prefix + error["loc"])
@@ -387,7 +395,21 @@ def problem_lines(
         else:
             message = error["msg"][0].lower() + error["msg"][1:]
             got = "" if isinstance(error["input"], dict) else f"got {shown(error['input'])}, "
+            owner = next((place for place, key in enumerate(error["loc"]) if _is_kind(key)), None)
+            if owner is not None:  # each of the kinds of values that may stand here says why not
+                names = [key for key in error["loc"][:owner] if isinstance(key, str)]
+                field = _field_at(model, tuple(names))
+                message = f"expected {field.description if field else 'another value'}"
+                path = ".".join(map(str, prefix + error["loc"][:owner]))
+                if path in told:
+                    continue
+                told.add(path)
             yield f"{path}: {got}{message.replace('input should be', 'expected')}"
+
+
+def _is_kind(key: object) -> bool:
+    """Whether pydantic put this into a path to say which of several types it has tried."""
+    return isinstance(key, str) and _KIND.fullmatch(key) is not None
 
 
 def _field_at(model: type[BaseModel], path: tuple[Any, ...]) -> FieldInfo | None:

@@ -1,5 +1,6 @@
 """A recipe is read strictly, and a wrong one is told everything that is wrong with it."""
 
+import typing
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -12,7 +13,7 @@ from support.toy_runs import toy_recipe, toy_sections
 from distill_datasets import config as plugins
 from distill_datasets.data.source import Source
 from distill_datasets.errors import RecipeError
-from distill_datasets.evaluation.protocol import Evaluate
+from distill_datasets.evaluation.protocol import Evaluate, Reference
 from distill_datasets.files.yaml_text import from_yaml, to_yaml
 from distill_datasets.models.convnets import ConvNet
 from distill_datasets.networks.network import Fresh, NetworkSource
@@ -77,6 +78,7 @@ def test_all_problems_are_listed_at_once_with_path_and_got_and_expected() -> Non
         "publish.repo=nobody",
         "sede=1",
     )
+    *others, last = map(repr, typing.get_args(Reference))
     assert lines == [
         "recipe: 8 problems",
         "source.limit: got '5', expected a valid integer",
@@ -84,8 +86,7 @@ def test_all_problems_are_listed_at_once_with_path_and_got_and_expected() -> Non
         "distill.canvas.ipc: got [], expected a valid number",
         "distill.networks.network.norm: got 'group', expected 'instance', 'batch' or 'none'",
         "distill.lanes: got 0, expected greater than 0",
-        "evaluate.references.0: got 'half', expected 'random_real', 'herding', 'k_center', "
-        "'nearest', 'class_mean', 'k_means' or 'full'",
+        f"evaluate.references.0: got 'half', expected {', '.join(others)} or {last}",
         "publish.repo: got 'nobody', expected Hub repository, organization/name, as "
         r"^[\w.-]+/[\w.-]+$",
         "sede: no such key; did you mean 'seed'? valid names: distill, evaluate, name, publish, "
@@ -233,6 +234,17 @@ def test_a_size_that_no_machine_would_finish_is_refused_by_its_key(override: str
     assert "expected less than or equal to" in problems[0] or "should have at most" in problems[0]
 
 
+def test_a_value_that_may_be_of_several_kinds_is_told_once_and_by_its_own_key() -> None:
+    expected = "training examples: about this many, or exactly [rows, columns]"
+    for value, got in (("abc", "'abc'"), ("null", "null"), ("[1, x]", "[1, 'x']")):
+        lines = error_lines(f"distill.canvas.crops={value}", "source.classes=[1.5, a]")
+        assert lines[1:] == [
+            "source.classes.0: got 1.5, expected names or integers of the classes to keep, in the "
+            "new order",
+            f"distill.canvas.crops: got {got}, expected {expected}",
+        ]
+
+
 def test_floats_are_finite() -> None:
     for value in ("1e999", "-1e999"):
         (problem,) = error_lines(f"distill.optimizer.lr={value}")[1:]
@@ -312,10 +324,13 @@ def test_a_file_that_is_not_yaml_is_named(tmp_path: Path) -> None:
         load_recipe(path)
 
 
-@pytest.mark.parametrize("text", ["", "- a\n- b\n", "just words"])
-def test_a_file_without_sections_is_refused(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "got"),
+    [("", "nothing"), ("- a\n- b\n", r"\['a', 'b'\]"), ("just words", "'just words'")],
+)
+def test_a_file_without_sections_is_refused(tmp_path: Path, text: str, got: str) -> None:
     path = write(tmp_path, text)
-    with pytest.raises(RecipeError, match=r"expected sections with names, got \w+; valid names: n"):
+    with pytest.raises(RecipeError, match=f"expected sections with names, got {got}; valid name"):
         load_recipe(path)
 
 
@@ -332,8 +347,11 @@ def test_a_misspelled_file_suggests_its_sibling(tmp_path: Path) -> None:
 
 def test_a_folder_and_a_picture_are_no_recipes(tmp_path: Path) -> None:
     (tmp_path / "picture.png").write_bytes(b"\x89PNG\xff\xfe")
-    for path in (tmp_path, tmp_path / "picture.png"):
-        with pytest.raises(RecipeError, match="cannot read this as text"):
+    for path, words in (
+        (tmp_path, "got a folder, expected a YAML file"),
+        (tmp_path / "picture.png", "cannot read this as text"),
+    ):
+        with pytest.raises(RecipeError, match=words):
             load_recipe(path)
 
 

@@ -19,7 +19,7 @@ from distill_datasets.data.account import Account
 from distill_datasets.data.folders import ImageFolder, look_into
 from distill_datasets.data.listing import ARCHIVES, METADATA, TABLES
 from distill_datasets.data.provenance import local_files
-from distill_datasets.errors import DataError, did_you_mean
+from distill_datasets.errors import DataError, cut, did_you_mean, shown
 from distill_datasets.hub import pinned as hub
 from distill_datasets.media.image import raster_endings
 
@@ -72,9 +72,15 @@ def locate(dataset: str) -> Path | None:
                 f"{did_you_mean(dataset, EMBEDDED)}"
             )
         return EMBEDDED[dataset]
-    path = Path(dataset).expanduser()
-    if dataset and path.exists():
-        return path.resolve()
+    try:
+        path = Path(dataset).expanduser()
+        if dataset and path.exists():
+            return path.resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # too long for a path, or ~nobody
+        raise DataError(
+            f"source.dataset: {shown(dataset)} can be no file or folder ({cut(str(error))}); give "
+            "a path of this machine, or a Hub id as 'owner/name'"
+        ) from error
     if HUB_ID.fullmatch(dataset) and not dataset.startswith("./"):
         return None
     raise DataError(
