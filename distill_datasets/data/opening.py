@@ -6,6 +6,7 @@ a class, WebDataset tars, or what `save_to_disk` wrote. Nothing is decoded here.
 
 import difflib
 import hashlib
+import logging
 import re
 import tarfile
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from typing import Any, NamedTuple
 from distill_datasets.data.account import Account
 from distill_datasets.data.folders import ImageFolder, look_into
 from distill_datasets.data.listing import ARCHIVES, METADATA, TABLES
-from distill_datasets.data.provenance import local_files
+from distill_datasets.data.provenance import SourceFile, local_files
 from distill_datasets.errors import DataError, cut, did_you_mean, shown
 from distill_datasets.hub import pinned as hub
 from distill_datasets.media.image import raster_endings
@@ -29,6 +30,8 @@ HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 FILE_KINDS = {".parquet": "parquet", ".tar": "webdataset", ".arrow": "arrow"}
 ROWS = (".csv", ".jsonl", ".py")
 SUGGESTIONS = 5
+
+logger = logging.getLogger("distill_datasets")
 
 # `datasets.Dataset` or `datasets.IterableDataset`, neither of which is typed.
 Splits = dict[str, Any]
@@ -193,14 +196,15 @@ def _saved_to_disk(path: Path) -> bool:
 class Place:
     """Where a named dataset lies: in the folder or file `path`, or on the Hub where that is None.
 
-    The files of a local one are listed once; `files` are the paths of one on the Hub.
+    The files of a local one are listed once; `files` are those that the Hub lists, against which
+    downloaded ones are checked.
     """
 
     dataset: str
     path: Path | None
     config: str | None = None
     revision: str | None = None
-    files: tuple[str, ...] = ()
+    files: tuple[SourceFile, ...] = ()
 
     @cached_property
     def _files(self) -> list[Path]:
@@ -215,7 +219,7 @@ class Place:
         """
         path = self.path
         if path is None:
-            if not _only_images(self.files):
+            if not _only_images(tuple(file.path for file in self.files)):
                 return None
             path = hub.snapshot(self.dataset, self.revision)
         if path.is_file() or _saved_to_disk(path) or hub.card_names_files(path):
@@ -269,7 +273,6 @@ class Place:
         Raises:
             DataError: they cannot be read; the message says what to do.
         """
-        import datasets
 
         if self.path is not None and self.revision is not None:
             raise DataError(
@@ -285,13 +288,46 @@ class Place:
                 return Opened(self.images.splits(), self.images.account)
             if self.path is not None:
                 return self._local(self.path, streaming)
-            return Opened(
-                as_splits(
-                    datasets.load_dataset(
-                        self.dataset, self.config, revision=self.revision, streaming=streaming
-                    )
-                )
+            return Opened(as_splits(self._from_hub(streaming)))
+
+    def _from_hub(self, streaming: bool) -> Any:  # noqa: ANN401
+        """What `datasets` makes of the downloaded files, once their bytes are those listed.
+
+        Over plain HTTP the client compares sizes only, and keeps a file that was changed on its way
+        in its cache.
+        """
+        import datasets
+
+        def load(mode: str | None = None) -> Any:  # noqa: ANN401
+            return datasets.load_dataset(
+                self.dataset,
+                self.config,
+                revision=self.revision,
+                streaming=streaming,
+                download_mode=mode,
             )
+
+        def changed() -> list[str]:
+            return hub.changed(self.dataset, self.revision, self.files)
+
+        try:
+            loaded = load()
+        except Exception:  # whatever a reader says of bytes that nobody wrote
+            if streaming or not changed():
+                raise
+            loaded = None
+        if streaming or not (found := changed()):
+            return loaded
+        logger.warning(
+            "source: the download of %s was damaged on its way; fetching it again", found[0]
+        )
+        loaded = load("force_redownload")
+        if found := changed():
+            raise DataError(
+                f"source.dataset: the downloaded {found[0]} of {self.dataset!r} has other bytes "
+                "than the Hub lists, twice in a row; look at the connection, or give a local folder"
+            )
+        return loaded
 
     def _local(self, path: Path, streaming: bool) -> Opened:
         return Opened(as_splits(self._read(path, streaming)))

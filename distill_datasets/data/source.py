@@ -372,7 +372,7 @@ class SourceDataset:
         else:
             embedded = section.dataset in opening.EMBEDDED
             self.name = section.dataset if embedded else path.name
-        files = () if self._pinned is None else tuple(file.path for file in self._pinned.files)
+        files = () if self._pinned is None else self._pinned.files
         self._place = opening.Place(section.dataset, path, section.config, self.revision, files)
 
     @cached_property

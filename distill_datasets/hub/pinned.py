@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from distill_datasets.errors import DataError, RecipeError, did_you_mean
 from distill_datasets.files.yaml_text import NotYaml
 from distill_datasets.hub.errors import BROKEN, Wanted, absent, fetch_errors, why_unread
+from distill_datasets.hub.repository import upload
 
 logger = logging.getLogger("distill_datasets")
 
@@ -131,6 +132,25 @@ def explained(
         raise DataError(absent(wanted)) from error
     except (*fetch_errors(), *broken) as error:
         raise DataError(why_unread(error, wanted)) from error
+
+
+def changed(dataset: str, commit: str | None, files: Iterable[tuple[str, str, int]]) -> list[str]:
+    """The downloaded files whose bytes are not those that the Hub lists at a commit.
+
+    Args:
+        dataset: organization/name.
+        commit: in full; None has no files.
+        files: as `Pinned.files`; those that were not downloaded are passed over.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    found = []
+    for path, digest, _ in files if commit is not None else ():
+        copy = try_to_load_from_cache(dataset, path, revision=commit, repo_type="dataset")
+        if isinstance(copy, str):
+            known = upload(Path(copy))
+            found += [path] if digest not in (known.sha256, known.blob) else []
+    return found
 
 
 def model_file(model: str, revision: str | None, file: str) -> Path:

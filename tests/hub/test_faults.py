@@ -132,6 +132,25 @@ def strip(repo: Repo, files: dict[str, Any]) -> dict[str, Any]:
     return files | own
 
 
+def test_a_bit_that_is_changed_in_a_download_is_noticed_wherever_it_lies(bench: Bench) -> None:
+    name = bench.name()
+    bench.server.commit(name, bench.pets)
+    expected = bench.read(name)
+    size = len(bench.pets["data/train-0.parquet"])
+    for place in range(0, size, size // 12):
+        name = bench.name()
+        bench.server.commit(name, bench.pets)
+        bench.server.damage("GET", "/resolve/.*/data/train-0.parquet$", "flipped", 2, place)
+        answer = bench.read(name)
+        bench.server.faults.clear()
+        again = bench.read(name)
+        assert again == expected, (place, again)
+        if "error" in answer:
+            told(answer, place)
+        else:
+            assert answer == expected, place
+
+
 @pytest.mark.parametrize("times", [1, pytest.param(10_000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_source_is_read_as_it_is_or_refused(bench: Bench, fault: int | str, times: int) -> None:

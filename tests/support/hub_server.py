@@ -38,6 +38,7 @@ class Fault:
     times: int
     status: int | None = None
     damage: Damage | None = None
+    place: int | None = None
     after: bool = False
     headers: dict[str, str] = field(default_factory=dict)
     act: Callable[[], object] | None = None
@@ -90,9 +91,19 @@ class HubServer:
         """Answer the next matching requests with `status`; `after` does the work first."""
         self.faults.append(Fault(method, pattern, times, status, after, headers or {}))
 
-    def damage(self, method: str, pattern: str, damage: Damage, times: int = 1) -> None:
-        """Do the work of the next matching requests, and damage the answers."""
-        self.faults.append(Fault(method, pattern, times, damage=damage))
+    def damage(
+        self,
+        method: str,
+        pattern: str,
+        damage: Damage,
+        times: int = 1,
+        place: int | None = None,
+    ) -> None:
+        """Do the work of the next matching requests, and damage the answers.
+
+        `place`: the byte to change; None: the one in the middle.
+        """
+        self.faults.append(Fault(method, pattern, times, damage=damage, place=place))
 
     def before(self, method: str, pattern: str, act: Callable[[], object], times: int = 1) -> None:
         """Do something just before the next matching request is served."""
@@ -118,7 +129,7 @@ class HubServer:
                 if fault and fault.status:
                     answer = Answer(fault.status, b'{"error": "injected"}', fault.headers)
                 elif fault and fault.damage:
-                    answer = replace(answer, damage=fault.damage)
+                    answer = replace(answer, damage=fault.damage, place=fault.place)
             self.requests.append(f"{request.method} {request.path} {answer.status}")
             return answer
 
@@ -166,7 +177,7 @@ def _handler(server: HubServer) -> type[BaseHTTPRequestHandler]:
                 return
             body = answer.body
             if answer.damage == "flipped" and body:
-                place = len(body) // 2
+                place = len(body) // 2 if answer.place is None else answer.place % len(body)
                 body = body[:place] + bytes([body[place] ^ 1]) + body[place + 1 :]
             self.send_response(answer.status)
             for name, value in {"X-Request-Id": "test", **answer.headers}.items():

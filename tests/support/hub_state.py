@@ -116,6 +116,7 @@ class Answer:
     body: bytes
     headers: dict[str, str] = field(default_factory=dict)
     damage: Damage | None = None
+    place: int | None = None
 
 
 def ok(content: object, headers: dict[str, str] | None = None) -> Answer:
