@@ -395,12 +395,12 @@ def problem_lines(
         else:
             message = error["msg"][0].lower() + error["msg"][1:]
             got = "" if isinstance(error["input"], dict) else f"got {shown(error['input'])}, "
-            owner = next((place for place, key in enumerate(error["loc"]) if _is_kind(key)), None)
-            if owner is not None:  # each of the kinds of values that may stand here says why not
-                names = [key for key in error["loc"][:owner] if isinstance(key, str)]
+            kind = next((place for place, key in enumerate(error["loc"]) if _is_kind(key)), None)
+            if kind is not None:  # each of the kinds of values that may stand here says why not
+                names = [key for key in error["loc"][:kind] if isinstance(key, str)]
                 field = _field_at(model, tuple(names))
                 message = f"expected {field.description if field else 'another value'}"
-                path = ".".join(map(str, prefix + error["loc"][:owner]))
+                path = ".".join(map(str, prefix + error["loc"][:kind]))
                 if path in told:
                     continue
                 told.add(path)

@@ -222,6 +222,11 @@ class Place:
             if not _only_images(tuple(file.path for file in self.files)):
                 return None
             path = hub.snapshot(self.dataset, self.revision)
+            if found := hub.changed(self.dataset, self.revision, self.files):
+                raise DataError(
+                    f"source.dataset: the downloaded {found[0]} of {self.dataset!r} has other "
+                    f"bytes than the Hub lists; remove {path / found[0]} and run again"
+                )
         if path.is_file() or _saved_to_disk(path) or hub.card_names_files(path):
             return None
         return look_into(path)
