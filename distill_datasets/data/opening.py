@@ -317,7 +317,8 @@ class Place:
 
         try:
             loaded = load()
-        except Exception:  # whatever a reader says of bytes that nobody wrote
+        except (datasets.exceptions.DatasetsError, OSError, ValueError):
+            # what a reader says of bytes that nobody wrote
             if streaming or not changed():
                 raise
             loaded = None
