@@ -14,6 +14,7 @@ Shape suffixes: N examples, G cells of a label poster, K classes.
 import re
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import jinja2
@@ -182,6 +183,15 @@ def _training_on_views(content: Content, labels: ViewLabels) -> dict[str, Any]:
         # students leave out what is left of a pass; a pool has whole batches
         "least": min(2, batch) if pooled else batch,
     }
+
+
+def result_lines(
+    results: list[dict[str, Any]], student: dict[str, Any], relabel: object
+) -> list[str]:
+    """The lines of the tables that a card states results in."""
+    content: Any = SimpleNamespace(student=student, relabel=relabel)
+    text = _rendered("results.md", content=content, **_results(content, results))
+    return [line for line in text.splitlines() if line.startswith("|")]
 
 
 def _results(content: Content, results: list[dict[str, Any]]) -> dict[str, Any]:

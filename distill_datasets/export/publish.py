@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from distill_datasets.errors import ArtifactError, PublishError, RecipeError, shown
+from distill_datasets.export.agreement import problems
 from distill_datasets.export.card import PLACEHOLDER
 from distill_datasets.export.content import SIBLING, sibling_of
-from distill_datasets.export.folder import MANIFEST, manifest_text, read_manifest, verify
+from distill_datasets.export.folder import MANIFEST, manifest_text, read_manifest
 from distill_datasets.export.licenses import why_restricted
 from distill_datasets.hub.repository import Head, Repository, Upload, upload
 
@@ -206,10 +207,10 @@ def _files(folder: Path, repo_id: str) -> dict[str, Upload]:
             f"{folder}: not evaluated, and only evaluated datasets are published; "
             "run `distill-datasets run` with its recipe again, which evaluates it"
         )
-    problems = verify(folder)
-    if problems:
+    found = problems(folder)
+    if found:
         raise ArtifactError(
-            f"{folder}: differs from its manifest: {'; '.join(problems[:3])}; "
+            f"{folder}: differs from its manifest: {'; '.join(found[:3])}; "
             "move it away and run the recipe again, which writes it anew"
         )
     card = (folder / CARD).read_text(encoding="utf-8").replace(PLACEHOLDER, repo_id)

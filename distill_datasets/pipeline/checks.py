@@ -13,6 +13,7 @@ from distill_datasets.data.provenance import Provenance
 from distill_datasets.data.real import RealData
 from distill_datasets.data.source import SourceDataset, open_source
 from distill_datasets.errors import ArtifactError, RecipeError, refuse
+from distill_datasets.export.agreement import problems
 from distill_datasets.export.content import sibling_of
 from distill_datasets.export.folder import MANIFEST, check_shards, check_writable, read_manifest
 from distill_datasets.networks.teachers import network_problems
@@ -82,6 +83,7 @@ def check_output(output: Path, recipe: Recipe) -> None:
     if (output / MANIFEST).exists():
         manifest = read_manifest(output)
         if manifest["recipe_sha256"] == recipe.sha256() and manifest["results"] is not None:
+            check_agreement(output)
             return
         raise ArtifactError(
             f"{output}: holds the dataset {manifest['name']!r} of another recipe, and nothing of "
@@ -90,6 +92,16 @@ def check_output(output: Path, recipe: Recipe) -> None:
     check_writable(output)
     if recipe.relabel is not None:
         check_shards(sibling_of(output.absolute()), recipe.sha256())
+
+
+def check_agreement(finished: Path) -> None:
+    """Refuse to give out a finished folder in which a number was changed, or a file damaged."""
+    found = problems(finished)
+    if found:
+        raise ArtifactError(
+            f"{finished}: is not what a run wrote: {'; '.join(found[:3])}; nothing of it will be "
+            "overwritten; move it away and run again, which writes it anew from what the run keeps"
+        )
 
 
 def check_source_of(output: Path, source: SourceDataset) -> None:
@@ -106,11 +118,23 @@ def check_source_of(output: Path, source: SourceDataset) -> None:
 
 def check_rows_of(finished: Path, exported: Path) -> None:
     """Refuse to tell results of a folder that holds other rows than were distilled now."""
-    if (finished / MANIFEST).exists() and rows_of(finished) != rows_of(exported):
+    if not (finished / MANIFEST).exists():
+        return
+    check_agreement(finished)
+    if rows_of(finished) != rows_of(exported):
         raise ArtifactError(
             f"{finished}: holds other rows, which an earlier run of this recipe distilled with "
             "other packages or on another device, and nothing of them will be overwritten; choose "
             "a new folder with --output"
+        )
+
+
+def check_results_of(finished: Path, results: list[dict[str, Any]]) -> None:
+    """Refuse a finished folder whose results are not those that the run has measured."""
+    if (finished / MANIFEST).exists() and read_manifest(finished)["results"] != results:
+        raise ArtifactError(
+            f"{finished}: its results are not those that this run has measured, and nothing of it "
+            "will be overwritten; move it away and run again, which writes it anew"
         )
 
 

@@ -21,7 +21,13 @@ from distill_datasets.files.artifacts import (
 )
 from distill_datasets.hub.pinned import library_bars
 from distill_datasets.models.backbones import backbones_of
-from distill_datasets.pipeline.checks import Inputs, check_inputs, check_rows, check_rows_of
+from distill_datasets.pipeline.checks import (
+    Inputs,
+    check_inputs,
+    check_results_of,
+    check_rows,
+    check_rows_of,
+)
 from distill_datasets.pipeline.content import digest, publishable, student_starts
 from distill_datasets.recipe import Recipe
 from distill_datasets.runtime.locks import one_run
@@ -266,6 +272,7 @@ def finish(
     """Write the dataset with its results; a folder that holds them already is left as it is."""
     finished = output or this.folder / f"dataset-{exported.identity}"
     check_rows_of(finished, exported.folder)
+    check_results_of(finished, results)
     if this.runtime.is_main:
         if not (finished / MANIFEST).exists():
             write_dataset(finished, exported.content, results, exported.folder)

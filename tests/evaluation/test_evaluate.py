@@ -37,6 +37,7 @@ from distill_datasets.optimizers import Adam
 from distill_datasets.runtime.draws import Draw, draws
 from distill_datasets.runtime.processes import Run, Runtime
 from distill_datasets.training.examples import Examples
+from distill_datasets.training.loop import SupervisedTraining
 from distill_datasets.training.metrics import Score
 from distill_datasets.training.rows import Reference
 from distill_datasets.types import Shape
@@ -413,3 +414,39 @@ def test_students_of_another_distilled_set_are_others(exported: Path) -> None:
 def test_results_can_be_written_as_json(exported: Path) -> None:
     rows = list(measure(SETTINGS, exported).values())
     assert json.loads(json.dumps(rows, allow_nan=False)) == rows
+
+
+def test_a_reference_is_trained_for_as_many_steps_as_what_it_is_compared_with(
+    exported: Path,
+) -> None:
+    """Counted where a step is made: a result row may say another number than was trained for."""
+    done = list[int]()
+    train = SupervisedTraining.train
+
+    def counted(self: SupervisedTraining, *given: Any, **named: Any) -> torch.Tensor:  # noqa: ANN401
+        moved, step = 0, self._optimizer.step
+
+        def moving() -> None:
+            nonlocal moved
+            moved += 1
+            step()
+
+        with mock.patch.object(self._optimizer, "step", moving):
+            loss = train(self, *given, **named)
+        done.append(moved)
+        return loss
+
+    asked = changed(
+        references=["random_real", "herding", "class_mean", "full"],
+        students=1, steps=9, epochs=None, full_students=1, full_epochs=2, beyond=None,
+    )  # fmt: skip
+    with mock.patch.object(SupervisedTraining, "train", counted):
+        rows = measure(asked, exported)
+    of_all = 2 * (len(REAL.train.labels_N) // asked.batch or 1)
+    equal = [name for name in rows if name != "full"]
+    assert {"random_real", "herding", "class_mean", "default"} <= set(equal)
+    assert sorted(done) == sorted([9] * len(equal) + [of_all])
+    assert {name: row["steps"] for name, row in rows.items()} == {
+        **dict.fromkeys(equal, 9),
+        "full": of_all,
+    }

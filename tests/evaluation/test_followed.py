@@ -20,7 +20,7 @@ from datasets import load_dataset
 from safetensors.torch import load_file
 from support.sample_content import sample
 from support.student_problem import OneLayer, Rows, rows, settings, weights
-from support.tiny import CPU, TOY, toy_real
+from support.tiny import CPU, NET, TOY, toy_real
 from support.toy_runs import CONVNET, command, toy_recipe, toy_sections
 from torch import Tensor, nn
 
@@ -37,10 +37,10 @@ from distill_datasets.files.artifacts import open_rows, read_tensors
 from distill_datasets.files.yaml_text import to_yaml
 from distill_datasets.models.convnets import ConvNet, LeNet
 from distill_datasets.models.initialization import initialize
-from distill_datasets.networks.network import fresh_weights, skeleton_of
+from distill_datasets.networks.network import Fixed, fresh_weights, skeleton_of
 from distill_datasets.optimizers import Sgd
 from distill_datasets.pipeline.content import chain
-from distill_datasets.runtime.draws import draws
+from distill_datasets.runtime.draws import LaneDraw, draws
 from distill_datasets.runtime.processes import Run, Runtime
 from distill_datasets.training.loop import rate
 from distill_datasets.training.metrics import taken_for
@@ -169,6 +169,20 @@ def test_a_student_starts_where_it_is_told_and_leaves_that_as_it_is() -> None:
     given = settings(optimizer=Sgd(lr=0.05))
     still = train_student(given, 0, rows(), TOY, draws(0), CPU, start_P=start_P)
     assert torch.equal(weights(still), start_P)
+
+
+def test_students_of_several_fixed_starts_take_them_in_turn() -> None:
+    source = Fixed(network=NET, count=3).build(TOY, CPU)
+    starts = [source.start(student, draws(0, "distill")) for student in range(6)]
+    for first, second in itertools.combinations(range(3), 2):
+        assert not torch.equal(starts[first], starts[second])
+    assert all(torch.equal(starts[student], starts[student + 3]) for student in range(3))
+    # those that the outer loop distills with
+    drawn = {tuple(source.sample(LaneDraw(0, step, 0)).weights_P.tolist()) for step in range(20)}
+    assert drawn == {tuple(start_P.tolist()) for start_P in starts}
+    followed = evaluate.Followed([], [], torch.stack(starts[:3]))
+    for student in range(6):
+        assert torch.equal(followed.start_of(student), starts[student])
 
 
 def test_a_start_of_another_network_is_refused() -> None:
@@ -322,11 +336,14 @@ def test_step_sizes_are_learned_and_published_one_per_step(fresh: Finished) -> N
     assert set(json.loads(row["student_json"])["follows"]) == {"step_sizes", "order"}
 
 
-def descend(folder: Path, network: nn.Module) -> None:
+def descend(folder: Path, network: nn.Module, config: str = "default") -> None:
     """Train a network in place by hand, from the published files alone."""
-    rows, how = published(folder, "default"), load_rows(folder, "recipe")[0]
+    rows, how = published(folder, config), load_rows(folder, "recipe")[0]
     mean_C, std_C = (torch.tensor(how[name])[:, None, None] for name in ("mean", "std"))
-    images_NCHW = (rows["image"].float() / 255 - mean_C) / std_C
+    if config == "exact":
+        images_NCHW = rows["pixel_values"].view(-1, *how["image_shape"])
+    else:
+        images_NCHW = (rows["image"].float() / 255 - mean_C) / std_C
     for size, step in zip(how["step_sizes"], json.loads(how["order_json"]), strict=True):
         loss = F.cross_entropy(network(images_NCHW[step]), rows["soft_label"][step])
         grads = torch.autograd.grad(loss, list(network.parameters()))
@@ -340,12 +357,15 @@ def built() -> nn.Module:
     return toy_recipe().evaluate.network.build(Shape(1, 8, 8, 10))
 
 
-def test_a_loop_over_the_published_files_gives_the_reported_accuracy(fresh: Finished) -> None:
-    for student, reported in enumerate(fresh.results["default"]["runs"]):
+@pytest.mark.parametrize("config", ["default", "exact"])
+def test_a_loop_over_the_published_files_gives_the_reported_accuracy(
+    fresh: Finished, config: str
+) -> None:
+    for student, reported in enumerate(fresh.results[config]["runs"]):
         network = built()
         # a fresh student's own draw; everything after it comes from the files
         initialize(network, draws(0, "evaluate", "default", student)("network"))
-        descend(fresh.folder, network)
+        descend(fresh.folder, network, config)
         assert fresh.share(network) == pytest.approx(reported["accuracy"], abs=1e-3)
 
 

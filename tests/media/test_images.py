@@ -8,7 +8,13 @@ import torch
 from PIL import Image
 from support.image_sets import png
 
-from distill_datasets.media.image import UnusableImage, open_image, own_channels, to_pixels
+from distill_datasets.media.image import (
+    UnusableImage,
+    open_image,
+    own_channels,
+    to_bytes,
+    to_pixels,
+)
 
 
 def first_pixel(image: Image.Image) -> list[int]:
@@ -176,3 +182,8 @@ def test_bytes_that_are_no_image_are_unusable() -> None:
         open_image(b"hello")
     with pytest.raises(UnusableImage, match="no bytes"):
         open_image(b"")
+
+
+def test_a_value_is_rounded_to_the_nearest_of_8_bits_and_cut_at_the_ends() -> None:
+    levels = [-3.0, 0.4, 0.6, 99.4, 99.6, 254.4, 254.6, 300.0]
+    assert to_bytes(torch.tensor(levels) / 255).tolist() == [0, 0, 1, 99, 100, 254, 255, 255]

@@ -384,3 +384,19 @@ def test_every_selection_gives_displayable_images_classes_in_order(name: str) ->
         assert float(images_NCHW.min()) >= 0 and float(images_NCHW.max()) <= 1
         nearest_N = torch.cdist(images_NCHW.flatten(1), prototypes_KCHW.flatten(1)).argmin(dim=1)
         assert nearest_N.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+
+
+@pytest.mark.parametrize("name", ["noise", "real", "correct", "rded", "class_mean"])
+def test_another_seed_draws_others_and_the_same_seed_the_same(name: str) -> None:
+    real = toy_real()
+
+    def teacher(images_BCHW: Tensor) -> Tensor:
+        return images_BCHW.new_zeros(1, len(images_BCHW), 3)  # takes all for the first class
+
+    def drawn(seed: int) -> Tensor:
+        selection = load("selections", name).model_validate({"name": name})
+        assert isinstance(selection, Selection)
+        return selection.of_class(real, 0, 4, rng_for(seed, "select"), teacher)
+
+    assert torch.equal(drawn(0), drawn(0))
+    assert not torch.equal(drawn(0), drawn(1))

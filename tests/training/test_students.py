@@ -1,7 +1,7 @@
 """Students: plain supervised training, step by step, and the share of images they get right."""
 
 import math
-from itertools import chain
+from itertools import chain, combinations
 from typing import ClassVar, Literal
 
 import pytest
@@ -21,7 +21,7 @@ from distill_datasets.models.initialization import initialize
 from distill_datasets.optimizers import Adam, Sgd
 from distill_datasets.runtime.draws import draws
 from distill_datasets.training.examples import Stored
-from distill_datasets.training.loop import steps_of
+from distill_datasets.training.loop import rate, steps_of
 from distill_datasets.training.metrics import accuracy
 from distill_datasets.training.student import train_student
 from distill_datasets.types import Batch, Shape
@@ -39,14 +39,14 @@ def by_hand(examples: Rows, steps: int, rates: list[float]) -> tuple[Tensor, lis
     images_BCHW, targets_BK = examples(torch.arange(examples.count))
     velocity = [torch.zeros_like(parameter) for parameter in module.parameters()]
     losses = []
-    for rate in rates[:steps]:
+    for size in rates[:steps]:
         loss = -(targets_BK * F.log_softmax(module(images_BCHW), dim=1)).sum(dim=1).mean()
         losses.append(loss.item())
         grads = torch.autograd.grad(loss, list(module.parameters()))
         with torch.no_grad():
             for parameter, moving, grad in zip(module.parameters(), velocity, grads, strict=True):
                 moving.mul_(0.9).add_(grad)
-                parameter -= rate * moving
+                parameter -= size * moving
     return weights(module), losses
 
 
@@ -110,6 +110,49 @@ def test_augmentation_moves_what_a_student_sees() -> None:
     plain = train(settings(), rows())
     moved = train(settings(augment=Augment(operations=["shift"])), rows())
     assert not torch.equal(weights(plain), weights(moved))
+
+
+class Onlooker(nn.Module):
+    """Passes images on and keeps them."""
+
+    def __init__(self, seen: list[Tensor]) -> None:
+        super().__init__()
+        self._seen = seen
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        self._seen.append(images_BCHW.detach().clone())
+        return images_BCHW
+
+
+class Watched(Architecture):
+    """A linear classifier that keeps what it is shown."""
+
+    paper: ClassVar[str] = "none"
+    name: Literal["watched"] = "watched"
+    seen: ClassVar[list[Tensor]] = []
+
+    def build(self, shape: Shape) -> nn.Module:
+        linear = nn.Linear(shape.c * shape.h * shape.w, shape.k)
+        return nn.Sequential(Onlooker(self.seen), nn.Flatten(), linear)
+
+
+def test_every_step_augments_anew() -> None:
+    Watched.seen.clear()
+    train(settings(network=Watched(), augment=Augment(operations=["shift", "rotate"])), rows())
+    assert len(Watched.seen) == 6  # all nine examples in every step
+    for first, second in combinations(Watched.seen, 2):
+        assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize(
+    ("steps", "full"), [(6, 3), (5, 3), (2, 1), (1, 1)], ids=["even", "odd", "two", "one"]
+)
+def test_the_rate_falls_to_a_tenth_at_the_first_step_of_the_second_half(
+    steps: int, full: int
+) -> None:
+    expected = [1.0] * full + [0.1] * (steps - full)
+    for schedule in ("step", "published_step"):
+        assert [rate(schedule, step, steps) for step in range(steps)] == expected
 
 
 @pytest.mark.parametrize("optimizer", [Sgd(lr=0.05), Adam(lr=0.01)])
