@@ -392,7 +392,7 @@ def test_a_hub_that_stays_busy_ends_in_an_error(
 def test_an_upload_that_breaks_off_leaves_main_as_it_was(
     server: HubServer, client: Client, tmp_path: Path
 ) -> None:
-    folder = write(tmp_path / "broken", seed=9, recipe_yaml="seed: 9\n")
+    folder = write(tmp_path / "broken", seed=9, recipe_yaml="distill: {steps: 10}\n")
     server.fail("PUT", "/lfs/", 403)
     refused(client.ask("publish", folder, "ann/broken", token="hf_writer"), "may not write")
     assert [commit.title for commit in server.repos["ann/broken"].commits] == ["initial commit"]
