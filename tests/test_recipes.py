@@ -181,6 +181,14 @@ def shrunk(recipe: Path, known: Known) -> list[str]:
             overrides.append(f"{path}={WIDTH}")
         elif path in ("distill.canvas.height", "distill.canvas.width") and value is not None:
             overrides.append(f"{path}={math.ceil(value * side / before)}")
+        elif path == "distill.canvas.crops" and values.get("distill.canvas.height"):
+            # there are fewer places for crops, too
+            free = (
+                math.ceil(values[f"distill.canvas.{axis}"] * side / before) - side
+                for axis in ("height", "width")
+            )
+            grid = [min(count, room + 1) for count, room in zip(value, free, strict=True)]
+            overrides.append(f"{path}={grid}")
     if values.get("distill.objective.learn_step_sizes"):  # each step that is taken is tracked
         small = SMALL["window"]
         overrides += [f"distill.objective.inner_steps={small}", f"evaluate.steps={small}"]
