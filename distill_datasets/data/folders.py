@@ -348,8 +348,42 @@ def look_into(root: Path) -> ImageFolder | None:
             for path in metadata.row_of
             if path not in here
         ]
+    _check_groups(groups, found)
     account = Account(found, tuple(sorted(left_out)), dict(listing.other))
     return ImageFolder(root, account, groups, metadata)
+
+
+def _check_groups(
+    groups: Mapping[str, Mapping[str | None, list[str]]], found: Mapping[str, FoundSplit]
+) -> None:
+    """Refuse images without any label, a single class, and splits without a class in common.
+
+    Raises:
+        DataError: names the folders.
+    """
+    if not groups:
+        reasons = "; ".join(f"{split.origin[0]}: {split.unlabeled}" for split in found.values())
+        raise DataError(
+            f"source.dataset: no image has a label ({reasons}); make a folder for each class, or "
+            f"name labels in a {METADATA[0]} with the columns {FILE_NAME} and label"
+        )
+    names = {split: {name for name in own if name is not None} for split, own in groups.items()}
+    everything = set().union(*names.values())
+    if len(everything) == 1:
+        origin = next(iter(found.values())).origin[0]
+        raise DataError(
+            f"source.dataset: one class, {everything.pop()!r} in {origin}, expected a folder of "
+            "images for each of at least two classes"
+        )
+    for split, own in names.items():
+        trained = names.get("train", own)
+        if own and trained and not own & trained:
+            ours, theirs = (", ".join(sorted(each)[:LISTED_NAMES]) for each in (trained, own))
+            raise DataError(
+                f"source.dataset: no folder of {found[split].origin[0]} is called as one of "
+                f"{found['train'].origin[0]} is: {theirs} against {ours}; rename them, or move "
+                f"{found[split].origin[0]} away"
+            )
 
 
 def _has_classes(listing: Listing) -> bool:

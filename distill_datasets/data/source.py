@@ -273,8 +273,11 @@ def _as_called(account: Account | None, source: Source) -> Source:
         return source
     if source.left_out == "refuse":
         account.refuse_left_out(source.dataset)
-    keys = ("train_split", "test_split")
-    called = {key: account.split_called(getattr(source, key), f"source.{key}") for key in keys}
+    train = source.train_split or ("train" if "train" in account.splits else None)
+    called = {
+        "train_split": account.split_called(train, "source.train_split"),
+        "test_split": account.split_called(source.test_split, "source.test_split"),
+    }
     return source.model_copy(update=called)
 
 

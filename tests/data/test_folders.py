@@ -61,6 +61,7 @@ def groups(root: Path) -> dict[str, dict[str | None, int]]:
 FOLDER_NAMES = (
     *("train", "Test", "VAL", "eval", "dev", "training", "cat", "dog", "crash test", "set[1]"),
     *("a.b", "*", "?", "__background__", "n01.tar.d", ".hidden", "bird", "3", "café"),
+    *("fox", "owl", "emu", "elk", "n01", "n02", "a", "b", "c", "d"),
 )
 FILE_NAMES = (
     *("a.png", "night train 1.png", "ILSVRC_val_1.JPEG", "x.y.z.png", "[0].png", "no ending"),
@@ -86,7 +87,7 @@ LEFT_OUT_FILES = {
 def plant(root: Path, rng: random.Random) -> Counter[str]:
     """Grow a random tree; how many images, files to be named, and others it holds by real path."""
     folders, planted = [root], Counter[str]()
-    for _ in range(rng.randint(1, 9)):
+    for _ in range(rng.randint(2, 12)):
         place = rng.choice(folders) / rng.choice(FOLDER_NAMES)
         place.mkdir(exist_ok=True)
         folders.append(place)
@@ -117,7 +118,7 @@ def plant(root: Path, rng: random.Random) -> Counter[str]:
 @pytest.mark.parametrize("block", range(2))
 def test_files_found_are_rows_read_and_files_named(tmp_path: Path, block: int) -> None:
     looked = 0
-    for seed in range(60 * block, 60 * (block + 1)):
+    for seed in range(100 * block, 100 * (block + 1)):
         rng = random.Random(seed)
         root = tmp_path / f"tree{seed}"
         root.mkdir()
@@ -265,6 +266,30 @@ def test_a_class_has_all_that_lies_below_it(tmp_path: Path) -> None:
     assert groups(tmp_path / "b") == {"train": {"cat": 2, "dog": 1}}
     put(tmp_path / "c", "Aves/sparrow/0.png", "Aves/tit/0.png", "Felidae/cat/0.png")
     assert groups(tmp_path / "c") == {"train": {"Aves/sparrow": 1, "Aves/tit": 1, "Felidae": 1}}
+
+
+def test_images_without_labels_a_lone_class_and_foreign_classes_are_refused(
+    tmp_path: Path,
+) -> None:
+    put(tmp_path / "flat", "0.png", "1.png")
+    with pytest.raises(DataError, match=r"no image has a label \(./: its images lie in no folders"):
+        opened(tmp_path / "flat").peek()
+    put_classes(tmp_path / "lone", "cat")
+    with pytest.raises(DataError, match=r"one class, 'cat' in ./, expected a folder of images for"):
+        opened(tmp_path / "lone").peek()
+    put_classes(tmp_path / "other" / "train", "cat", "dog")
+    put_classes(tmp_path / "other" / "test", "cats", "dogs")
+    with pytest.raises(
+        DataError, match=r"no folder of test/ is called as one of train/ is: cats, d"
+    ):
+        opened(tmp_path / "other").peek()
+    put(tmp_path / "turned" / "train", "0.png")
+    put_classes(tmp_path / "turned" / "test", "cat", "dog")
+    with pytest.raises(
+        DataError, match=r"source.train_split: 'train' has no labels: its images lie"
+    ):
+        opened(tmp_path / "turned").peek()
+    assert len(read(tmp_path / "turned", train_split="test").train.labels_N) == 6
 
 
 # ---- which files -------------------------------------------------------------------------------
