@@ -20,7 +20,8 @@ from distill_datasets.data.account import Account
 from distill_datasets.data.folders import ImageFolder, look_into
 from distill_datasets.data.listing import ARCHIVES, METADATA, TABLES
 from distill_datasets.data.provenance import SourceFile, local_files
-from distill_datasets.errors import DataError, cut, did_you_mean, shown
+from distill_datasets.errors import ArtifactError, DataError, cut, did_you_mean, shown
+from distill_datasets.files.artifacts import read_json
 from distill_datasets.hub import pinned as hub
 from distill_datasets.media.image import raster_endings
 
@@ -192,6 +193,32 @@ def _saved_to_disk(path: Path) -> bool:
     )
 
 
+def _from_disk(path: Path) -> Any:  # noqa: ANN401
+    """What `save_to_disk` wrote.
+
+    Raises:
+        DataError: a file of it was changed, or names files that lie elsewhere.
+    """
+    import datasets
+
+    changed = "is not what save_to_disk wrote; save the dataset anew"
+    for state in sorted({*path.glob("state.json"), *path.glob("*/state.json")}):
+        try:
+            names = [each["filename"] for each in read_json(state)["_data_files"]]
+        except (ArtifactError, TypeError, KeyError) as error:
+            raise DataError(f"source.dataset: {state} {changed}") from error
+        for name in names:
+            if not isinstance(name, str) or Path(name).name != name:
+                raise DataError(
+                    f"source.dataset: {state} names the file {shown(name)}, which does not lie "
+                    "beside it; only files of the dataset are read"
+                )
+    try:
+        return datasets.load_from_disk(str(path))
+    except (AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
+        raise DataError(f"source.dataset: {path} {changed} ({type(error).__name__})") from error
+
+
 @dataclass(frozen=True)
 class Place:
     """Where a named dataset lies: in the folder or file `path`, or on the Hub where that is None.
@@ -315,6 +342,8 @@ class Place:
         def changed() -> list[str]:
             return hub.changed(self.dataset, self.revision, self.files)
 
+        if any(path == hub.CARD for path, _, _ in self.files):
+            hub.read_card(self.dataset, self.revision)
         try:
             loaded = load()
         except (datasets.exceptions.DatasetsError, OSError, ValueError):
@@ -349,7 +378,7 @@ class Place:
                 raise DataError(
                     "source.config: what save_to_disk wrote has no configs; leave it out"
                 )
-            return datasets.load_from_disk(str(path))
+            return _from_disk(path)
         cache = str(self._private_cache)
         # shards of a WebDataset are read where they lie: nothing is copied, and processes share
         streaming = streaming or self._only_tars

@@ -22,9 +22,6 @@ MOST_LEVELS = 40
 MOST_DIGITS = 40
 """Of an integer: no bound of a recipe has so many."""
 
-NotYaml = yaml.YAMLError
-"""What PyYAML, and every library that reads YAML by it, raises of a text that is none."""
-
 
 class _Reader(yaml.SafeLoader):
     """Numbers and booleans as in YAML 1.2; no repeated keys, no tags, no text without end."""

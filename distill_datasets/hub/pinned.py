@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from distill_datasets.errors import DataError, RecipeError, did_you_mean
-from distill_datasets.files.yaml_text import NotYaml
+from distill_datasets.errors import DataError, RecipeError, did_you_mean, shown
+from distill_datasets.files.yaml_text import MOST_CHARACTERS, from_yaml
 from distill_datasets.hub.errors import BROKEN, Wanted, absent, fetch_errors, why_unread
 from distill_datasets.hub.repository import upload
 
@@ -16,6 +16,8 @@ logger = logging.getLogger("distill_datasets")
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 SIBLINGS = 200
+CARD = "README.md"
+_FRONT_MATTER = re.compile(r"\s*---[\r\n]+(.*?)[\r\n]+---(?:[\r\n]|$)", re.DOTALL)
 
 
 class Pinned(NamedTuple):
@@ -27,27 +29,84 @@ class Pinned(NamedTuple):
     url: str
 
 
-def _front_matter(folder: Path) -> dict[str, Any]:
-    """What stands above the text of a README.md; nothing where it cannot be read."""
-    from huggingface_hub import metadata_load
+def front_matter(card: Path) -> dict[str, Any]:
+    """What stands above the text of a README.md; nothing where there is none of it.
 
+    It is read before `datasets` reads it, which trusts it.
+
+    Raises:
+        DataError: it cannot be read, or was written to do harm.
+    """
     try:
-        return metadata_load(folder / "README.md") or {}
-    except (OSError, ValueError, NotYaml):  # no card, or none that can be read
+        with card.open(encoding="utf-8") as file:
+            found = _FRONT_MATTER.match(file.read(2 * MOST_CHARACTERS))
+        said = from_yaml(found[1]) if found else {}
+    except OSError:  # there is none
         return {}
+    except UnicodeDecodeError as error:
+        raise DataError(f"source.dataset: {card} is not UTF-8 text; mend it") from error
+    except RecipeError as error:
+        raise DataError(
+            f"source.dataset: the YAML above the text of {card} cannot be read: {error}; mend it, "
+            "or take it out"
+        ) from error
+    if not isinstance(said, dict | None):
+        raise DataError(
+            f"source.dataset: the YAML above the text of {card} is {shown(said)}, expected keys "
+            "and values; mend it, or take it out"
+        )
+    return said or {}
+
+
+def read_card(dataset: str, revision: str | None) -> None:
+    """Read the front matter of a Hub dataset's README.md, which is downloaded.
+
+    Raises:
+        DataError: it cannot be fetched or read, or was written to do harm.
+    """
+    from huggingface_hub import hf_hub_download
+
+    with explained(dataset, revision):
+        front_matter(Path(hf_hub_download(dataset, CARD, repo_type="dataset", revision=revision)))
 
 
 def license_in_card(folder: Path) -> str | None:
     """The license named in the front matter of a README.md, or None."""
-    return _joined(_front_matter(folder).get("license"))
+    return _joined(front_matter(folder / CARD).get("license"))
 
 
 def card_names_files(folder: Path) -> bool:
-    """Whether a README.md says which files make which split."""
-    configs = _front_matter(folder).get("configs")
-    return isinstance(configs, list) and any(
-        isinstance(config, dict) and "data_files" in config for config in configs
-    )
+    """Whether a README.md says which files make which split.
+
+    Raises:
+        DataError: it names files outside of the folder.
+    """
+    configs = front_matter(folder / CARD).get("configs")
+    named = [
+        path
+        for config in (configs if isinstance(configs, list) else [])
+        if isinstance(config, dict)
+        for key in ("data_dir", "data_files")
+        for path in _paths(config.get(key))
+    ]
+    for path in named:
+        if "://" in path or path.startswith(("/", "~")) or ".." in Path(path).parts:
+            raise DataError(
+                f"source.dataset: {folder / CARD} names the file {shown(path)}, which does not lie "
+                "in the folder; only files of the dataset are read"
+            )
+    return bool(named)
+
+
+def _paths(files: object) -> Iterator[str]:
+    """The paths in `data_files` of a card: one, a list, or those of each split."""
+    if isinstance(files, str):
+        yield files
+    elif isinstance(files, list):
+        for each in files:
+            yield from _paths(each.get("path") if isinstance(each, dict) else each)
+    elif isinstance(files, dict):
+        yield from _paths(list(files.values()))
 
 
 def snapshot(dataset: str, revision: str | None) -> Path:
