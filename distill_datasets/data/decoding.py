@@ -12,19 +12,20 @@ from __future__ import annotations
 import bisect
 import itertools
 import os
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import torch
 
-from distill_datasets.data import columns
+from distill_datasets.data import columns, overlap
+from distill_datasets.data.image_files import ANYWHERE, ImageFiles
 from distill_datasets.data.rows import Row
 from distill_datasets.data.stores import Store
 from distill_datasets.errors import ArtifactError, DataError
@@ -48,6 +49,12 @@ UNIT_ROWS = 4 * BATCH_ROWS
 
 
 LOOKED_AT = 64
+
+
+PEEK_ROWS = 8
+
+
+LONGEST_FILE_NAME = 200
 
 
 Channels = Literal[1, 3]
@@ -85,14 +92,16 @@ class Table:
     """One split, in memory, on disk or streamed, read column by column.
 
     `pieces` counts the shards of a stream, which are read one by one; a table that is reached by
-    row number is one piece. `guard` explains what reading a stream raises. In the folder `kept` the
-    labels of a stream are kept, since all of it has to be gone through for them.
+    row number is one piece. `files` are those that a row may name in place of bytes. `guard`
+    explains what reading a stream raises. In the folder `kept` the labels of a stream are kept,
+    since all of it has to be gone through for them.
     """
 
     def __init__(
         self,
         split: str,
         rows: Any,  # noqa: ANN401
+        files: ImageFiles = ANYWHERE,
         guard: Callable[[], AbstractContextManager[None]] = nullcontext,
         kept: Path | None = None,
     ) -> None:
@@ -100,6 +109,7 @@ class Table:
 
         self.split = split
         self.features = columns.declared(split, rows.features)
+        self.files = files
         self._rows = rows.with_format(None)
         self._indexed = isinstance(rows, datasets.Dataset)
         self._guard = guard
@@ -149,7 +159,8 @@ class Table:
         if self._indexed:
             chosen = range(len(undecoded)) if numbers is None else numbers
             batches = undecoded.select(chosen).with_format("arrow").iter(batch_size=BATCH_ROWS)
-            cells = (cell for batch in batches for cell in batch.column(column).to_pylist())
+            # one by one: a batch of huge images is not copied as a whole
+            cells = (cell.as_py() for batch in batches for cell in batch.column(column))
             yield from zip(chosen, cells, strict=True)
             return
         wanted = None if numbers is None else iter(numbers)
@@ -168,12 +179,26 @@ class Table:
         """Whether PIL identifies the first bytes in a column of bytes."""
         for _, cell in itertools.islice(self.encoded(column, None), LOOKED_AT):
             try:
-                encoded = _bytes_of(cell)
+                encoded = self.bytes_of(cell)
             except images.UnusableImage:
                 continue
             if encoded:
                 return images.is_image(encoded)
         return False
+
+    def bytes_of(self, cell: Any) -> bytes:  # noqa: ANN401
+        """The encoded bytes of one cell: bytes, or a struct of bytes and path.
+
+        Raises:
+            UnusableImage: there are none, or they lie in a file that cannot or may not be read.
+        """
+        if isinstance(cell, bytes):
+            return cell
+        if cell is None or (cell.get("bytes") is None and not cell.get("path")):
+            raise images.UnusableImage("the image is missing")
+        if cell.get("bytes") is not None:
+            return cast(bytes, cell["bytes"])
+        return self.files.read(str(cell["path"]))
 
     def units(self, rows: Sequence[Row], lengths: Sequence[int]) -> list[Unit]:
         """How the usable `rows` (ascending) fall into units; `lengths` counts those of each piece.
@@ -198,56 +223,46 @@ class Table:
         return rows.shard(num_shards=self.pieces, index=piece)
 
 
-def _bytes_of(cell: Any) -> bytes:  # noqa: ANN401
-    """The encoded bytes of one cell: bytes, or a struct of bytes and path."""
-    if isinstance(cell, bytes):
-        return cell
-    if cell is None or (cell.get("bytes") is None and cell.get("path") is None):
-        raise images.UnusableImage("the image is missing")
-    if cell.get("bytes") is not None:
-        return cast(bytes, cell["bytes"])
-    path = str(cell["path"])
-    try:
-        if "://" not in path:
-            return Path(path).read_bytes()
-        import fsspec  # type: ignore[import-untyped]
-
-        with fsspec.open(path, "rb") as file:
-            return cast(bytes, file.read())
-    except OSError as error:
-        raise images.UnusableImage(f"the image file cannot be read ({error})") from error
-
-
 @dataclass
 class Agreement:
     """What all images must have in common; the first usable image decides what is not prescribed.
 
     `resolution` and `channels` are what the recipe prescribes, `mode` is the PIL mode that the
-    dataset's feature asks for; each may be None. The rest is what was found.
+    dataset's feature asks for; each may be None. `white_level` and `background` say what values
+    mean, see `media.image`. The rest is what was found.
     """
 
     resolution: int | None
     channels: Channels | None
     mode: str | None = None
+    white_level: int | None = None
+    background: str = "white"
     common: Channels | None = None
     size: tuple[int, int] | None = None
     first: str = ""
+    alone: Lock = field(default_factory=Lock, repr=False)
 
-    def pixels(self, where: str, cell: Any) -> Tensor:  # noqa: ANN401
-        """The pixels of one image.
+    def seen(self, where: str, encoded: bytes) -> images.Seen:
+        """The pixels of one image, and what is known of its values.
 
         Args:
             where: split and row, for messages.
-            cell: the undecoded image.
+            encoded: the image file.
 
         Raises:
             UnusableImage: this image is broken.
             DataError: this image is fine but does not agree with the others.
         """
-        image = images.open_image(_bytes_of(cell), self.mode)
-        own = images.own_channels(image)
-        pixels_CHW = images.to_pixels(image, self.channels or own, self.resolution)
-        size = (pixels_CHW.shape[1], pixels_CHW.shape[2])
+        seen = images.read_image(
+            encoded,
+            channels=self.channels,
+            resolution=self.resolution,
+            mode=self.mode,
+            white_level=self.white_level,
+            background=self.background,
+            alone=self.alone,
+        )
+        own, size = seen.own, (seen.pixels_CHW.shape[1], seen.pixels_CHW.shape[2])
         if self.common is None or self.size is None:
             self.common, self.size, self.first = own, size, where
         if self.channels is None and own != self.common:
@@ -261,7 +276,38 @@ class Agreement:
                 f"{self.first} is {self.size[0]}x{self.size[1]} px (height x width) and {where} is "
                 f"{size[0]}x{size[1]} px; set source.resolution to bring all to one square size"
             )
-        return pixels_CHW
+        return seen
+
+
+class Values(NamedTuple):
+    """What is known of the values of some images, for what one image alone cannot tell.
+
+    Attributes:
+        deep: how many files have 16 bits a channel.
+        peak: the highest value in these, in 0..65535.
+        transparent: how many have transparent parts.
+        faded: how many of these show nothing over the background.
+    """
+
+    deep: int = 0
+    peak: int = 0
+    transparent: int = 0
+    faded: int = 0
+
+    @classmethod
+    def of(cls, seen: images.Seen) -> Values:
+        """Those of one image."""
+        deep, transparent = seen.peak is not None, seen.faded is not None
+        return cls(int(deep), seen.peak or 0, int(transparent), int(bool(seen.faded)))
+
+    def with_those(self, other: Values) -> Values:
+        """Those of both."""
+        return Values(
+            self.deep + other.deep,
+            max(self.peak, other.peak),
+            self.transparent + other.transparent,
+            self.faded + other.faded,
+        )
 
 
 def _channel_words(count: int) -> str:
@@ -281,13 +327,40 @@ def first_image(
     Returns:
         Its pixels, or None where no image can be used.
     """
-    for table, rows in tables:
-        for number, cell in table.encoded(column, [row.number for row in rows]):
-            try:
-                return agreement.pixels(place_of(table.split, number, cell), cell)
-            except images.UnusableImage:
-                continue
+    with images.quiet_decoders():
+        for table, rows in tables:
+            for number, cell in table.encoded(column, [row.number for row in rows]):
+                try:
+                    where = place_of(table.split, number, cell)
+                    return agreement.seen(where, table.bytes_of(cell)).pixels_CHW
+                except images.UnusableImage:
+                    continue
     return None
+
+
+def first_shape(table: Table, column: str, agreement: Agreement) -> tuple[int, int, int]:
+    """Channels, height and width of the first rows, which must agree.
+
+    Raises:
+        DataError: they do not, or none of them holds an image that can be used.
+    """
+    shape, reasons = None, []
+    with images.quiet_decoders():
+        for number, cell in itertools.islice(table.encoded(column, None), PEEK_ROWS):
+            where = place_of(table.split, number, cell)
+            try:
+                seen = agreement.seen(where, table.bytes_of(cell))
+            except images.UnusableImage as error:
+                reasons.append(f"{where}: {error}")
+                continue
+            c, h, w = seen.pixels_CHW.shape
+            shape = (c, h, w)
+            if seen.original_px > images.LARGE_PIXELS:
+                break
+    if shape is None:
+        listed = "; ".join(reasons) or "there are none"
+        raise DataError(f"none of the first rows holds a usable image: {listed}")
+    return shape
 
 
 def place_of(split: str, number: int, cell: Any) -> str:  # noqa: ANN401
@@ -298,7 +371,10 @@ def place_of(split: str, number: int, cell: Any) -> str:  # noqa: ANN401
 def _file_of(cell: Any) -> str:  # noqa: ANN401
     """The name of an image's own file, with its folder's, in brackets; nothing without a file."""
     path = Path((isinstance(cell, dict) and cell.get("path")) or "")
-    return f" ({path.parent.name}/{path.name})" if path.is_absolute() else ""
+    if not path.is_absolute():
+        return ""
+    name = f"{path.parent.name}/{path.name}"
+    return f" ({name if len(name) <= LONGEST_FILE_NAME else columns.shortened(name)})"
 
 
 def _threads() -> int:
@@ -316,7 +392,7 @@ def decode(
     unit: Unit,
     agreement: Agreement,
     put: Callable[[int, Tensor], None],
-) -> list[tuple[int, str]]:
+) -> tuple[list[tuple[int, str]], Values]:
     """Decode the rows of one unit.
 
     Args:
@@ -329,12 +405,13 @@ def decode(
             or about `BATCH_BYTES` at a time. An image that cannot be used leaves zeros.
 
     Returns:
-        The places of images that cannot be used, and why.
+        The places of images that cannot be used, and why; and what is known of the values of all.
 
     Raises:
         DataError: an image has another size or channel count, or the source gives fewer rows now.
     """
     bad: list[tuple[int, str]] = []
+    values = Values()
     numbers = [row.number for row in rows[unit.start : unit.stop]]
     batch: list[Tensor | None] = []
     place, waiting = unit.start, 0
@@ -347,24 +424,24 @@ def decode(
             put(place - len(batch), pixels_BCHW)
         batch.clear()
 
-    def usable(found: tuple[int, Any]) -> Tensor | str:
+    def usable(found: tuple[int, Any]) -> images.Seen | str:
         number, cell = found
         try:
-            return agreement.pixels(place_of(table.split, number, cell), cell)
+            return agreement.seen(place_of(table.split, number, cell), table.bytes_of(cell))
         except images.UnusableImage as error:
             return f"{error}{_file_of(cell)}"
 
     cells = table.encoded(column, numbers, unit.piece, unit.first)
-    with warnings.catch_warnings(), ThreadPoolExecutor(_threads()) as pool:
-        warnings.filterwarnings("ignore", module=r"PIL\.")
-        while some := list(itertools.islice(cells, CELLS_AT_ONCE)):
+    with images.quiet_decoders(), ThreadPoolExecutor(_threads()) as pool:
+        while some := _some(cells):
             for found in pool.map(usable, some):
                 if isinstance(found, str):
                     batch.append(None)
                     bad.append((place, found))
                 else:
-                    batch.append(found)
-                    waiting += found.numel()
+                    batch.append(found.pixels_CHW)
+                    waiting += found.pixels_CHW.numel()
+                    values = values.with_those(Values.of(found))
                 place += 1
                 if len(batch) == BATCH_ROWS or waiting >= BATCH_BYTES:
                     flush()
@@ -376,7 +453,33 @@ def decode(
             "read again; an iterable has to yield the same rows each time, for example from a "
             "generator function"
         )
-    return bad
+    return bad, values
+
+
+def _some(cells: Iterator[tuple[int, Any]]) -> list[tuple[int, Any]]:
+    """The next cells, as many as are decoded together and about `BATCH_BYTES` at most."""
+    some, size = list[tuple[int, Any]](), 0
+    for number, cell in itertools.islice(cells, CELLS_AT_ONCE):
+        some.append((number, cell))
+        encoded = cell.get("bytes") if isinstance(cell, dict) else cell
+        size += len(encoded or b"")
+        if size >= BATCH_BYTES:
+            break
+    return some
+
+
+class Read(NamedTuple):
+    """What decoding the rows of a split gave, beside the pixels that lie in the store.
+
+    Attributes:
+        bad: the rows that cannot be used.
+        kept_N: which of the usable rows have pixels.
+        values: what is known of the values of these.
+    """
+
+    bad: list[BadRow]
+    kept_N: Tensor
+    values: Values
 
 
 @dataclass(frozen=True)
@@ -393,14 +496,14 @@ class SplitRows:
         """The rows that have a class."""
         return [row for row in self.chosen if isinstance(row.label, int)]
 
-    def stored(
+    def read(
         self,
         column: str,
         agreement: Agreement,
         shape: tuple[int, ...],
         store: Store,
         report: Callable[[int], None],
-    ) -> tuple[Split, list[BadRow]]:
+    ) -> Read:
         """Decode the rows into the store; what could be used, and what could not."""
         table, usable = self.table, self.usable
         units = table.units(usable, self.lengths)
@@ -411,23 +514,40 @@ class SplitRows:
         ]
         done = len(bad)
         store.create(self.role, (len(usable), *shape))
+        store.create(self._prints, (len(usable), *overlap.PRINT))
 
-        def work(unit: int) -> list[tuple[int, str]]:
+        def work(unit: int) -> list[Any]:
             def put(first: int, pixels_BCHW: Tensor) -> None:
                 store.put(self.role, first, pixels_BCHW)
+                store.put(self._prints, first, overlap.prints(pixels_BCHW))
                 reached = done + first - units[unit].start + len(pixels_BCHW)
                 if reached < len(self.chosen):
                     report(reached)
 
             nonlocal done
-            broken = decode(table, column, usable, units[unit], agreement, put)
+            broken, values = decode(table, column, usable, units[unit], agreement, put)
             done += units[unit].stop - units[unit].start
-            return broken
+            return [broken, values]
 
-        broken = [row for found in store.each(self.role, len(units), work) for row in found]
+        broken, values = list[tuple[int, str]](), Values()
+        for unit_broken, unit_values in store.each(self.role, len(units), work):
+            broken += unit_broken
+            values = values.with_those(Values(*unit_values))
         report(len(self.chosen))
         bad += [BadRow(table.split, usable[place].number, why) for place, why in broken]
         kept_N = torch.ones(len(usable), dtype=torch.bool)
         kept_N[[place for place, _ in broken]] = False
-        labels_N = torch.tensor([row.label for row in usable], dtype=torch.int64)
-        return Split(store.finish(self.role, kept_N), labels_N[kept_N]), sorted(bad)
+        return Read(sorted(bad), kept_N, values)
+
+    def prints(self, kept_N: Tensor, store: Store) -> Tensor:
+        """What is compared of the rows that are kept."""
+        return store.finish(self._prints, kept_N)
+
+    def finished(self, kept_N: Tensor, store: Store) -> Split:
+        """The rows that are kept."""
+        labels_N = torch.tensor([row.label for row in self.usable], dtype=torch.int64)
+        return Split(store.finish(self.role, kept_N), labels_N[kept_N])
+
+    @property
+    def _prints(self) -> str:
+        return f"{self.role}-prints"

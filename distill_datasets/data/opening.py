@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from distill_datasets.data.account import Account
 from distill_datasets.data.folders import ImageFolder, look_into
+from distill_datasets.data.image_files import ImageFiles
 from distill_datasets.data.listing import ARCHIVES, METADATA, TABLES
 from distill_datasets.data.provenance import SourceFile, local_files
 from distill_datasets.errors import ArtifactError, DataError, cut, did_you_mean, shown
@@ -286,6 +287,18 @@ class Place:
     def labels_folder(self) -> Path | None:
         """Where the labels of local tars are kept once they were read; None for all others."""
         return self._private_cache / "labels" if self._only_tars else None
+
+    @property
+    def image_files(self) -> ImageFiles:
+        """The files that rows may name in place of bytes: those of this dataset."""
+        import datasets
+
+        extracted = Path(datasets.config.EXTRACTED_DATASETS_PATH)
+        if self.path is not None:
+            return ImageFiles(self.path, (self.path, self._private_cache, extracted))
+        downloads = Path(datasets.config.DOWNLOADED_DATASETS_PATH)
+        own = hub.cached_folder(self.dataset)
+        return ImageFiles(None, (downloads, extracted, own), f"hf://datasets/{self.dataset}@")
 
     @contextmanager
     def explained(self) -> Iterator[None]:

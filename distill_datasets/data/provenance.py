@@ -39,7 +39,7 @@ class SourceFile(NamedTuple):
 
 @dataclass(frozen=True)
 class Provenance:
-    """What was read. `splits` is filled in by reading; everything else is known before."""
+    """What was read. `splits` and `overlap` are filled in by reading; all else is known before."""
 
     dataset: str
     config: str | None = None
@@ -48,6 +48,7 @@ class Provenance:
     license: str | None = None
     card_url: str | None = None
     splits: Mapping[str, int] = field(default_factory=dict)
+    overlap: Mapping[str, int] = field(default_factory=dict)
 
     def identity(self) -> dict[str, Any]:
         """What decides the content, for a fingerprint: no path of this machine, no license.
@@ -70,6 +71,7 @@ class Provenance:
             "license": self.license,
             "card_url": self.card_url,
             "splits": dict(self.splits),
+            "overlap": dict(self.overlap),
         }
 
     @classmethod

@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
@@ -26,12 +26,17 @@ from distill_datasets.data.decoding import (
     Agreement,
     BadRow,
     Channels,
+    Read,
+    Split,
     SplitRows,
     Table,
+    Values,
     first_image,
-    place_of,
+    first_shape,
 )
+from distill_datasets.data.image_files import ANYWHERE, ImageFiles
 from distill_datasets.data.normalization import Kind
+from distill_datasets.data.overlap import Overlap, Policy, find_overlap
 from distill_datasets.data.provenance import (
     MEMORY_NAME,
     Provenance,
@@ -43,9 +48,12 @@ from distill_datasets.data.provenance import (
 from distill_datasets.data.real import Decoded, Sampling
 from distill_datasets.data.stores import InMemory, Store
 from distill_datasets.errors import DataError
-from distill_datasets.media.image import UnusableImage
+from distill_datasets.media.image import FULL_16_BIT
 from distill_datasets.runtime.draws import Draw
 from distill_datasets.types import Shape
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CHANNELS: dict[str, Channels | None] = {"auto": None, "gray": 1, "rgb": 3}
 
@@ -124,6 +132,22 @@ class Source(Section):
         "images: what networks of squeeze.weights were trained with",
     )
     std: list[float] | None = Field(default=None, description="of every channel, beside mean")
+    white_level: int | None = Field(
+        default=None,
+        ge=1,
+        le=65535,
+        description="value that is white in files of 16 bits a channel, as in 4095 for 12 bits; "
+        "null: 65535, refused where less than a tenth of it is used",
+    )
+    background: Literal["white", "black"] | None = Field(
+        default=None,
+        description="what transparent pixels lie on; null: white, refused where drawings vanish",
+    )
+    overlap: Policy = Field(
+        default="allow",
+        description="what is done about test images that are training images too, identical or "
+        "nearly: refuse, drop them from training, or allow (above 1 % with a warning)",
+    )
     skip_bad_rows: bool = Field(default=False, description="leave unusable rows out, and log them")
     left_out: Literal["refuse", "allow"] = Field(
         default="refuse",
@@ -190,10 +214,13 @@ class Source(Section):
 logger = logging.getLogger("distill_datasets")
 
 
-PEEK_ROWS = 8
-
-
 LISTED_ROWS = 20
+
+
+LEAST_RANGE = 0.1
+
+
+MOST_FADED = 0.1
 
 
 EMBEDDED_CARDS = {"embedded:uci-digits": "https://doi.org/10.24432/C50P49"}
@@ -217,7 +244,13 @@ class _Layout:
 
     def agreement(self, source: Source) -> Agreement:
         mode = columns.image_mode(self.train.features[self.image])
-        return Agreement(source.resolution, CHANNELS[source.channels], mode)
+        return Agreement(
+            source.resolution,
+            CHANNELS[source.channels],
+            mode,
+            source.white_level,
+            source.background or "white",
+        )
 
     def check_agreement(self, test: Table) -> None:
         """Refuse a test split whose columns differ."""
@@ -228,14 +261,15 @@ class _Layout:
 def _layout(
     source: Source,
     splits: opening.Splits,
+    files: ImageFiles = ANYWHERE,
     guard: Callable[[], AbstractContextManager[None]] = nullcontext,
     kept: Path | None = None,
 ) -> _Layout:
     train_name, test_names = columns.choose_splits(splits, source.train_split, source.test_split)
-    train = Table(train_name, splits[train_name], guard, kept)
+    train = Table(train_name, splits[train_name], files, guard, kept)
     image = columns.image_column(train.features, source.image_column, train.holds_images)
     label = columns.label_column(train.features, source.label_column)
-    tests = [Table(name, splits[name], guard, kept) for name in test_names]
+    tests = [Table(name, splits[name], files, guard, kept) for name in test_names]
     labeled = [table for table in tests if label in columns.flat(table.features)]
     for table in tests:
         if source.test_split is None and table not in labeled:
@@ -279,6 +313,59 @@ def _as_called(account: Account | None, source: Source) -> Source:
         "test_split": account.split_called(source.test_split, "source.test_split"),
     }
     return source.model_copy(update=called)
+
+
+def _check_values(values: Values, source: Source) -> None:
+    """Refuse a set of which 8 bits would keep next to nothing, unless the recipe says it is meant.
+
+    Raises:
+        DataError: names the field that keeps the values.
+    """
+    if values.deep and source.white_level is None and values.peak < LEAST_RANGE * FULL_16_BIT:
+        bits = max(8, values.peak.bit_length())
+        raise DataError(
+            f"{values.deep:,} images have 16 bits a channel and no value above {values.peak:,} of "
+            f"{FULL_16_BIT:,}: as 8 bits they would keep {values.peak // 257 + 1} of 256 "
+            f"values; set source.white_level to the value that is white ({2**bits - 1} for {bits} "
+            f"bits), or to {FULL_16_BIT} where they are meant to be that dark"
+        )
+    if source.background is None and values.faded > MOST_FADED * values.transparent:
+        raise DataError(
+            f"{values.faded:,} of {values.transparent:,} images with transparent parts show "
+            "nothing over white: what is drawn in them is white itself; set "
+            "source.background=black, or =white to take them as they are"
+        )
+
+
+def _without_overlap(
+    source: Source,
+    train_rows: SplitRows,
+    train: Read,
+    test_rows: SplitRows,
+    test: Read,
+    store: Store,
+) -> tuple[Tensor, Overlap]:
+    """Which training rows are kept, and how many images are in both splits.
+
+    Raises:
+        DataError: there are some, and the recipe refuses them.
+    """
+    found, also_N = find_overlap(
+        train_rows.prints(train.kept_N, store), test_rows.prints(test.kept_N, store), store
+    )
+    if source.overlap == "allow" or not also_N.any():
+        return train.kept_N, found
+    places = train.kept_N.nonzero().flatten()[also_N]
+    if source.overlap == "refuse":
+        numbers = [str(train_rows.usable[place].number) for place in places[:LISTED_ROWS].tolist()]
+        raise DataError(
+            f"source.overlap: {found.in_words()}; rows of {train_rows.table.split}: "
+            f"{', '.join(numbers)}{', ...' if len(places) > LISTED_ROWS else ''}; set "
+            "source.overlap=drop to leave these out of training, or =allow to go on with them"
+        )
+    kept_N = train.kept_N.clone()
+    kept_N[places] = False
+    return kept_N, found._replace(dropped=len(places))
 
 
 def _labels(table: Table, column: str, role: str, store: Store) -> list[list[columns.Value]]:
@@ -410,7 +497,9 @@ class SourceDataset:
                 place = self._place
                 splits, self.account = place.open(streaming=streaming)
                 section = _as_called(self.account, self.section)
-                layout = _layout(section, splits, place.explained, place.labels_folder)
+                layout = _layout(
+                    section, splits, place.image_files, place.explained, place.labels_folder
+                )
             self._layouts[streaming] = layout
         return self._layouts[streaming]
 
@@ -430,21 +519,8 @@ class SourceDataset:
                 for value in layout.train.labels(layout.label, piece)
             ]
         names = columns.class_table(layout.label_feature, values, self.section.classes).names
-        cells = list(itertools.islice(layout.train.encoded(layout.image, None), PEEK_ROWS))
-        agreement, reasons = layout.agreement(self.section), []
-        shape: Shape | None = None
-        for number, cell in cells:
-            where = place_of(layout.train.split, number, cell)
-            try:
-                c, h, w = agreement.pixels(where, cell).shape
-            except UnusableImage as error:
-                reasons.append(f"{where}: {error}")
-            else:
-                shape = Shape(c, h, w, len(names))
-        if shape is None:
-            listed = "; ".join(reasons) or "there are none"
-            raise DataError(f"none of the first rows holds a usable image: {listed}")
-        return shape, names
+        shape = first_shape(layout.train, layout.image, layout.agreement(self.section))
+        return Shape(*shape, len(names)), names
 
     def counts(self, draw: Draw) -> dict[str, RowCount] | None:
         """How many rows of each class are for training and for testing, from the labels alone.
@@ -506,15 +582,25 @@ class SourceDataset:
             if advance is not None:
                 advance(before + done, total)
 
-        train, bad = train_part.stored(layout.image, agreement, shape, store, partial(report, 0))
-        test, bad_test = test_part.stored(
+        train = train_part.read(layout.image, agreement, shape, store, partial(report, 0))
+        trained: Split | None = None
+        if self.section.overlap != "drop":
+            trained = train_part.finished(train.kept_N, store)
+        test = test_part.read(
             layout.image, agreement, shape, store, partial(report, len(train_part.chosen))
         )
-        bad = sorted({*bad, *bad_test}, key=lambda row: (row.split != layout.train.split, row))
+        bad = sorted(
+            {*train.bad, *test.bad}, key=lambda row: (row.split != layout.train.split, row)
+        )
         _report(bad, self.section.skip_bad_rows)
-        check_trained(train.labels_N.tolist(), names)
-        check_tested(test.labels_N.tolist(), names, train_part.table is test_part.table)
-        return Decoded(train, test, names, bad, replace(self.provenance, splits=counts))
+        _check_values(train.values.with_those(test.values), self.section)
+        kept_N, shared = _without_overlap(self.section, train_part, train, test_part, test, store)
+        trained = trained or train_part.finished(kept_N, store)
+        tested = test_part.finished(test.kept_N, store)
+        check_trained(trained.labels_N.tolist(), names)
+        check_tested(tested.labels_N.tolist(), names, train_part.table is test_part.table)
+        provenance = replace(self.provenance, splits=counts, overlap=shared._asdict())
+        return Decoded(trained, tested, names, bad, provenance)
 
 
 def open_source(section: Source, dataset: Any = None) -> SourceDataset:  # noqa: ANN401

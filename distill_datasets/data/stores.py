@@ -99,6 +99,41 @@ class InMemory:
         return rows_NCHW if bool(kept_N.all()) else rows_NCHW[kept_N]
 
 
+class Discarding:
+    """A store in memory that forgets the pixels of some names, where only the rest is asked for.
+
+    Args:
+        names: whose pixels are not kept; their rows read as zeros.
+    """
+
+    def __init__(self, names: frozenset[str]) -> None:
+        self._names = names
+        self._kept = InMemory()
+        self._shapes: dict[str, tuple[int, ...]] = {}
+
+    def each(self, what: str, units: int, work: Callable[[int], Any]) -> list[Any]:
+        """See `Store.each`."""
+        return self._kept.each(what, units, work)
+
+    def create(self, name: str, shape: tuple[int, ...]) -> None:
+        """See `Store.create`."""
+        self._shapes[name] = shape
+        if name not in self._names:
+            self._kept.create(name, shape)
+
+    def put(self, name: str, first: int, pixels_BCHW: Tensor) -> None:
+        """See `Store.put`."""
+        if name not in self._names:
+            self._kept.put(name, first, pixels_BCHW)
+
+    def finish(self, name: str, kept_N: Tensor) -> Tensor:
+        """See `Store.finish`."""
+        if name not in self._names:
+            return self._kept.finish(name, kept_N)
+        rows = int(kept_N.sum())
+        return torch.zeros(1, dtype=torch.uint8).expand(rows, *self._shapes[name][1:])
+
+
 _UNFINISHED = ".unfinished.npy"
 
 
@@ -114,8 +149,8 @@ class RowFiles:
     def __init__(self, folder: Path, runtime: Runtime) -> None:
         self._folder = folder
         self._runtime = runtime
-        self._sums = list[tuple[int, int, int]]()
-        """Of the unit in work: the first row, the number of rows and the checksum of each `put`."""
+        self._sums = list[tuple[str, int, int, int]]()
+        """Of the unit in work: name, first row, number of rows and checksum of each `put`."""
 
     def path(self, name: str) -> Path:
         """Where the finished rows lie."""
@@ -129,7 +164,7 @@ class RowFiles:
         """See `Store.each`."""
         paths = [self._folder / f"{what}-{unit:05d}.json" for unit in range(units)]
         for unit in self._runtime.mine(units):
-            if not self._is_whole(what, paths[unit]):
+            if not self._is_whole(paths[unit]):
                 self._sums = []
                 result = work(unit)
                 write_record(paths[unit], {"result": result, "rows": self._sums})
@@ -152,9 +187,11 @@ class RowFiles:
 
     def put(self, name: str, first: int, pixels_BCHW: Tensor) -> None:
         """See `Store.put`."""
-        fill_rows(self._unfinished(name), first, pixels_BCHW)
         crc = zlib.crc32(pixels_BCHW.cpu().contiguous().numpy().data)
-        self._sums.append((first, len(pixels_BCHW), crc))
+        self._sums.append((name, first, len(pixels_BCHW), crc))
+        # of two names that a unit fills, one may be finished
+        if self._unfinished(name).exists():
+            fill_rows(self._unfinished(name), first, pixels_BCHW)
 
     def finish(self, name: str, kept_N: Tensor) -> Tensor:
         """See `Store.finish`."""
@@ -177,7 +214,8 @@ class RowFiles:
 
     def forget(self) -> None:
         """Remove what says which units and splits are done, when everything is."""
-        for pattern in (f"*{_FINISHED}", "*-[0-9]*.json"):  # finished splits have all their units
+        # finished splits have all their units, and their prints were compared
+        for pattern in (f"*{_FINISHED}", "*-[0-9]*.json", "*-prints.npy"):
             for path in self._folder.glob(pattern):
                 path.unlink()
 
@@ -192,17 +230,17 @@ class RowFiles:
         said = intact(self._said_finished(name), read_record)
         return said is not None and said["shape"] == list(shape) and holds_rows(self.path(name))
 
-    def _is_whole(self, name: str, path: Path) -> bool:
+    def _is_whole(self, path: Path) -> bool:
         """Whether a unit is said to be done, and its rows, if not finished, are what was put."""
         said = intact(path, read_record)
         if said is None:
             return False
-        unfinished = self._unfinished(name)
-        if not unfinished.exists():
-            return True
-        rows_NCHW = open_rows(unfinished)
-        for first, count, crc in said["rows"]:
-            if zlib.crc32(rows_NCHW[first : first + count].numpy().data) != crc:
+        for name, first, count, crc in said["rows"]:
+            unfinished = self._unfinished(name)
+            if not unfinished.exists():
+                continue
+            rows_BCHW = open_rows(unfinished)[first : first + count]
+            if zlib.crc32(rows_BCHW.numpy().data) != crc:
                 logger.warning(
                     "%s: the checksum of rows %d to %d differs; they are read anew",
                     unfinished, first, first + count - 1,

@@ -127,6 +127,14 @@ def _joined(license_name: object) -> str | None:
     return ", ".join(str(name) for name in names if name) or None
 
 
+def cached_folder(dataset: str) -> Path:
+    """The folder of the Hub's cache that holds the files of one dataset alone."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    return Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=dataset, repo_type="dataset"))
+
+
 @contextmanager
 def library_bars(*, shown: bool) -> Iterator[None]:
     """Let `datasets` and the Hub's client draw progress bars of their own, or not."""

@@ -2,17 +2,20 @@
 
 * The EXIF orientation is applied.
 * Transparency (an alpha channel, a transparent palette entry or color key) is composited over
-  white.
+  white, or over `source.background`.
 * A palette image is a color image. Of an animation the first frame is used.
 * CMYK, YCbCr and HSV are converted by PIL, LAB through the sRGB profile.
 * 16-bit integers are divided by 257 and rounded, so that 65535 becomes 255; 32-bit integers (mode
-  `I`, how 16-bit files are often opened) likewise, and a value outside 0..65535 is refused.
+  `I`, how 16-bit files are often opened) likewise, and a value outside 0..65535 is refused. Of
+  color images of 16 bits a channel PIL keeps the upper 8. With `source.white_level` that value
+  becomes 255 instead, of gray and color images alike, and a value above it is refused.
 * Floats (mode `F`) are multiplied by 255 when the image lies within [0, 1], taken as they are when
   it lies within [0, 255], and refused otherwise or when a value is not finite.
 * A gray image asked for as RGB is repeated over three channels; a color image asked for as gray is
   reduced by PIL's luma weights (ITU-R 601).
 * With a resolution the shorter side is resized (bilinear, antialiased) and the center is cropped to
-  a square.
+  a square. An image above 33 megapixels is first averaged over blocks of pixels, to no less than
+  four times the resolution, and is decoded while no other such image is.
 
 An image is gray when its *mode* is gray. Pixels are not looked at: a gray photograph stored as RGB
 is a color image.
@@ -28,16 +31,17 @@ import math
 import struct
 import warnings
 import zlib
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import cache
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -54,7 +58,42 @@ WIDE_MODES = frozenset({"I", "I;16", "I;16B", "I;16L", "I;16N"})
 SOLID_MODES = frozenset({"1", "L", "RGB"})
 
 
+REDUCIBLE_MODES = frozenset({"L", "LA", "RGB", "RGBA", "CMYK", "YCbCr"})
+
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+RGB_COLOR = 2
+"""PNG's number of that color type."""
+
+
+BITS_PER_SAMPLE = 258
+"""TIFF's number of that tag."""
+
+
 LONGEST_SIDE_RATIO = 100
+
+
+# PIL's own bound beyond which it refuses a file as a bomb, whatever a program has set there
+MOST_PIXELS = 178_956_970
+
+
+LARGE_PIXELS = 2**25
+
+
+REDUCED_TO = 4
+"""How many times the resolution a large image keeps when blocks of its pixels are averaged."""
+
+
+STRIP_VALUES = 2**22
+
+
+FULL_16_BIT = 65535
+
+
+FADED_RANGE = 25
+"""An image whose values differ by less than a tenth of the range shows nothing."""
 
 
 RASTER_FORMATS = (
@@ -89,27 +128,166 @@ class UnusableImage(ValueError):
     """One image cannot be used; the message is the reason, without the row."""
 
 
+class Seen(NamedTuple):
+    """What one image file gave.
+
+    Attributes:
+        pixels_CHW: uint8.
+        own: how many channels the image has by its own mode.
+        original_px: pixels of the whole file.
+        peak: the highest value where the file has 16 bits a channel, in 0..65535; else None.
+        faded: where parts are transparent, whether nothing is left to see over the background.
+    """
+
+    pixels_CHW: Tensor
+    own: Literal[1, 3]
+    original_px: int
+    peak: int | None = None
+    faded: bool | None = None
+
+
+@contextmanager
+def quiet_decoders() -> Iterator[None]:
+    """Keep PIL's warnings about odd files away: what cannot be read is told by rows."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        yield
+
+
+def read_image(
+    encoded: bytes,
+    *,
+    channels: Literal[1, 3] | None = None,
+    resolution: int | None = None,
+    mode: str | None = None,
+    white_level: int | None = None,
+    background: str = "white",
+    alone: AbstractContextManager[Any] | None = None,
+) -> Seen:
+    """An image file as uint8 pixels, and what is known of its values.
+
+    Args:
+        encoded: the whole file.
+        channels: 1 for gray, 3 for RGB; None keeps the image's own.
+        resolution: side of the square in pixels; None keeps the image's own size.
+        mode: the PIL mode that the dataset's feature asks for.
+        white_level: what becomes 255 of files of 16 bits a channel; None is 65535.
+        background: what transparent parts lie on.
+        alone: held while a large image is decoded, so that memory holds one of them.
+
+    Raises:
+        UnusableImage: see `open_image` and `to_pixels`.
+    """
+    image = _opened(encoded)
+    height, width = image.height, image.width
+    large = height * width > LARGE_PIXELS
+    with alone if large and alone is not None else nullcontext():
+        if large and resolution is not None:
+            _draft(image, resolution)
+        image = _upright(image, mode)
+        own, deep_color = own_channels(image), mode is None and _is_deep_color(image, encoded)
+        peak: int | None = None
+        if deep_color and white_level is not None:
+            peak, solid = _deep_color(image, encoded, white_level)
+            return Seen(_sized(solid, channels or own, resolution), own, height * width, peak)
+        solid = _solid(image, white_level, background, resolution if large else None)
+        if deep_color:
+            bounds: Any = image.convert("RGB").getextrema()
+            peak = max(high for _, high in bounds) * 257
+        elif image.mode in WIDE_MODES:
+            peak = _peak(image)
+        faded = _is_faded(image, solid) if image.has_transparency_data else None
+        return Seen(_sized(solid, channels or own, resolution), own, height * width, peak, faded)
+
+
 def open_image(encoded: bytes, mode: str | None = None) -> Image.Image:
     """Decode the bytes of an image file, upright.
 
     Args:
-        encoded: a whole file in any format that PIL reads.
+        encoded: a whole file in any of the `raster_formats`.
         mode: the PIL mode that the dataset's feature asks for; None keeps the file's own.
 
     Raises:
         UnusableImage: the bytes are no image, are cut short or are damaged.
     """
+    return _upright(_opened(encoded), mode)
+
+
+def _opened(encoded: bytes) -> Image.Image:
+    """An image of which no pixel is decoded yet."""
     if not encoded:
         raise UnusableImage("the image has no bytes")
     try:
         image = Image.open(BytesIO(encoded), formats=raster_formats())
-        image.load()
-        ImageOps.exif_transpose(image, in_place=True)
-        return image if mode is None or mode == image.mode else image.convert(mode)
     except UnidentifiedImageError as error:
         raise UnusableImage(f"{len(encoded)} bytes that are no image PIL can identify") from error
     except BROKEN_IMAGE as error:
         raise UnusableImage(f"the image cannot be decoded ({error})") from error
+    if image.width * image.height > MOST_PIXELS:
+        raise UnusableImage(
+            f"{image.height}x{image.width} px, more than the {MOST_PIXELS // 10**6} megapixels "
+            "that are read; shrink it first"
+        )
+    return image
+
+
+def _upright(image: Image.Image, mode: str | None) -> Image.Image:
+    try:
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)
+        return image if mode is None or mode == image.mode else image.convert(mode)
+    except BROKEN_IMAGE as error:
+        raise UnusableImage(f"the image cannot be decoded ({error})") from error
+
+
+def _draft(image: Image.Image, resolution: int) -> None:
+    """Let the decoder of a JPEG average blocks of pixels, which saves most of its time."""
+    scale = min(image.size) // (REDUCED_TO * resolution)
+    if scale > 1:
+        image.draft(None, (-(-image.width // scale), -(-image.height // scale)))
+
+
+def _reduced(image: Image.Image, resolution: int) -> Image.Image:
+    factor = min(image.size) // (REDUCED_TO * resolution)
+    return image.reduce(factor) if factor > 1 else image
+
+
+def _peak(image: Image.Image) -> int:
+    return max(int(values_HW.max()) for _, values_HW in _strips(image))
+
+
+def _strips(image: Image.Image) -> Iterator[tuple[int, npt.NDArray[Any]]]:
+    """Whole rows of values, some million at a time, each with the place of the first."""
+    values_HW = np.asarray(image)
+    rows = max(1, STRIP_VALUES // max(1, image.width))
+    for first in range(0, image.height, rows):
+        yield first, values_HW[first : first + rows]
+
+
+def _is_deep_color(image: Image.Image, encoded: bytes) -> bool:
+    """Whether a file has 16 bits a channel of a color, or of gray with alpha: PIL keeps 8."""
+    if encoded.startswith(PNG_SIGNATURE):
+        depth, color = encoded[24], encoded[25]
+        return depth == 16 and color in (2, 4, 6)
+    bits = image.tag_v2.get(BITS_PER_SAMPLE, ()) if isinstance(image, TiffImageFile) else ()
+    return isinstance(bits, tuple) and len(bits) > 1 and max(bits) == 16
+
+
+def _deep_color(image: Image.Image, encoded: bytes, white_level: int) -> tuple[int, Image.Image]:
+    """The highest value of a color image of 16 bits a channel, and the image in 8 bits."""
+    if not encoded.startswith(PNG_SIGNATURE) or encoded[25] != RGB_COLOR:
+        kind = "transparent" if encoded.startswith(PNG_SIGNATURE) else "a TIFF"
+        raise UnusableImage(
+            f"16 bits a channel, of which 8 are read because the image is {kind}; with "
+            "source.white_level save it as PNG of gray or RGB"
+        )
+    # what PIL takes for the upper byte of values in the other byte order is the lower one
+    low = _opened(encoded)
+    low.tile = [tile._replace(args="RGB;16L") for tile in low.tile]  # type: ignore[attr-defined]
+    lower_HWC = np.asarray(_upright(low, None))
+    values_HWC = np.asarray(image).astype(np.uint16) * 256 + lower_HWC
+    peak = int(values_HWC.max(initial=0))
+    return peak, Image.fromarray(_to_8_bit(values_HWC, peak, white_level))
 
 
 def is_image(encoded: bytes) -> bool:
@@ -131,7 +309,7 @@ def raster_formats() -> tuple[str, ...]:
     for plug_in in PLUG_INS:
         with suppress(ImportError):
             importlib.import_module(plug_in)
-    return tuple(name for name in RASTER_FORMATS if name in Image.OPEN)
+    return tuple(name for name in Image.ID if name in RASTER_FORMATS)
 
 
 @cache
@@ -164,26 +342,39 @@ def own_channels(image: Image.Image) -> Literal[1, 3]:
     return 1 if image.mode in GRAY_MODES else 3
 
 
-def _wide_to_8_bit(image: Image.Image) -> Image.Image:
-    values_HW = np.asarray(image).astype(np.float64)
-    if values_HW.min() < 0 or values_HW.max() > 65535:
-        raise UnusableImage(
-            f"integers from {values_HW.min():.0f} to {values_HW.max():.0f}, expected 0..65535"
-        )
-    return Image.fromarray(np.rint(values_HW / 257).astype(np.uint8))
+def _to_8_bit(values: npt.NDArray[Any], peak: int, white_level: int | None) -> Bytes:
+    if white_level is not None and peak > white_level:
+        raise UnusableImage(f"a value of {peak}, above source.white_level {white_level}")
+    scale = (white_level or FULL_16_BIT) / 255
+    return np.rint(values.astype(np.float64) / scale).astype(np.uint8)
+
+
+def _wide_to_8_bit(image: Image.Image, white_level: int | None) -> Image.Image:
+    bounds = [(values_HW.min(), values_HW.max()) for _, values_HW in _strips(image)]
+    low, high = int(min(low for low, _ in bounds)), int(max(high for _, high in bounds))
+    if low < 0 or high > FULL_16_BIT:
+        raise UnusableImage(f"integers from {low} to {high}, expected 0..{FULL_16_BIT}")
+    pixels_HW = np.empty((image.height, image.width), np.uint8)
+    for first, values_HW in _strips(image):
+        pixels_HW[first : first + len(values_HW)] = _to_8_bit(values_HW, high, white_level)
+    return Image.fromarray(pixels_HW)
 
 
 def _float_to_8_bit(image: Image.Image) -> Image.Image:
-    values_HW = np.asarray(image).astype(np.float64)
-    if not np.isfinite(values_HW).all():
+    bounds = [(values_HW.min(), values_HW.max()) for _, values_HW in _strips(image)]
+    low, high = (float(bound) for bound in (np.min(bounds), np.max(bounds)))
+    if not (math.isfinite(low) and math.isfinite(high)):
         raise UnusableImage("floats that are not all finite")
-    low, high = values_HW.min(), values_HW.max()
     if low < 0 or high > 255:
         raise UnusableImage(
             f"floats from {low:g} to {high:g}, expected all within [0, 1] or all within [0, 255]"
         )
     scale = 255 if high <= 1 else 1
-    return Image.fromarray(np.rint(values_HW * scale).astype(np.uint8))
+    pixels_HW = np.empty((image.height, image.width), np.uint8)
+    for first, values_HW in _strips(image):
+        scaled_HW = np.rint(values_HW.astype(np.float64) * scale)
+        pixels_HW[first : first + len(values_HW)] = scaled_HW
+    return Image.fromarray(pixels_HW)
 
 
 def _lab_to_rgb(image: Image.Image) -> Image.Image:
@@ -192,23 +383,57 @@ def _lab_to_rgb(image: Image.Image) -> Image.Image:
     return ImageCms.buildTransform(lab, srgb, "LAB", "RGB").apply(image, rgb)
 
 
-def _over_white(image: Image.Image) -> Image.Image:
+def _over(image: Image.Image, background: str) -> Image.Image:
     if image.mode == "La":
         image = image.convert("LA")
     pixels = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", pixels.size, "white"), pixels).convert("RGB")
+    return Image.alpha_composite(Image.new("RGBA", pixels.size, background), pixels).convert("RGB")
 
 
-def _solid(image: Image.Image) -> Image.Image:
-    """The image as `1`, `L` or `RGB`: 8 bits a channel and nothing transparent."""
+def _is_faded(image: Image.Image, solid: Image.Image) -> bool:
+    """Whether a drawing on transparent ground has the color of what it was laid on."""
+    opacity: Any = image.convert("RGBA").getchannel("A").getextrema()
+    left: Any = solid.convert("RGB").getextrema()
+    return opacity[1] - opacity[0] > 127 and all(high - low < FADED_RANGE for low, high in left)
+
+
+def _solid(
+    image: Image.Image,
+    white_level: int | None = None,
+    background: str = "white",
+    reduced_for: int | None = None,
+) -> Image.Image:
+    """The image as `1`, `L` or `RGB`: 8 bits a channel and nothing transparent.
+
+    With `reduced_for`, a resolution, blocks of pixels are averaged as early as that can be.
+    """
+    try:
+        if reduced_for is not None:
+            if image.mode in ("P", "PA") and image.has_transparency_data:
+                image = image.convert("RGBA")
+            if image.mode in REDUCIBLE_MODES:
+                image = _reduced(image, reduced_for)
+        solid = _of_mode(image, white_level, background)
+        if reduced_for is None:
+            return solid
+        return _reduced(solid.convert("L") if solid.mode == "1" else solid, reduced_for)
+    except UnusableImage:
+        raise
+    except (*BROKEN_IMAGE, ImageCms.PyCMSError) as error:
+        raise UnusableImage(f"mode {image.mode} cannot be converted ({error})") from error
+
+
+def _of_mode(image: Image.Image, white_level: int | None, background: str) -> Image.Image:
+    if 0 in image.size:
+        raise UnusableImage(f"the image is empty ({image.height}x{image.width} px)")
     if image.mode in WIDE_MODES:
-        return _wide_to_8_bit(image)
+        return _wide_to_8_bit(image, white_level)
     if image.mode == "F":
         return _float_to_8_bit(image)
     if image.mode == "LAB":
         return _lab_to_rgb(image)
     if image.has_transparency_data:
-        return _over_white(image)
+        return _over(image, background)
     return image if image.mode in SOLID_MODES else image.convert("RGB")
 
 
@@ -247,16 +472,12 @@ def to_pixels(image: Image.Image, channels: Literal[1, 3], resolution: int | Non
     Raises:
         UnusableImage: the values have no 8-bit meaning, or PIL cannot convert the mode.
     """
-    try:
-        converted, mode = _solid(image), "L" if channels == 1 else "RGB"
-        if converted.mode != mode:
-            converted = converted.convert(mode)
-    except UnusableImage:
-        raise
-    except (*BROKEN_IMAGE, ImageCms.PyCMSError) as error:
-        raise UnusableImage(f"mode {image.mode} cannot be converted ({error})") from error
-    if 0 in converted.size:
-        raise UnusableImage(f"the image is empty ({converted.height}x{converted.width} px)")
+    return _sized(_solid(image), channels, resolution)
+
+
+def _sized(solid: Image.Image, channels: Literal[1, 3], resolution: int | None) -> Tensor:
+    mode = "L" if channels == 1 else "RGB"
+    converted = solid if solid.mode == mode else solid.convert(mode)
     values = np.array(converted, dtype=np.uint8).reshape(
         converted.height, converted.width, channels
     )

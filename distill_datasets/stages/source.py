@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from distill_datasets.data.normalization import Normalization, count_values
+from distill_datasets.data.overlap import Overlap
 from distill_datasets.data.provenance import Provenance
 from distill_datasets.data.real import Decoded, RealData
 from distill_datasets.data.source import Source, SourceDataset
@@ -113,6 +114,15 @@ def load_source(source: SourceDataset, run: Run) -> LoadedSource:
         "source: %d training and %d test images of %d classes, %d x %d x %d",
         len(train), len(test), len(decoded.class_names), *train.shape[1:],
     )  # fmt: skip
+    shared = Overlap(**decoded.provenance.overlap)
+    if shared.warned:
+        logger.warning(
+            "source: %s: accuracy is better than it would be on new images; source.overlap=drop "
+            "leaves them out of training",
+            shared.in_words(),
+        )
+    else:
+        logger.info("source: %s", shared.in_words())
     for line in [] if source.account is None else source.account.lines():
         logger.info("source: %s", line)
     for role, labels_N in (("training", decoded.train.labels_N), ("test", decoded.test.labels_N)):

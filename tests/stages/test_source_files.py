@@ -62,12 +62,12 @@ def read_by(processes: int, source: Source, folder: Path) -> tuple[list[Decoded]
     barrier = threading.Barrier(processes)
     found: list[Decoded | None] = [None] * processes
     seen: Counter[str] = Counter()
-    pixels, lock = reading.Agreement.pixels, threading.Lock()
+    looked_at, lock = reading.Agreement.seen, threading.Lock()
 
-    def counted(agreement: reading.Agreement, where: str, cell: Any) -> torch.Tensor:  # noqa: ANN401
+    def counted(agreement: reading.Agreement, where: str, encoded: bytes) -> Any:  # noqa: ANN401
         with lock:
             seen[where] += 1
-        return pixels(agreement, where, cell)
+        return looked_at(agreement, where, encoded)
 
     def process(rank: int) -> None:
         runtime = SimpleNamespace(
@@ -82,7 +82,7 @@ def read_by(processes: int, source: Source, folder: Path) -> tuple[list[Decoded]
             barrier.abort()
             raise
 
-    with mock.patch.object(reading.Agreement, "pixels", counted):
+    with mock.patch.object(reading.Agreement, "seen", counted):
         threads = [threading.Thread(target=process, args=(rank,)) for rank in range(1, processes)]
         for thread in threads:
             thread.start()
@@ -162,7 +162,9 @@ def test_broken_rows_leave_no_gap(tmp_path: Path, processes: int) -> None:
     )
     assert theirs.skipped == ours.skipped and len(ours.skipped) == 4
     assert sorted(path.name for path in (tmp_path / "store").glob("*.npy")) == [
+        "test-prints.npy",
         "test.npy",
+        "train-prints.npy",
         "train.npy",
     ]
 
@@ -173,12 +175,12 @@ def test_what_was_decoded_before_a_kill_is_not_decoded_again(tmp_path: Path) -> 
     read_by(1, source, whole)
     calls = 0
 
-    def killed(*arguments: Any) -> None:  # noqa: ANN401
+    def killed(path: Path, *arguments: Any) -> None:  # noqa: ANN401
         nonlocal calls
-        calls += 1
+        calls += path.name.startswith("train.")
         if calls == 4:
             raise KeyboardInterrupt
-        fill_rows(*arguments)
+        fill_rows(path, *arguments)
 
     with (
         mock.patch.object(row_files, "fill_rows", killed),
@@ -284,14 +286,14 @@ from distill_datasets.runtime.processes import Run, Runtime
 from distill_datasets.stages.source import load_source
 
 logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s")
-seen, pixels = [], reading.Agreement.pixels
+seen, looked_at = [], reading.Agreement.seen
 
-def counted(agreement, where, cell):
+def counted(agreement, where, encoded):
     seen.append(where)
     time.sleep(0.05)
-    return pixels(agreement, where, cell)
+    return looked_at(agreement, where, encoded)
 
-reading.Agreement.pixels = counted
+reading.Agreement.seen = counted
 root, runtime = Path(sys.argv[1]), Runtime()
 source = Source(dataset=str(root / "pets"), channels="gray")
 opened = open_source(source)
