@@ -5,11 +5,12 @@ a class, WebDataset tars, or what `save_to_disk` wrote. Nothing is decoded here.
 """
 
 import difflib
+import glob
 import hashlib
 import logging
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +22,8 @@ from distill_datasets.data.folders import ImageFolder, look_into
 from distill_datasets.data.image_files import ImageFiles
 from distill_datasets.data.listing import ARCHIVES, METADATA, TABLES
 from distill_datasets.data.provenance import SourceFile, local_files
+from distill_datasets.data.tables import account_of, one_kind, split_files
+from distill_datasets.data.tars import Tars
 from distill_datasets.errors import ArtifactError, DataError, cut, did_you_mean, shown
 from distill_datasets.files.artifacts import read_json
 from distill_datasets.hub import pinned as hub
@@ -378,9 +381,40 @@ class Place:
         return loaded
 
     def _local(self, path: Path, streaming: bool) -> Opened:
-        return Opened(as_splits(self._read(path, streaming)))
+        if path in EMBEDDED.values() or _saved_to_disk(path) or hub.card_names_files(path):
+            return Opened(as_splits(self._read(path, streaming)))
+        if self.tars is not None:
+            account = account_of(self.tars.root, self._files, self.tars.files)
+            return Opened(self.tars.splits(), account)
+        kind = one_kind(self._files) if path.is_dir() else None
+        if kind is None:
+            return Opened(as_splits(self._read(path, streaming)))
+        splits = split_files(
+            file.relative_to(path).as_posix() for file in self._files if file.suffix.lower() == kind
+        )
+        account = account_of(path, self._files, splits)
+        return Opened(as_splits(self._read(path, streaming, splits)), account)
 
-    def _read(self, path: Path, streaming: bool) -> Any:  # noqa: ANN401
+    @cached_property
+    def tars(self) -> Tars | None:
+        """The WebDataset that a local source is; None for all others."""
+        path = self.path
+        if path is None or _saved_to_disk(path):
+            return None
+        if path.is_file():
+            return Tars(path.parent, {"train": [path.name]}) if path.suffix == ".tar" else None
+        if hub.card_names_files(path) or one_kind(self._files) != ".tar":
+            return None
+        shards = [file for file in self._files if file.suffix.lower() == ".tar"]
+        return Tars(path, split_files(file.relative_to(path).as_posix() for file in shards))
+
+    def row_name(self, split: str, row: int) -> str | None:
+        """What a row is called where it lies; None where it has no name."""
+        return None if self.tars is None else self.tars.name_of(split, row)
+
+    def _read(
+        self, path: Path, streaming: bool, splits: Mapping[str, list[str]] | None = None
+    ) -> Any:  # noqa: ANN401
         import datasets
         import pyarrow.parquet as pq
 
@@ -412,7 +446,18 @@ class Place:
                 cache_dir=cache,
                 streaming=streaming,
             )
-        return datasets.load_dataset(str(path), self.config, cache_dir=cache, streaming=streaming)
+        if splits is None:
+            return datasets.load_dataset(
+                str(path), self.config, cache_dir=cache, streaming=streaming
+            )
+        # a name is a name, whatever brackets or stars are in it
+        files = {
+            split: [glob.escape(str(path / name)) for name in names]
+            for split, names in splits.items()
+        }
+        return datasets.load_dataset(
+            str(path), self.config, data_files=files, cache_dir=cache, streaming=streaming
+        )
 
 
 def open_splits(dataset: str, config: str | None, revision: str | None) -> Splits:

@@ -283,10 +283,14 @@ def _layout(
     return layout
 
 
-def _report(bad: list[BadRow], skip: bool) -> None:
+def _report(bad: list[BadRow], skip: bool, name: Callable[[str, int], str | None]) -> None:
     if not bad:
         return
-    listed = "\n".join(f"  {row.split} row {row.row}: {row.reason}" for row in bad[:LISTED_ROWS])
+    lines = []
+    for row in bad[:LISTED_ROWS]:
+        called = name(row.split, row.row)
+        lines.append(f"  {row.split} row {row.row}: {row.reason}{f' ({called})' if called else ''}")
+    listed = "\n".join(lines)
     more = f"\n  ... and {len(bad) - LISTED_ROWS} more" if len(bad) > LISTED_ROWS else ""
     count = f"{len(bad)} row{'' if len(bad) == 1 else 's'}"
     if not skip:
@@ -486,6 +490,9 @@ class SourceDataset:
             return replace(local, license="cc-by-4.0", card_url=EMBEDDED_CARDS[self.name])
         return local
 
+    def _row_name(self, split: str, row: int) -> str | None:
+        return None if self._memory is not None else self._place.row_name(split, row)
+
     def _layout(self, *, streaming: bool) -> _Layout:
         """Splits and columns; each way of opening is gone once, and a folder of images has one."""
         if self._memory is None and self._place.images is not None:
@@ -592,7 +599,7 @@ class SourceDataset:
         bad = sorted(
             {*train.bad, *test.bad}, key=lambda row: (row.split != layout.train.split, row)
         )
-        _report(bad, self.section.skip_bad_rows)
+        _report(bad, self.section.skip_bad_rows, self._row_name)
         _check_values(train.values.with_those(test.values), self.section)
         kept_N, shared = _without_overlap(self.section, train_part, train, test_part, test, store)
         trained = trained or train_part.finished(kept_N, store)
