@@ -28,6 +28,7 @@ from distill_datasets.data import columns, overlap
 from distill_datasets.data.image_files import ANYWHERE, ImageFiles
 from distill_datasets.data.rows import Row
 from distill_datasets.data.stores import Store
+from distill_datasets.data.values import Values
 from distill_datasets.errors import ArtifactError, DataError
 from distill_datasets.files.artifacts import intact, read_record, write_record
 from distill_datasets.media import image as images
@@ -277,37 +278,6 @@ class Agreement:
                 f"{size[0]}x{size[1]} px; set source.resolution to bring all to one square size"
             )
         return seen
-
-
-class Values(NamedTuple):
-    """What is known of the values of some images, for what one image alone cannot tell.
-
-    Attributes:
-        deep: how many files have 16 bits a channel.
-        peak: the highest value in these, in 0..65535.
-        transparent: how many have transparent parts.
-        faded: how many of these show nothing over the background.
-    """
-
-    deep: int = 0
-    peak: int = 0
-    transparent: int = 0
-    faded: int = 0
-
-    @classmethod
-    def of(cls, seen: images.Seen) -> Values:
-        """Those of one image."""
-        deep, transparent = seen.peak is not None, seen.faded is not None
-        return cls(int(deep), seen.peak or 0, int(transparent), int(bool(seen.faded)))
-
-    def with_those(self, other: Values) -> Values:
-        """Those of both."""
-        return Values(
-            self.deep + other.deep,
-            max(self.peak, other.peak),
-            self.transparent + other.transparent,
-            self.faded + other.faded,
-        )
 
 
 def _channel_words(count: int) -> str:

@@ -30,7 +30,6 @@ from distill_datasets.data.decoding import (
     Split,
     SplitRows,
     Table,
-    Values,
     first_image,
     first_shape,
 )
@@ -48,7 +47,6 @@ from distill_datasets.data.provenance import (
 from distill_datasets.data.real import Decoded, Sampling
 from distill_datasets.data.stores import InMemory, Store
 from distill_datasets.errors import DataError
-from distill_datasets.media.image import FULL_16_BIT
 from distill_datasets.runtime.draws import Draw
 from distill_datasets.types import Shape
 
@@ -217,12 +215,6 @@ logger = logging.getLogger("distill_datasets")
 LISTED_ROWS = 20
 
 
-LEAST_RANGE = 0.1
-
-
-MOST_FADED = 0.1
-
-
 EMBEDDED_CARDS = {"embedded:uci-digits": "https://doi.org/10.24432/C50P49"}
 
 
@@ -317,28 +309,6 @@ def _as_called(account: Account | None, source: Source) -> Source:
         "test_split": account.split_called(source.test_split, "source.test_split"),
     }
     return source.model_copy(update=called)
-
-
-def _check_values(values: Values, source: Source) -> None:
-    """Refuse a set of which 8 bits would keep next to nothing, unless the recipe says it is meant.
-
-    Raises:
-        DataError: names the field that keeps the values.
-    """
-    if values.deep and source.white_level is None and values.peak < LEAST_RANGE * FULL_16_BIT:
-        bits = max(8, values.peak.bit_length())
-        raise DataError(
-            f"{values.deep:,} images have 16 bits a channel and no value above {values.peak:,} of "
-            f"{FULL_16_BIT:,}: as 8 bits they would keep {values.peak // 257 + 1} of 256 "
-            f"values; set source.white_level to the value that is white ({2**bits - 1} for {bits} "
-            f"bits), or to {FULL_16_BIT} where they are meant to be that dark"
-        )
-    if source.background is None and values.faded > MOST_FADED * values.transparent:
-        raise DataError(
-            f"{values.faded:,} of {values.transparent:,} images with transparent parts show "
-            "nothing over white: what is drawn in them is white itself; set "
-            "source.background=black, or =white to take them as they are"
-        )
 
 
 def _without_overlap(
@@ -600,7 +570,9 @@ class SourceDataset:
             {*train.bad, *test.bad}, key=lambda row: (row.split != layout.train.split, row)
         )
         _report(bad, self.section.skip_bad_rows, self._row_name)
-        _check_values(train.values.with_those(test.values), self.section)
+        train.values.with_those(test.values).check(
+            self.section.white_level, self.section.background
+        )
         kept_N, shared = _without_overlap(self.section, train_part, train, test_part, test, store)
         trained = trained or train_part.finished(kept_N, store)
         tested = test_part.finished(test.kept_N, store)

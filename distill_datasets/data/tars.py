@@ -123,7 +123,7 @@ class Tars:
         """Whether the last dot of a name divides it; the first one does where both are as good."""
         tars = [tar for split in self._listed.values() for tar in split]
 
-        def quality(last: bool) -> tuple[int, int, int]:
+        def quality(last: bool) -> tuple[int, int, int, int]:
             whole = broken = 0
             endings = set[str]()
             for tar in tars:
@@ -131,7 +131,7 @@ class Tars:
                     kinds = {_is_image(ending) for ending in sample}
                     whole, broken = whole + (len(kinds) == 2), broken + (len(kinds) < 2)
                     endings.update(sample)
-            return whole, -broken, -len(endings)
+            return whole, -broken, -len(endings), -sum("." in ending for ending in endings)
 
         return quality(True) > quality(False)
 
@@ -220,10 +220,11 @@ def _type_of(ending: str, cells: list[bytes]) -> Any:  # noqa: ANN401
     """The type of a column that is no image, from some of its cells; None leaves it out."""
     import datasets
 
-    if ending in NUMBERS or ending in TEXTS:
-        integers = ending in NUMBERS and all(_integer(cell) is not None for cell in cells)
+    kind = ending.rpartition(".")[2]
+    if kind in NUMBERS or kind in TEXTS:
+        integers = kind in NUMBERS and all(_integer(cell) is not None for cell in cells)
         return datasets.Value("int64" if integers else "string")
-    if ending != "json":
+    if kind != "json":
         return None
     return _struct([content for cell in cells if (content := _json(cell)) is not None])
 
