@@ -17,6 +17,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 from distill_datasets.config import Section
+from distill_datasets.data.opening import without_places
 from distill_datasets.data.source import Source
 from distill_datasets.errors import RecipeError, cut, did_you_mean, shown
 from distill_datasets.evaluation.protocol import Evaluate
@@ -189,11 +190,15 @@ class Recipe(Section):
             )
 
     def resolved(self) -> dict[str, Any]:
-        """Every value that a run uses, defaults included, as JSON."""
-        return self.model_dump(mode="json")
+        """Every value that a run uses, defaults included, as JSON.
+
+        It is published: what lies on this machine is called by its last name alone.
+        """
+        resolved: dict[str, Any] = without_places(self.model_dump(mode="json"))
+        return resolved
 
     def resolved_yaml(self) -> str:
-        """`resolved` as YAML that can be run again."""
+        """`resolved` as YAML that can be run again, where what it names lies in the same place."""
         return to_yaml(self.resolved())
 
     def sha256(self) -> str:

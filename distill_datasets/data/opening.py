@@ -8,6 +8,7 @@ import difflib
 import glob
 import hashlib
 import logging
+import os
 import re
 import tarfile
 from collections.abc import Iterator, Mapping
@@ -22,10 +23,11 @@ from distill_datasets.data.folders import ImageFolder, look_into
 from distill_datasets.data.image_files import ImageFiles
 from distill_datasets.data.listing import ARCHIVES, METADATA, TABLES
 from distill_datasets.data.provenance import SourceFile, local_files
-from distill_datasets.data.tables import account_of, one_kind, split_files
+from distill_datasets.data.tables import account_of, one_kind, split_files, with_rows
 from distill_datasets.data.tars import Tars
 from distill_datasets.errors import ArtifactError, DataError, cut, did_you_mean, shown
 from distill_datasets.files.artifacts import read_json
+from distill_datasets.files.yaml_text import NotYaml
 from distill_datasets.hub import pinned as hub
 from distill_datasets.media.image import raster_endings
 
@@ -97,6 +99,23 @@ def locate(dataset: str) -> Path | None:
     )
 
 
+def without_places(value: Any, key: str = "") -> Any:  # noqa: ANN401
+    """A recipe's values as others may see them: a path of this machine as its last name alone.
+
+    What lies behind such a name is told by the hashes of its files, in the provenance.
+    """
+    if isinstance(value, dict):
+        return {name: without_places(inner, name) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [without_places(inner, key) for inner in value]
+    if not isinstance(value, str) or "\n" in value or value in EMBEDDED:
+        return value
+    local = value.startswith(("/", "~/", "./", "../")) or value in (".", "..")
+    if not local and key == "dataset" and (Path(value).is_absolute() or os.path.exists(value)):  # noqa: PTH110
+        local = True
+    return Path(value).expanduser().resolve().name or "root" if local else value
+
+
 @contextmanager
 def local_hint(dataset: str) -> Iterator[None]:
     """When a Hub id fails and its owner is a local folder's name, add what that folder holds."""
@@ -151,6 +170,12 @@ def _explained(
         ) from error
     except datasets.exceptions.DatasetNotFoundError:
         raise
+    except NotYaml as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(
+            f"source.dataset: {dataset!r} cannot be read: its README.md begins with YAML that is "
+            f"none ({first}); mend it, or move it away"
+        ) from error
     except (datasets.exceptions.DatasetsError, ValueError, KeyError, tarfile.TarError) as error:
         why = _wrong_config(where, config, revision)
         cause = error.__cause__ or error
@@ -453,7 +478,7 @@ class Place:
         # a name is a name, whatever brackets or stars are in it
         files = {
             split: [glob.escape(str(path / name)) for name in names]
-            for split, names in splits.items()
+            for split, names in with_rows(path, splits).items()
         }
         return datasets.load_dataset(
             str(path), self.config, data_files=files, cache_dir=cache, streaming=streaming

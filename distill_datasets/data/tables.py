@@ -142,6 +142,25 @@ def account_of(root: Path, files: Iterable[Path], splits: Mapping[str, list[str]
     return Account(found, other=other)
 
 
+def with_rows(root: Path, splits: Mapping[str, list[str]]) -> dict[str, list[str]]:
+    """The splits without Parquet files that hold no row, which `datasets` cannot read.
+
+    Raises:
+        DataError: no file of a split holds any.
+    """
+    filled = {
+        split: [path for path in paths if _rows([root / path]) != 0]
+        for split, paths in splits.items()
+    }
+    for split, paths in splits.items():
+        if not filled[split]:
+            raise DataError(
+                f"source.dataset: the files of the {split} split hold no row: {_listed(paths)}; "
+                "write them again, or move them away"
+            )
+    return filled
+
+
 def _rows(paths: list[Path]) -> int | None:
     """The rows of Parquet files, which say how many they hold."""
     import pyarrow as pa

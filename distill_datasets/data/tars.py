@@ -24,6 +24,7 @@ from distill_datasets.media.image import raster_endings
 NUMBERS = frozenset(("cls", "cls2", "class", "count", "index", "inx", "id", "label", "target"))
 TEXTS = frozenset(("txt", "text", "transcript", "caption"))
 LOOKED_AT = 64
+LONGEST_NUMBER = 32
 MOST_TEXT_BYTES = 2**24
 BLOCK = tarfile.BLOCKSIZE
 IMAGE = "image"
@@ -66,7 +67,8 @@ def members(path: Path) -> Iterator[Member]:
 
 
 def _is_hidden(name: str) -> bool:
-    return any(part.startswith(".") and part != "." for part in PurePosixPath(name).parts)
+    parts = PurePosixPath(name).parts
+    return any(part.startswith(".") and part not in (".", "..") for part in parts)
 
 
 def _parted(name: str, last: bool) -> tuple[str, str]:
@@ -267,9 +269,10 @@ def _plain_type(kinds: set[str]) -> Any:  # noqa: ANN401
 
 def _integer(cell: bytes) -> int | None:
     try:
-        return int(cell[:32])
+        number = int(cell) if len(cell) <= LONGEST_NUMBER else None
     except ValueError:
         return None
+    return None if number is None or abs(number) >= 2**63 else number
 
 
 def _json(cell: bytes) -> dict[str, Any] | None:

@@ -144,6 +144,7 @@ class Content:
         environment: versions and device.
         real_shape: channels, height and width of a real example.
         relabel: labels of views of the examples by teachers; None where none were asked for.
+        privacy: what is said where trained images start from real ones; else None.
     """
 
     name: str
@@ -176,6 +177,7 @@ class Content:
     relabel: ViewLabels | None = None
     numbers: dict[str, Numbers] = field(default_factory=dict)
     decoder: str = ""
+    privacy: str | None = None
 
 
 def check(content: Content) -> None:

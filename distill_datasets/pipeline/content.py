@@ -27,6 +27,7 @@ from distill_datasets.networks.network import NetworkSource
 from distill_datasets.objectives.objective import Objective
 from distill_datasets.recipe import Recipe
 from distill_datasets.runtime.draws import draws
+from distill_datasets.selection.selection import privacy
 from distill_datasets.stages.source import LoadedSource
 from distill_datasets.stages.squeeze import SqueezedFolder
 
@@ -81,6 +82,7 @@ def publishable(
         environment=environment(device),
         real_shape=(source.real.shape.c, source.real.shape.h, source.real.shape.w),
         relabel=relabel,
+        privacy=privacy(section),
         **(
             _images(section.canvas, distilled, source.real.shape.k)
             if isinstance(distilled, DistilledImages)

@@ -33,6 +33,7 @@ from distill_datasets.recipe import Recipe
 from distill_datasets.runtime.locks import one_run
 from distill_datasets.runtime.processes import Run, Runtime
 from distill_datasets.runtime.stopping import Stop
+from distill_datasets.selection.selection import privacy
 from distill_datasets.soft_labels.replay import Pictures
 from distill_datasets.stages.blocks import run_blocks
 from distill_datasets.stages.class_statistics import run_statistics
@@ -96,6 +97,9 @@ def run(
     stop = Stop()
     with library_bars(shown=not quiet):
         inputs = check_inputs(recipe, own, output, dataset)
+    shown = privacy(recipe.distill)
+    if shown is not None:
+        logger.info("privacy: %s", shown)
     runtime = Runtime(trackers, str(own / "logs"), stop)
     this = Run(recipe.seed, own, runtime, shown=not quiet)
     runtime.accelerator.init_trackers(recipe.name)

@@ -13,7 +13,9 @@ from distill_datasets.config import Part
 from distill_datasets.data.account import Account
 from distill_datasets.data.counts import RowCount
 from distill_datasets.data.opening import HUB_ID
+from distill_datasets.data.overlap import Overlap
 from distill_datasets.data.source import open_source
+from distill_datasets.data.stores import Discarding
 from distill_datasets.errors import DataError
 from distill_datasets.models.architecture import Architecture
 from distill_datasets.models.backbones import backbones_of
@@ -35,6 +37,7 @@ from distill_datasets.planning.costs import (
 from distill_datasets.planning.memory import footprint, in_words
 from distill_datasets.recipe import Recipe
 from distill_datasets.runtime.draws import draws
+from distill_datasets.selection.selection import privacy
 from distill_datasets.stages.relabel import Layout
 from distill_datasets.types import Shape
 
@@ -143,7 +146,9 @@ def plan(
     size = recipe.distill.canvas.size(shape)
     network, _ = drawn_network(recipe, shape)
     memory: Lines = []
+    overlap: Lines = []
     if measure:
+        overlap = _overlap(recipe, dataset)
         flops_per_second = probe(network, shape)
         objective = recipe.distill.objective
         if isinstance(objective, Unrolled):
@@ -156,10 +161,26 @@ def plan(
             *_sizes(shape, size, recipe.distill.canvas.budget(shape)),
             *_work_lines(recipe, work),
             *memory,
+            *_privacy(recipe),
+            *overlap,
         ],
         costs=lines(costs(recipe, shape, source.rows), flops_per_second),
         source=source,
     )
+
+
+def _privacy(recipe: Recipe) -> Lines:
+    shown = privacy(recipe.distill)
+    return [] if shown is None else [("privacy", shown)]
+
+
+def _overlap(recipe: Recipe, dataset: Any) -> Lines:  # noqa: ANN401
+    """How many test images are in training too; all images are decoded for it, and none is kept."""
+    if recipe.source.expected is not None and dataset is None:
+        return []
+    store = Discarding(frozenset({"train", "test"}))
+    decoded = open_source(recipe.source, dataset).read(draws(recipe.seed), store=store)
+    return [("overlap", Overlap(**decoded.provenance.overlap).in_words())]
 
 
 def source_summary(recipe: Recipe, dataset: Any) -> SourceSummary:  # noqa: ANN401

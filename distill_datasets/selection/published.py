@@ -38,6 +38,7 @@ class Published(Selection):
     """
 
     paper: ClassVar[str] = "Dataset Distillation, arXiv:1811.10959, initialization"
+    shows_real: ClassVar[bool] = False
     outside: ClassVar[bool] = True
     name: Literal["published"] = "published"
     dataset: Name = Field(description="folder that a run wrote, or Hub id")

@@ -23,6 +23,7 @@ class Noise(Selection):
 
     paper: ClassVar[str] = "Dataset Distillation, arXiv:1811.10959"
     effort: ClassVar[Literal["image", "class", "file"]] = "image"
+    shows_real: ClassVar[bool] = False
     name: Literal["noise"] = "noise"
     std: float = Field(default=0.0045, ge=0, description="standard deviation, in units of [0, 1]")
 

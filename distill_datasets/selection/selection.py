@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 import torch
+from pydantic import BaseModel
 
 from distill_datasets.config import Part
 from distill_datasets.errors import RecipeError
@@ -35,6 +36,8 @@ class Selection(Part, ABC):
     effort: ClassVar[Literal["image", "class", "file"]] = "file"
     """What images made class by class cost: `image`, each is drawn for itself; `class`, those of a
     class are drawn together; `file`, they are worked out, so that it pays to keep them."""
+    shows_real: ClassVar[bool] = True
+    """Whether what it gives are images of the source, pieces of these or means of a few."""
     outside: ClassVar[bool] = False
     """True when they depend on more than the recipe, the source and the squeezed networks."""
 
@@ -95,3 +98,26 @@ def present(teacher: Teacher | None, selection: Selection) -> Teacher:
             "a section squeeze, for example squeeze: {epochs: 5}"
         )
     return teacher
+
+
+def real_starts(section: BaseModel) -> list[str]:
+    """The selections in a section, and below, whose images are real ones: `init: real`."""
+    found = list[str]()
+    for key in type(section).model_fields:
+        value = getattr(section, key)
+        if isinstance(value, Selection) and value.shows_real:
+            found.append(f"{key}: {value.name}")
+        elif isinstance(value, BaseModel):
+            found += real_starts(value)
+    return found
+
+
+def privacy(section: BaseModel) -> str | None:
+    """What is said of distilled images that start from real ones; None where none do."""
+    starts = real_starts(section)
+    if not starts:
+        return None
+    return (
+        f"the distilled images start from real images of the source ({', '.join(starts)}) and may "
+        "show them"
+    )
