@@ -30,7 +30,7 @@ BLOCK = tarfile.BLOCKSIZE
 IMAGE = "image"
 
 
-class Member(NamedTuple):
+class Archived(NamedTuple):
     """A file in a tar: its name, and where its bytes lie."""
 
     name: str
@@ -38,10 +38,10 @@ class Member(NamedTuple):
     size: int
 
 
-Sample = dict[str, Member]
+Sample = dict[str, Archived]
 
 
-def members(path: Path) -> Iterator[Member]:
+def members(path: Path) -> Iterator[Archived]:
     """The regular files of a tar, from its headers.
 
     Raises:
@@ -53,7 +53,7 @@ def members(path: Path) -> Iterator[Member]:
             for member in tar:
                 end = member.offset_data + -(-member.size // BLOCK) * BLOCK
                 if member.isreg() and not _is_hidden(member.name):
-                    yield Member(member.name, member.offset_data, member.size)
+                    yield Archived(member.name, member.offset_data, member.size)
         with path.open("rb") as file:
             file.seek(end)
             # tarfile ends silently at a header that it cannot read
@@ -82,7 +82,7 @@ def _is_image(ending: str) -> bool:
     return f".{ending.rpartition('.')[2]}" in raster_endings()
 
 
-def _samples(found: Iterable[Member], last: bool) -> dict[str, Sample]:
+def _samples(found: Iterable[Archived], last: bool) -> dict[str, Sample]:
     samples: dict[str, Sample] = {}
     for member in found:
         key, ending = _parted(member.name, last)
@@ -114,7 +114,7 @@ class Tars:
     files: Mapping[str, list[str]]
 
     @cached_property
-    def _listed(self) -> dict[str, list[list[Member]]]:
+    def _listed(self) -> dict[str, list[list[Archived]]]:
         return {
             split: [list(members(self.root / path)) for path in paths]
             for split, paths in self.files.items()
@@ -212,7 +212,7 @@ def _role(ending: str) -> str:
     return ending.rpartition(".")[0]
 
 
-def _bytes(file: Any, member: Member) -> bytes:  # noqa: ANN401
+def _bytes(file: Any, member: Archived) -> bytes:  # noqa: ANN401
     file.seek(member.start)
     content: bytes = file.read(min(member.size, MOST_TEXT_BYTES))
     return content
