@@ -27,7 +27,6 @@ from distill_datasets.data.tables import account_of, one_kind, split_files, with
 from distill_datasets.data.tars import Tars
 from distill_datasets.errors import ArtifactError, DataError, cut, did_you_mean, shown
 from distill_datasets.files.artifacts import read_json
-from distill_datasets.files.yaml_text import NotYaml
 from distill_datasets.hub import pinned as hub
 from distill_datasets.media.image import raster_endings
 
@@ -170,12 +169,6 @@ def _explained(
         ) from error
     except datasets.exceptions.DatasetNotFoundError:
         raise
-    except NotYaml as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(
-            f"source.dataset: {dataset!r} cannot be read: its README.md begins with YAML that is "
-            f"none ({first}); mend it, or move it away"
-        ) from error
     except (datasets.exceptions.DatasetsError, ValueError, KeyError, tarfile.TarError) as error:
         why = _wrong_config(where, config, revision)
         cause = error.__cause__ or error
