@@ -179,6 +179,8 @@ def shrunk(recipe: Path, known: Known) -> list[str]:
             overrides.append(f"{path}={min(value, SMALL[key])}")
         elif path.endswith("network.width"):
             overrides.append(f"{path}={WIDTH}")
+        elif path == "distill.canvas.side":
+            overrides.append(f"{path}={max(2, value * side // before)}")
         elif path in ("distill.canvas.height", "distill.canvas.width") and value is not None:
             overrides.append(f"{path}={math.ceil(value * side / before)}")
         elif path == "distill.canvas.crops" and values.get("distill.canvas.height"):

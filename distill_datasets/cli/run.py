@@ -239,6 +239,9 @@ def _print_outcome(outcome: "Outcome") -> None:
 
     console = Console(highlight=False, soft_wrap=True)
     _print_results(console, outcome.results)
+    warning = at_chance(outcome.results)
+    if warning is not None:
+        console.print(f"\n[bold red]WARNING, at chance:[/bold red] {escape(warning)}")
     budget = outcome.manifest["budget"]
     needed = budget["bytes"]["needed"]
     kind = "numbers" if "numbers" in budget else "pixels"
@@ -254,9 +257,6 @@ def _print_outcome(outcome: "Outcome") -> None:
         f'rows = load_dataset("{outcome.folder}", "default", split="train")', markup=False
     )
     console.print('images, soft_labels = rows["image"], rows["soft_label"]', markup=False)
-    warning = at_chance(outcome.results)
-    if warning is not None:
-        console.print(f"\n[bold red]WARNING, at chance:[/bold red] {escape(warning)}")
 
 
 def _print_results(console: Console, results: list[dict[str, Any]]) -> None:

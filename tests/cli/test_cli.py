@@ -350,7 +350,7 @@ def test_the_working_folder_gets_runs_and_nothing_else(here: Path) -> None:
     assert answer.code == 0, answer.err
     assert [path.name for path in here.iterdir()] == ["runs"]
     kinds = {path.name.rpartition("-")[0] for path in (here / "runs" / "toy").iterdir()}
-    assert kinds == {"distill", "export", "evaluate", "dataset"}
+    assert kinds == {".lock", "distill", "export", "evaluate", "dataset"}
 
 
 def test_an_unknown_tracker_is_refused_with_what_to_install(here: Path) -> None:

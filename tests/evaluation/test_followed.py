@@ -556,7 +556,7 @@ def test_lines_for_step_sizes_alone_draw_their_batches_and_import_nothing_else()
 
 
 def test_a_network_that_is_no_chain_is_left_to_the_reader() -> None:
-    text = card(follower(), None, budget(follower()) | {"bytes": {"needed": 1}}, "")
+    text = card(follower(), None, budget(follower()) | {"bytes": {"needed": 1, "default": 1}}, "")
     assert "put that of `student.yaml` in its place." in text
     assert chain(nn.Sequential(nn.Sequential(nn.ReLU()))) == []
     assert chain(nn.Linear(2, 3)) == []

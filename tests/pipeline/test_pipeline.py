@@ -6,6 +6,7 @@ from unittest import mock
 
 import datasets
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -151,15 +152,21 @@ def test_a_stage_whose_file_was_moved_away_is_made_again(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("stage", "file"), [("distill", "state.safetensors"), ("source", "data.safetensors")]
 )
-def test_a_damaged_file_of_a_stage_is_named_with_a_remedy(
-    tmp_path: Path, stage: str, file: str
+def test_a_damaged_file_of_a_stage_is_named_kept_aside_and_made_anew(
+    tmp_path: Path, stage: str, file: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    quick(tmp_path)
+    first = quick(tmp_path)
+    before = hashes(first.folder)
     (folder,) = folders(tmp_path, stage)
     content = (folder / file).read_bytes()
-    (folder / file).write_bytes(content[: len(content) // 2])
-    with pytest.raises(ArtifactError, match=rf"{file}: not a readable.*move it away and run again"):
-        quick(tmp_path)
+    half = content[: len(content) // 2]
+    (folder / file).write_bytes(half)
+    first.folder.rename(tmp_path / "first")
+    with caplog.at_level("WARNING", logger="distill_datasets"):
+        assert hashes(quick(tmp_path).folder) == before
+    assert (folder / f"{file}.damaged").read_bytes() == half
+    assert (folder / file).read_bytes() == content
+    assert file in caplog.text
 
 
 def test_a_run_that_fails_keeps_what_it_had(tmp_path: Path) -> None:
@@ -229,7 +236,10 @@ def test_an_output_with_other_rows_of_the_same_recipe_is_not_told_as_the_result(
     quick(tmp_path, output=out)
     manifest = json.loads((out / "distill.json").read_text(encoding="utf-8"))
     (rows,) = (file for file in manifest["files"] if file["path"].startswith("data/"))
-    rows["sha256"] = "0" * 64  # as another torch would have made them
+    # as another torch would have made them: a whole file, and other bytes
+    path = out / rows["path"]
+    pq.write_table(pq.read_table(path), path, compression="none")
+    rows |= {"sha256": sha256_of(path), "bytes": path.stat().st_size}
     (out / "distill.json").write_text(json.dumps(manifest), encoding="utf-8")
     with pytest.raises(ArtifactError, match=r"out: holds other rows, which an earlier run"):
         quick(tmp_path, output=out)
