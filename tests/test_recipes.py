@@ -180,7 +180,8 @@ def shrunk(recipe: Path, known: Known) -> list[str]:
         elif path.endswith("network.width"):
             overrides.append(f"{path}={WIDTH}")
         elif path == "distill.canvas.side":
-            overrides.append(f"{path}={max(2, value * side // before)}")
+            # three images of a class: no more than the toy has
+            overrides.append(f"{path}={side * 3 // 4}")
         elif path in ("distill.canvas.height", "distill.canvas.width") and value is not None:
             overrides.append(f"{path}={math.ceil(value * side / before)}")
         elif path == "distill.canvas.crops" and values.get("distill.canvas.height"):
