@@ -327,7 +327,8 @@ def rows_of(
                     row[name] = None
                     if member is not None:
                         file.seek(member.start)
-                        row[name] = {"bytes": file.read(member.size), "path": member.name}
+                        # with a path `datasets` drops the bytes where a file here has that name
+                        row[name] = {"bytes": file.read(member.size), "path": None}
                 for ending, feature in others.items():
                     there = ending in sample
                     row[ending] = (

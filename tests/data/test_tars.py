@@ -170,6 +170,15 @@ def test_hidden_files_of_other_systems_are_no_samples(tmp_path: Path) -> None:
     assert pairs(read(tmp_path / "pets")) == EXPECTED
 
 
+def test_a_file_of_the_same_name_here_does_not_take_the_place_of_a_member(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "000003.png").write_bytes(picture(201))
+    write(tmp_path / "pets" / "train-000.tar", [f for row in range(8) for f in sample(row, "png")])
+    assert pairs(read(tmp_path / "pets")) == EXPECTED
+
+
 def test_links_and_devices_in_a_tar_are_never_followed(tmp_path: Path) -> None:
     path, secret = tmp_path / "pets" / "train-000.tar", tmp_path / "secret.png"
     write(path, [file for row in range(8) for file in sample(row, "png")])
