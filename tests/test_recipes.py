@@ -175,6 +175,8 @@ def shrunk(recipe: Path, known: Known) -> list[str]:
     overrides = [f"source.resolution={side}", "evaluate.beyond=null"]
     for path, value in values.items():
         key = path.rpartition(".")[2]
+        if path.startswith("evaluate.beyond."):
+            continue  # an override of a part of it would bring it back
         if key in SMALL and value is not None:
             overrides.append(f"{path}={min(value, SMALL[key])}")
         elif path.endswith("network.width"):
