@@ -77,9 +77,9 @@ BEYOND = [
 ]
 KILLS = {
     "in a lane of the second outer step": ("distill_datasets.stages.distill", "LaneDraw", 5),
-    # before it: labels, twice room, pixels, a mark, checksums and an end, three files of the
-    # source, the first state and its picture
-    "while the second state is written": ("os", "fsync", 17),
+    # before it: twenty files of the splits and their prints, three of the source, the first state
+    # and its picture
+    "while the second state is written": ("os", "fsync", 26),
     "when one student is done": ("distill_datasets.evaluation.evaluate", "write_record", 1),
     "while the dataset is written": ("distill_datasets.export.folder", "card", 2),
 }
