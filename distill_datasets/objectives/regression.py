@@ -151,7 +151,7 @@ class Regression(Objective):
 
     def last_targets(
         self, distilled: Distilled, networks: NetworkSource, draws: Sequence[LaneDraw]
-    ) -> Tensor | None:
+    ) -> Tensor:
         """The mean answer of the ridge solutions on the distilled examples themselves.
 
         With a ridge, label vectors are exaggerated, because the solution does not reach them. A
@@ -168,7 +168,7 @@ class Regression(Objective):
                 shown_ND = self._features(networks.sample(draw), images_NCHW)
                 answers.append(ridge_prediction(shown_ND, shown_ND, vectors_NK, self.ridge))
         mean_NK = torch.stack(answers).mean(dim=0)
-        return (self.sharpness * mean_NK).softmax(dim=1) if answers else None
+        return (self.sharpness * mean_NK).softmax(dim=1)
 
     def _features(self, network: Sampled, images_BCHW: Tensor) -> Tensor:
         """The inputs of the network's last linear layer, (B, D) in float32 or better."""
