@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from accelerate import PartialState
@@ -20,6 +21,7 @@ from distill_datasets.runtime.processes import Runtime
 from tests.benchmarks.outer_steps import TINY, Problem, Window
 from tests.benchmarks.work import REFERENCE, Size, Work, relative_error
 
+ROOT = Path(__file__).parents[2]
 LANES = 2
 SETTINGS: dict[Size, Window] = {
     "tiny": TINY,
@@ -81,6 +83,7 @@ def in_two(size: Size, device: torch.device) -> Callable[[], Tensor]:
         command,
         stdin=subprocess.PIPE,
         text=True,
+        cwd=ROOT,
         env=os.environ | place | {"RANK": "1", "LOCAL_RANK": "1"},
     )
     os.environ.update(place)
@@ -98,7 +101,7 @@ def in_two(size: Size, device: torch.device) -> Callable[[], Tensor]:
 def check() -> dict[str, float]:
     """In a process of its own: this one shall not become one of two."""
     command = [sys.executable, "-m", "tests.benchmarks.processes", "check"]
-    said = subprocess.run(command, capture_output=True, text=True)
+    said = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert said.returncode == 0, said.stderr
     return {"gradient": float(said.stdout.split()[-1])}
 
