@@ -17,6 +17,7 @@ planning
 pipeline
 recipe
 evaluation
+layouts
 stages
 objectives
 networks
@@ -236,7 +237,7 @@ def test_nothing_is_unpickled() -> None:
     assert using("joblib") | using("dill") | using("cloudpickle") == set()
     # of pickle, the error that torch's loader of weights raises is named, and nothing more
     named = [found for found in IMPORTS if found.target.partition(":")[0] == "pickle"]
-    assert {found.module for found in named} <= {"models.frozen"}
+    assert {found.module for found in named} <= {"files.pickled"}
     assert all("UnpicklingError" in ast.unparse(TREES[found.module]) for found in named)
     assert calls("torch.save") == [] and len(calls("torch.load")) == 1
     # the one loader of state dicts runs no code

@@ -22,6 +22,7 @@ app.command()(run.plan)
 app.command()(run.check)
 app.command("list")(run.list_parts)
 app.command()(share.publish)
+app.command("import")(share.import_set)
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
-"""The verb that shares a finished dataset: publish."""
+"""The verbs that share datasets: publish a finished one, import one that others made."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -53,3 +54,93 @@ def publish(
     state = "already there, nothing changed" if published.unchanged else "published"
     console.print(f"{state}: {published.url}")
     console.print(f'load_dataset("{repo}", revision="{published.tag}")', markup=False)
+
+
+def import_set(
+    dataset: Annotated[
+        str,
+        typer.Argument(
+            metavar="PATH", help="A file or folder, or a dataset on the Hub.", show_default=False
+        ),
+    ],
+    to: Annotated[
+        Path, typer.Option("--to", help="New folder for the dataset.", show_default=False)
+    ],
+    layout: Annotated[
+        str | None,
+        typer.Option(help="mtt, dc, npz, imagefolder, parquet or hub; default: found out."),
+    ] = None,
+    like: Annotated[
+        str | None,
+        typer.Option(help="Floats are normalized as for cifar10, mnist, imagenet, ...; or pixels."),
+    ] = None,
+    mean: Annotated[
+        str | None, typer.Option(help="Or by this mean of every channel: 0.49,0.48,0.45.")
+    ] = None,
+    std: Annotated[str | None, typer.Option(help="And this deviation: 0.25,0.24,0.26.")] = None,
+    classes: Annotated[
+        str | None,
+        typer.Option(help="Names in the order of the labels: cat,dog,... or a file, a line each."),
+    ] = None,
+    source: Annotated[
+        str | None, typer.Option(help="The dataset it was distilled from: Hub id or path.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Title of the card.")] = None,
+    method: Annotated[str | None, typer.Option(help="In words, for example MTT.")] = None,
+    paper: Annotated[str | None, typer.Option(help="Address, or words with arXiv:1234.56789.")] = (
+        None
+    ),
+    license_name: Annotated[
+        str | None, typer.Option("--license", help="An identifier of the Hub, for example mit.")
+    ] = None,
+    experiment: Annotated[
+        int | None, typer.Option(min=0, help="Of a file of DC, DSA or DM with several.")
+    ] = None,
+    config: Annotated[str | None, typer.Option(help="Of a Hub dataset with several.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Of a Hub dataset.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the manifest.")] = False,
+) -> None:
+    """Make a distilled set of others a published folder: to evaluate, verify, compare or publish.
+
+    Read are the files of MTT, TESLA and DATM; of DC, DSA and DM; of RFAD; folders of images as of
+    SRe2L, RDED and Minimax; Parquet; and datasets on the Hub. Nothing in a file is run.
+
+    [bold]distill-datasets import images_best.pt --to mtt --like cifar10 --source uoft-cs/cifar10
+    --method MTT --paper arXiv:2203.11932[/bold]
+    """
+    from distill_datasets.layouts.importing import Told, read_names
+    from distill_datasets.layouts.importing import import_set as import_folder
+    from distill_datasets.layouts.values import mean_std, numbers_of
+
+    run.log_to_stderr(quiet=as_json)
+    told = Told(
+        name=name,
+        source=source,
+        method=method,
+        paper=paper,
+        license=license_name,
+        classes=None if classes is None else read_names(classes),
+    )
+    space = mean_std(like, numbers_of(mean, "--mean"), numbers_of(std, "--std"))
+    manifest = import_folder(
+        dataset,
+        to,
+        layout=layout,
+        told=told,
+        space=space,
+        experiment=experiment,
+        config=config,
+        revision=revision,
+    )
+    if as_json:
+        typer.echo(json.dumps(manifest, indent=2, ensure_ascii=False))
+        return
+    console = Console(highlight=False, soft_wrap=True)
+    budget, (c, h, w) = manifest["budget"], manifest["input"]["shape"]
+    console.print(
+        f"imported {budget['examples']:,} images of {c} x {h} x {w} in "
+        f"{len(manifest['classes']):,} classes, {budget['bytes']['needed']:,} bytes"
+    )
+    console.print(f"folder   {to}", markup=False)
+    console.print(f"picture  {to / 'poster.png'}", markup=False)
+    console.print(f"measure  distill-datasets evaluate {to}", markup=False)

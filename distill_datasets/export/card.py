@@ -74,7 +74,7 @@ def card(
         license=", ".join(license_names(provenance)) or "not stated",
         where={key: provenance.get(key) for key in ("config", "revision")},
         recipe=content.recipe_yaml.rstrip() if short and "```" not in content.recipe_yaml else None,
-        training=training(content, PLACEHOLDER).rstrip(),
+        training=training(content, PLACEHOLDER).rstrip() if content.student else None,
         repo=PLACEHOLDER,
         follows=content.student.get("follows", {}),
         draws=_draws(content),

@@ -145,6 +145,8 @@ class Content:
         real_shape: channels, height and width of a real example.
         relabel: labels of views of the examples by teachers; None where none were asked for.
         privacy: what is said where trained images start from real ones; else None.
+        imported: of a set that others made: its layout, its files, and what is not known of it.
+            Its student is {}: how the authors train theirs is not known.
     """
 
     name: str
@@ -178,6 +180,7 @@ class Content:
     numbers: dict[str, Numbers] = field(default_factory=dict)
     decoder: str = ""
     privacy: str | None = None
+    imported: dict[str, Any] | None = None
 
 
 def check(content: Content) -> None:

@@ -307,6 +307,7 @@ def _manifest(
 ) -> dict[str, Any]:
     return {
         **_origin(content),
+        **({} if content.imported is None else {"imported": content.imported}),
         "method": content.method,
         "papers": content.papers,
         "source": content.provenance,

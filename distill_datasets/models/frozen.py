@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 
 from distill_datasets.errors import ArtifactError, RecipeError
 from distill_datasets.files.artifacts import fingerprint, sha256_tensors
+from distill_datasets.files.pickled import read_pickled
 from distill_datasets.hub.errors import fetch_errors
 from distill_datasets.models.architecture import Architecture, last_linear
 from distill_datasets.models.backbones import (
@@ -102,13 +102,9 @@ def state_dict_of(path: str) -> dict[str, Tensor]:
     if file.suffix not in PICKLES:
         return read_checkpoint(file).tensors
     try:
-        # weights_only refuses everything but tensors and plain containers: nothing is run
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise ArtifactError(
-            f"backbone.weights: {path} is not a state dict that can be read without running code "
-            f"({_first_line(error)}); convert it to safetensors where you trust it"
-        ) from error
+        content = read_pickled(file, "a state dict")
+    except ArtifactError as error:
+        raise ArtifactError(f"backbone.weights: {error}") from error
     for name in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
             content = content[name]
