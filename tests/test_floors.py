@@ -280,6 +280,7 @@ def test_the_command_line_imports_nothing_slow_before_a_verb_needs_it() -> None:
     cheap = {
         "errors",
         "cli",
+        "cli.evaluate",
         "cli.lazy_imports",
         "cli.run",
         "cli.share",

@@ -5,7 +5,7 @@ from typing import NoReturn
 
 import typer
 
-from distill_datasets.cli import run, share
+from distill_datasets.cli import evaluate, run, share
 from distill_datasets.errors import DistillError
 from distill_datasets.runtime.launch import PeerLost, means_lost_peer, process_index, report
 
@@ -21,6 +21,7 @@ app.command()(run.run)
 app.command()(run.plan)
 app.command()(run.check)
 app.command("list")(run.list_parts)
+app.command()(evaluate.verify)
 app.command()(share.publish)
 app.command("import")(share.import_set)
 

@@ -251,7 +251,7 @@ def _names(outside: Outside, classes: list[str] | None, dataset: str) -> list[st
             f"{dataset}: {k} classes ({', '.join(found[:5])}{', ...' if k > 5 else ''}), and "
             f"--classes names {len(classes)}; name all of them, in the order of the labels"
         )
-    if set(classes) == set(found) and classes != found:
+    if outside.class_names and set(classes) == set(found) and classes != found:
         raise ArtifactError(
             f"{dataset}: --classes names its own classes in another order than its labels have; "
             "leave it out, and they are matched with the source by name"

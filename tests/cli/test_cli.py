@@ -50,6 +50,11 @@ OPTIONS = {
     "plan": {"--profile", "--skip-bad-rows", "--flops-per-second", "--probe", "--json"},
     "check": {"--profile", "--skip-bad-rows"},
     "list": {"--keys"},
+    "verify": {"--runs", "--output", "--json"},
+    "import": {
+        *("--to", "--layout", "--like", "--mean", "--std", "--classes", "--source", "--name"),
+        *("--method", "--paper", "--license", "--experiment", "--config", "--revision", "--json"),
+    },
     "publish": {"--private", "--public", "--tag", "--message", "--allow-license"},
 }
 
@@ -113,6 +118,8 @@ def test_help_teaches_every_verb(verb: str) -> None:
         "plan": ["distill.steps=500", "trains nothing"],
         "check": ["distill.steps=500", "every problem at once", "Problems between sections"],
         "list": ["paper"],
+        "verify": ["a line for each look", "exit code is 1"],
+        "import": ["MTT, TESLA and DATM", "images_best.pt --to mtt", "Nothing in a file is run"],
         "publish": ["hf auth login", "HF_TOKEN", "ORG/NAME"],
     }
     for word in words[verb]:

@@ -1,0 +1,189 @@
+"""Whether a published folder is what it says of itself: a line for each look at it.
+
+Where `agreement.problems` decides whether a run goes on, this tells a stranger what was looked at:
+every hash, every copy of a number, every row through `load_dataset`, every image decoded.
+
+Shape suffixes: N examples, K classes, C channels, H W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+
+from distill_datasets.data.normalization import InputSpace
+from distill_datasets.errors import ArtifactError
+from distill_datasets.export.agreement import problems
+from distill_datasets.export.content import sibling_of
+from distill_datasets.export.folder import MANIFEST, read_manifest, verify
+from distill_datasets.export.reading import ROWS_AT_ONCE, load_rows
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+COLUMNS = {
+    "default": {"image", "label", "soft_label"},
+    "exact": {"pixel_values", "label", "soft_label"},
+    "poster": {"preview", "poster", "poster_shape", "label_poster", "label_poster_shape"},
+    "numbers": {"name", "shape", "uint8", "float16", "scales"},
+    "relabel": {"epoch", "batch", "image", "crop", "flip", "partner", "box", "share"},
+    "recipe": {"recipe_yaml", "student_json", "provenance_json", "results_json", "mean", "std"},
+}
+"""What every configuration has at the least."""
+SUM_TOLERANCE = 1e-3
+ROUNDING = 1e-5
+"""Of the largest difference between `default` and `exact`, which is recomputed."""
+MOST_NAMED = 3
+
+
+class Check(NamedTuple):
+    """One look: at what, whether all is as it should be, and in words."""
+
+    name: str
+    passed: bool
+    words: str
+
+
+def checks(folder: Path) -> Iterator[Check]:
+    """Look at all of a published folder; what cannot be looked at after a fault is left out.
+
+    Args:
+        folder: in the published layout, label shards in a folder beside it.
+
+    Raises:
+        ArtifactError: there is no manifest, or it is not one of ours.
+    """
+    manifest = read_manifest(folder)
+    yield Check("manifest", True, f"schema version {manifest['schema_version']}")
+    files = manifest["files"]
+    found = verify(folder)
+    size = sum(file["bytes"] for file in files)
+    yield _check("files", found, f"{len(files)} files, {size:,} bytes, sha256 as in {MANIFEST}")
+    beside = _beside(folder, manifest)
+    words = f"not in {MANIFEST}, and read by nobody: {', '.join(beside[:MOST_NAMED])}"
+    yield Check("files beside", True, words if beside else "none")
+    if found:
+        return
+    yield _check(
+        "agreement",
+        problems(folder),
+        "results.json, the card, the manifest and the configuration recipe say the same",
+    )
+    configs = manifest["configs"]
+    unloadable = list(_unloadable(folder, manifest))
+    yield _check("load_dataset", unloadable, f"{', '.join(configs)}: columns and rows")
+    if not unloadable:
+        undecoded = list(_undecoded(folder, manifest))
+        yield _check("images", undecoded, f"{configs['default']['rows']:,} decoded")
+        if "exact" in configs and not undecoded:
+            found = list(_unlike(folder, manifest))
+            yield _check("exact", found, "rounds to default, as far as the manifest says")
+    relabel = manifest.get("relabel")
+    if relabel is not None and relabel["where"] != "relabel":
+        yield _shards(folder, manifest)
+
+
+def _check(name: str, found: list[str], passed: str) -> Check:
+    more = f"; and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
+    return Check(name, not found, "; ".join(found[:MOST_NAMED]) + more if found else passed)
+
+
+def _beside(folder: Path, manifest: dict[str, Any]) -> list[str]:
+    known = {file["path"] for file in manifest["files"]} | {MANIFEST}
+    paths = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return sorted(path for path in paths if path not in known)
+
+
+def _loaded(folder: Path, config: str) -> Dataset | str:
+    """A configuration, or why `load_dataset` does not read it."""
+    from datasets.exceptions import DatasetsError
+
+    try:
+        return load_rows(folder, config)
+    except (DatasetsError, ValueError, OSError, KeyError, TypeError) as error:
+        text = (str(error.__cause__ or error) or type(error).__name__).splitlines()[0]
+        return f"{config}: load_dataset does not read it ({text})"
+
+
+def _unloadable(folder: Path, manifest: dict[str, Any]) -> Iterator[str]:
+    for name, said in manifest["configs"].items():
+        rows = _loaded(folder, name)
+        if isinstance(rows, str):
+            yield rows
+            continue
+        if absent := sorted(COLUMNS.get(name, set()) - set(rows.column_names)):
+            yield f"{name}: no column {', '.join(absent)}"
+        if len(rows) != said["rows"]:
+            yield f"{name}: {len(rows)} rows, expected {said['rows']}"
+        if name in ("default", "exact"):
+            yield from _mislabeled(name, rows, manifest["classes"])
+
+
+def _mislabeled(name: str, rows: Dataset, classes: list[str]) -> Iterator[str]:
+    declared = rows.features["label"]
+    if getattr(declared, "names", None) != classes:
+        yield f"{name}: the names of its labels are not the manifest's classes"
+        return
+    columns = rows.select_columns(["label", "soft_label"]).with_format("numpy")[:]
+    soft_NK, label_N = np.stack(columns["soft_label"]), np.asarray(columns["label"])
+    if soft_NK.shape[1] != len(classes) or not np.isfinite(soft_NK).all():
+        yield f"{name}: soft labels are not {len(classes)} finite numbers in every row"
+        return
+    if soft_NK.min() < 0 or np.abs(soft_NK.sum(axis=1) - 1).max() > SUM_TOLERANCE:
+        yield f"{name}: soft labels are no shares that sum to 1"
+    likeliest_N = soft_NK[np.arange(len(soft_NK)), label_N]
+    if wrong := int((likeliest_N < soft_NK.max(axis=1)).sum()):
+        yield f"{name}: the label of {wrong} rows is not the largest share of its soft label"
+
+
+def _undecoded(folder: Path, manifest: dict[str, Any]) -> Iterator[str]:
+    c, h, w = manifest["input"]["shape"]
+    expected = (h, w) if c == 1 else (h, w, c)
+    images = load_rows(folder, "default").select_columns(["image"]).with_format("numpy")
+    for number in range(len(images)):
+        try:
+            shape = images[number]["image"].shape
+        except (OSError, ValueError, SyntaxError) as error:  # what PIL says of damaged files
+            yield f"row {number}: its image cannot be decoded ({error})"
+            continue
+        if shape != expected:
+            yield f"row {number}: an image of {shape}, expected {expected}"
+
+
+def _unlike(folder: Path, manifest: dict[str, Any]) -> Iterator[str]:
+    """Whether the rounded rows are those of `exact`."""
+    space = InputSpace(
+        torch.tensor(manifest["input"]["mean"]), torch.tensor(manifest["input"]["std"])
+    )
+    c, h, w = manifest["input"]["shape"]
+    largest = 0.0
+    pairs = zip(
+        load_rows(folder, "default").with_format("numpy").iter(ROWS_AT_ONCE),
+        load_rows(folder, "exact").with_format("numpy").iter(ROWS_AT_ONCE),
+        strict=True,
+    )
+    for rounded, said in pairs:
+        images = torch.tensor(np.stack(rounded["image"])).float() / 255
+        pixels = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2)
+        values = torch.tensor(np.stack(said["pixel_values"])).view(-1, c, h, w)
+        largest = max(largest, float((space.to_student(pixels) - values).abs().max()))
+    told = manifest["quantization"]["max_abs_error"]
+    if abs(largest - told) > ROUNDING * max(1.0, told):
+        yield f"exact differs from default by {largest:.6g}, and the manifest says {told:.6g}"
+
+
+def _shards(folder: Path, manifest: dict[str, Any]) -> Check:
+    place = sibling_of(folder.absolute())
+    if not (place / MANIFEST).exists():
+        return Check("labels of views", False, f"{place}: not there; fetch them beside the dataset")
+    try:
+        found = verify(place)
+        if read_manifest(place).get("labels_of") != manifest["recipe_sha256"]:
+            found.append("they belong to another recipe")
+    except ArtifactError as error:
+        found = [str(error)]
+    return _check("labels of views", found, f"{place.name}: sha256 as in its {MANIFEST}")
