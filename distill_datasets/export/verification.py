@@ -40,7 +40,7 @@ ROUNDING = 1e-5
 MOST_NAMED = 3
 
 
-class Check(NamedTuple):
+class Look(NamedTuple):
     """One look: at what, whether all is as it should be, and in words."""
 
     name: str
@@ -48,7 +48,7 @@ class Check(NamedTuple):
     words: str
 
 
-def checks(folder: Path) -> Iterator[Check]:
+def checks(folder: Path) -> Iterator[Look]:
     """Look at all of a published folder; what cannot be looked at after a fault is left out.
 
     Args:
@@ -58,14 +58,14 @@ def checks(folder: Path) -> Iterator[Check]:
         ArtifactError: there is no manifest, or it is not one of ours.
     """
     manifest = read_manifest(folder)
-    yield Check("manifest", True, f"schema version {manifest['schema_version']}")
+    yield Look("manifest", True, f"schema version {manifest['schema_version']}")
     files = manifest["files"]
     found = verify(folder)
     size = sum(file["bytes"] for file in files)
     yield _check("files", found, f"{len(files)} files, {size:,} bytes, sha256 as in {MANIFEST}")
     beside = _beside(folder, manifest)
     words = f"not in {MANIFEST}, and read by nobody: {', '.join(beside[:MOST_NAMED])}"
-    yield Check("files beside", True, words if beside else "none")
+    yield Look("files beside", True, words if beside else "none")
     if found:
         return
     yield _check(
@@ -87,9 +87,9 @@ def checks(folder: Path) -> Iterator[Check]:
         yield _shards(folder, manifest)
 
 
-def _check(name: str, found: list[str], passed: str) -> Check:
+def _check(name: str, found: list[str], passed: str) -> Look:
     more = f"; and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
-    return Check(name, not found, "; ".join(found[:MOST_NAMED]) + more if found else passed)
+    return Look(name, not found, "; ".join(found[:MOST_NAMED]) + more if found else passed)
 
 
 def _beside(folder: Path, manifest: dict[str, Any]) -> list[str]:
@@ -176,10 +176,10 @@ def _unlike(folder: Path, manifest: dict[str, Any]) -> Iterator[str]:
         yield f"exact differs from default by {largest:.6g}, and the manifest says {told:.6g}"
 
 
-def _shards(folder: Path, manifest: dict[str, Any]) -> Check:
+def _shards(folder: Path, manifest: dict[str, Any]) -> Look:
     place = sibling_of(folder.absolute())
     if not (place / MANIFEST).exists():
-        return Check("labels of views", False, f"{place}: not there; fetch them beside the dataset")
+        return Look("labels of views", False, f"{place}: not there; fetch them beside the dataset")
     try:
         found = verify(place)
         if read_manifest(place).get("labels_of") != manifest["recipe_sha256"]:
