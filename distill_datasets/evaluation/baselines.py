@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from distill_datasets.data.real import RealData
 from distill_datasets.errors import ArtifactError
+from distill_datasets.evaluation.lossy import Lossy
 from distill_datasets.evaluation.protocol import Evaluate
 from distill_datasets.evaluation.references import (
     CHOSEN,
@@ -30,7 +31,6 @@ from distill_datasets.evaluation.references import (
     rooms_of,
     stored_references,
 )
-from distill_datasets.evaluation.webp import Webp
 from distill_datasets.export.content import CLASSIFIER, STARTS, sibling_of
 from distill_datasets.export.folder import read_manifest
 from distill_datasets.export.reading import image_bytes, load_rows, read_published
@@ -131,7 +131,7 @@ def baselines(
 
     def baseline(row: ResultRow) -> Baseline:
         if row.images == "bytes":
-            lossy = Webp(real, image_bytes(exported), seed)
+            lossy = Lossy(real, image_bytes(exported), seed)
             steps = settings.duration(lossy.room.images)
             made = _of_real(row, settings.students, steps, lossy.room, lossy.examples())
             return dataclasses.replace(made, bytes=lossy.budget)

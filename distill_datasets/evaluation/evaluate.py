@@ -27,6 +27,7 @@ from distill_datasets.evaluation.results import by_class, spread
 from distill_datasets.evaluation.trials import (
     Trial,
     best_of,
+    dealt,
     is_tuned,
     parted,
     plain,
@@ -243,20 +244,8 @@ class _Students:
 
     def train(self, trials: Sequence[Trial]) -> None:
         """Train those that no earlier run has finished, dealt to processes and threads."""
-        # longest first, so that no process is left with a long student at the end
         units = sorted(parted(self.settings, trials), key=lambda trial: -trial.marks[-1])
-        mine = self.run.runtime.mine(len(units))
-        with (
-            self.run.bar("evaluate", len(mine)) as bar,
-            self.run.runtime.pool(max(1, len(units))) as run_units,
-        ):
-
-            def measure(unit: int) -> None:
-                self._measure(units[unit])
-                bar.advance(1)
-
-            run_units(measure, mine)
-        self.run.runtime.wait()
+        dealt(self.run, "evaluate", units, self._measure)
 
     def _measure(self, trial: Trial) -> None:
         """Train a student and write down what it scores, unless all of it is written down."""

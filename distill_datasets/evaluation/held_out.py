@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from distill_datasets.data.decoding import Split
+from distill_datasets.data.features import Features
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,6 +43,45 @@ def holding_out(real: RealData, count: int, rng: torch.Generator) -> RealData:
     return dataclasses.replace(
         real, train=_rows(real.train, torch.cat(left)), test=_rows(real.train, torch.cat(held))
     )
+
+
+def tenth_held_out(real: RealData, scored: int, rng: torch.Generator) -> RealData:
+    """The source without a tenth of every class, of which some stand for its test images.
+
+    A class of one image keeps it.
+
+    Args:
+        real: the source.
+        scored: how many of them, at most; as many of every class as there are of the smallest.
+        rng: draws them.
+    """
+    held, left = [], []
+    for own_N in real.rows_of_class:
+        order_N = own_N[torch.randperm(len(own_N), generator=rng).to(own_N.device)]
+        here = min(len(own_N) - 1, max(1, round(0.1 * len(own_N))))
+        held.append(order_N[: min(here, max(1, scored // real.shape.k))])
+        left.append(order_N[here:].sort().values)
+    rows_N, held_N = torch.cat(left), torch.cat(held)
+    features = {
+        key: Features(each.train_ND[rows_N.cpu()], each.train_ND[held_N.cpu()], each.moments)
+        for key, each in real.features.items()
+    }
+    train, test = _rows(real.train, rows_N), _rows(real.train, held_N)
+    return dataclasses.replace(real, train=train, test=test, features=features)
+
+
+def tested_on(real: RealData, images: int, rng: torch.Generator) -> RealData:
+    """The source with so many of its test images, drawn once; with all where it has fewer."""
+    labels_N = real.test.labels_N
+    if images >= len(labels_N):
+        return real
+    rows_N = torch.randperm(len(labels_N), generator=rng)[:images].sort().values
+    features = {
+        key: Features(each.train_ND, each.test_ND[rows_N], each.moments)
+        for key, each in real.features.items()
+    }
+    test = _rows(real.test, rows_N.to(labels_N.device))
+    return dataclasses.replace(real, test=test, features=features)
 
 
 def _rows(split: Split, rows_N: Tensor) -> Split:

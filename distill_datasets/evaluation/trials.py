@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from distill_datasets.evaluation.baselines import Baseline
 from distill_datasets.evaluation.beyond import Beyond
 from distill_datasets.evaluation.protocol import Evaluate
 from distill_datasets.files.artifacts import fingerprint
 from distill_datasets.models.architecture import Architecture
+from distill_datasets.runtime.processes import Run
+
+T = TypeVar("T")
 
 if TYPE_CHECKING:
     from distill_datasets.types import Shape
@@ -95,3 +98,23 @@ def wider(settings: Evaluate, beyond: Beyond, baseline: Baseline, shape: Shape) 
 def best_of(scores: Mapping[tuple[float, int], float]) -> tuple[float, int]:
     """The factor and the steps of the best score, of equal ones the first."""
     return max(scores, key=lambda tried: scores[tried])
+
+
+def dealt(run: Run, stage: str, units: Sequence[T], measure: Callable[[T], None]) -> None:
+    """Let processes and threads measure all units between them, with a bar; all wait for all.
+
+    Args:
+        run: whose processes and threads.
+        stage: what the bar is called.
+        units: the longest first, so that no process is left with a long one at the end.
+        measure: writes down what it finds, unless that is written down.
+    """
+    mine = run.runtime.mine(len(units))
+    with run.bar(stage, len(mine)) as bar, run.runtime.pool(max(1, len(units))) as run_units:
+
+        def one(unit: int) -> None:
+            measure(units[unit])
+            bar.advance(1)
+
+        run_units(one, mine)
+    run.runtime.wait()

@@ -511,6 +511,13 @@ def webp(image_CHW: Tensor, quality: int) -> bytes:
     return buffer.getvalue()
 
 
+def jpeg(image_CHW: Tensor, quality: int) -> bytes:
+    """An 8-bit image as JPEG with tables of its own; `quality` is PIL's, from 0 to 100."""
+    buffer = io.BytesIO()
+    _picture(_pixels(image_CHW)).save(buffer, format="JPEG", quality=quality, optimize=True)
+    return buffer.getvalue()
+
+
 def overview(images: Sequence[Tensor]) -> bytes:
     """All originals in one picture, enlarged without smoothing until it is about 1024 px wide.
 

@@ -9,10 +9,19 @@ Reference = Literal[
     "random_real", "herding", "k_center", "nearest", "class_mean", "k_means", "webp", "full"
 ]
 """The rows that `evaluate.references` may ask for."""
-Images = Literal["published", "equal", "bytes", "all", "none"]
+Images = Literal["published", "equal", "values", "bytes", "rows", "all", "none"]
 """Whose images: those that are published; real ones of no more pixels, shrunk where they are fewer
-than classes; real ones of no more bytes; all of the source, for epochs of their own; or none, as
-what is measured is trained by nobody here."""
+than classes; of no more values, labels included; of no more bytes; as many as rows are published;
+all of the source, for epochs of their own; or none, as what is measured is trained by nobody
+here."""
+Regime = Literal["HL", "SL-1", "SL-R", "SL+KD"]
+"""What a student may read beside the images."""
+REGIMES: dict[Regime, str] = {
+    "HL": "hard labels",
+    "SL-1": "one soft label an image",
+    "SL-R": "recorded views with a teacher's labels",
+    "SL+KD": "a teacher at training time",
+}
 
 
 class ResultRow(NamedTuple):
@@ -82,7 +91,17 @@ ROWS = {
         ),
         _row("class_mean", "equal", "class means, no more pixels"),
         _row("k_means", "equal", "twice as many k-means centers, shrunk, no more pixels"),
+        _row(
+            "forgetting", "equal", "real images by forgetting, stratified (CCS), no more pixels"
+        ),
+        _row("el2n", "equal", "real images by EL2N, stratified (CCS), no more pixels"),
+        _row("easy", "equal", "easy real images (low EL2N), no more pixels"),
+        _row("rded", "equal", "crops that a network recognizes best (RDED), no more pixels"),
+        _row("random_rows", "rows", "random real images, one of its class for every row"),
+        _row("random_values", "values", "random real images, no more values"),
+        _row("jpeg", "bytes", "random real images as JPEG, no more bytes"),
         _row("webp", "bytes", "random real images as lossy WebP, no more bytes"),
+        _row("webp_half", "bytes", "random real images as WebP at half size, no more bytes"),
         _row("full", "all", "the whole dataset", "the full source"),
         _row("teacher", "none", "nothing: the teachers as they are"),
     )

@@ -12,11 +12,11 @@ from support.sample_content import sample
 from support.tiny import toy_real
 
 from distill_datasets.data.decoding import Split
-from distill_datasets.evaluation import webp as lossy
+from distill_datasets.evaluation import lossy
 from distill_datasets.evaluation.baselines import baselines
 from distill_datasets.evaluation.held_out import nearest_neighbor_accuracy
+from distill_datasets.evaluation.lossy import Lossy
 from distill_datasets.evaluation.protocol import Evaluate
-from distill_datasets.evaluation.webp import Webp
 from distill_datasets.export.folder import write_dataset
 from distill_datasets.export.reading import image_bytes, load_rows
 from distill_datasets.media.image import open_image, to_pixels, webp
@@ -43,7 +43,7 @@ def test_every_class_is_shown_and_the_bytes_are_filled(
     monkeypatch: pytest.MonkeyPatch, shape: Shape
 ) -> None:
     real = toy_real(shape)
-    reference = Webp(real, 6000, 0)
+    reference = Lossy(real, 6000, 0)
     weights = list[int]()
     files = lossy._files
 
@@ -62,7 +62,7 @@ def test_every_class_is_shown_and_the_bytes_are_filled(
         assert len(set(counts)) == 1 and form.per_class - 2 <= counts[0] <= form.per_class
         assert stored.count * weights[-1] / (form.per_class * shape.k) <= 6000 * 1.02
     assert reference.room.images == form.per_class * shape.k
-    one = Webp(real, 10, 0).form  # not even one of each class fits
+    one = Lossy(real, 10, 0).form  # not even one of each class fits
     assert one.per_class == 1 and one.quality == min(lossy.QUALITIES)
 
 
@@ -87,7 +87,7 @@ def test_nearest_neighbors_of_the_training_images_are_themselves() -> None:
 
 def test_test_images_have_no_say_in_the_form() -> None:
     other = Split(REAL.test.images_NCHW.flip(0), REAL.test.labels_N.roll(7))
-    forms = [Webp(real, 6000, 0).form for real in (REAL, dataclasses.replace(REAL, test=other))]
+    forms = [Lossy(real, 6000, 0).form for real in (REAL, dataclasses.replace(REAL, test=other))]
     assert forms[0] == forms[1]
 
 
