@@ -91,7 +91,7 @@ def run_standard(
     target = read_target(folder, real)
     students = Students(target, real, run, settings)
     field = contestants(target, students.real, students.rest, run.seed, settings.asked)
-    table = Table(students, field)
+    table = StandardTable(students, field)
     table.measure()
     found = {
         "protocol": protocol_of(students, settings),
@@ -107,7 +107,7 @@ def run_standard(
     return found
 
 
-class Table:
+class StandardTable:
     """The rows of an evaluation, measured in rounds, as one decides what the next one trains."""
 
     def __init__(self, students: Students, field: Sequence[Contestant]) -> None:
