@@ -21,7 +21,14 @@ from support.tiny import (
 from support.unrolled_problem import FLIP_ROTATE, Clock
 from torch import Tensor
 
+from distill_datasets.canvases.bases import Bases
+from distill_datasets.canvases.canvas import Canvas
+from distill_datasets.canvases.field import NeuralField
+from distill_datasets.canvases.frequency import Frequency
+from distill_datasets.canvases.gaussians import Gaussians
+from distill_datasets.canvases.parameterized import Parameterized
 from distill_datasets.canvases.poster import Poster
+from distill_datasets.canvases.small import Small
 from distill_datasets.distilled import Distilled
 from distill_datasets.errors import DistillError
 from distill_datasets.labels.fixed import Area
@@ -68,7 +75,7 @@ class Problem(NamedTuple):
         return objective.estimate(distilled or self.distilled, self.expert, double_real(), Clock())
 
 
-def problem_of(canvas: Poster | None = None, learned: bool = True) -> Problem:
+def problem_of(canvas: Canvas | None = None, learned: bool = True) -> Problem:
     real = double_real()
     sizes = [ALPHA] if learned else []
     distilled = double_distilled(real, canvas or POSTER, step_sizes=sizes)
@@ -138,6 +145,27 @@ def error(problem: Problem, objective: Trajectory, name: str, grad: Tensor) -> f
 def test_gradient_equals_a_finite_difference(problem: Problem, name: str) -> None:
     objective = trajectory()
     assert error(problem, objective, name, problem.estimate(objective).grads[name]) < 1e-6
+
+
+DRAWN = [
+    Small(ipc=1, side=5),
+    Bases(ipc=1, bases=3),
+    Frequency(ipc=1, kept=12),
+    NeuralField(ipc=1, width=4, fit_steps=20),
+    Gaussians(ipc=1, blobs=4, fit_steps=20),
+]
+
+
+@pytest.mark.parametrize("canvas", DRAWN, ids=lambda canvas: canvas.name)
+def test_numbers_that_images_are_drawn_from_have_the_gradient_of_differences(
+    canvas: Parameterized,
+) -> None:
+    problem, objective = problem_of(canvas), trajectory()
+    grads = problem.estimate(objective).grads
+    numbers = [name for name in grads if name.startswith("canvas.")]
+    assert numbers
+    for name in numbers:
+        assert error(problem, objective, name, grads[name]) < 1e-5, name
 
 
 class AugmentedAnew(Trajectory):
