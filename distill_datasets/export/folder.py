@@ -12,6 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from distill_datasets.export.content import (
     rounding_error,
     sibling_of,
 )
+from distill_datasets.export.pictures import class_sheet
 from distill_datasets.files.artifacts import (
     fingerprint,
     read_json,
@@ -210,8 +212,9 @@ def _write(
     write_text(folder / "student.yaml", student_yaml)
     if results is not None:
         write_json(folder / "results.json", results)
-    picture = overview(content.originals)
-    write_atomically(folder / "poster.png", lambda temporary: _write_bytes(temporary, picture))
+    sheet = class_sheet(content.images_NCHW, content.targets_NK, content.class_names)
+    for name, picture in {"poster.png": overview(content.originals), "classes.png": sheet}.items():
+        write_atomically(folder / name, partial(_write_bytes, content=picture))
     spent = {**budget(content), "bytes": _sizes(folder, content, parts)}
     rows_hash = fingerprint([sha256_of(folder / path) for part in parts for path in part.paths])
     write_text(folder / "README.md", card(content, results, spent, rows_hash))

@@ -28,6 +28,7 @@ PUBLISHED = {
     "data/train-00000-of-00001.parquet",
     "distill.json",
     "exact/train-00000-of-00001.parquet",
+    "classes.png",
     "poster.png",
     "poster/train-00000-of-00001.parquet",
     "recipe.yaml",
