@@ -11,11 +11,11 @@ import logging
 import os
 import re
 import tarfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from distill_datasets.data.account import Account
@@ -23,7 +23,14 @@ from distill_datasets.data.folders import ImageFolder, look_into
 from distill_datasets.data.image_files import ImageFiles
 from distill_datasets.data.listing import ARCHIVES, METADATA, TABLES
 from distill_datasets.data.provenance import SourceFile, local_files
-from distill_datasets.data.tables import account_of, one_kind, split_files, with_rows
+from distill_datasets.data.tables import (
+    PIECE_BYTES,
+    account_of,
+    check_declared,
+    one_kind,
+    split_files,
+    with_rows,
+)
 from distill_datasets.data.tars import Tars
 from distill_datasets.errors import ArtifactError, DataError, cut, did_you_mean, shown
 from distill_datasets.files.artifacts import read_json
@@ -33,7 +40,10 @@ from distill_datasets.media.image import raster_endings
 ASSETS = Path(__file__).parent.parent / "assets"
 EMBEDDED = {"embedded:uci-digits": ASSETS / "uci-digits" / "digits.parquet"}
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
-FILE_KINDS = {".parquet": "parquet", ".tar": "webdataset", ".arrow": "arrow"}
+FILE_KINDS = {".parquet": "parquet", ".arrow": "arrow"}
+INFORMATION = "dataset_info.json"
+OLD_INFORMATION = "dataset_infos.json"
+MOST_OLD_BYTES = 2**24
 ROWS = (".csv", ".jsonl", ".py")
 SUGGESTIONS = 5
 
@@ -202,7 +212,7 @@ def as_splits(dataset: Any) -> Splits:  # noqa: ANN401
     )
 
 
-def _only_images(files: tuple[str, ...]) -> bool:
+def _only_images(files: Iterable[str]) -> bool:
     """Whether files are images, and cards and annotations beside them."""
     named = (Path(file) for file in files)
     endings = {file.suffix.lower() for file in named if file.name not in METADATA}
@@ -211,8 +221,14 @@ def _only_images(files: tuple[str, ...]) -> bool:
 
 def _saved_to_disk(path: Path) -> bool:
     return (path / "dataset_dict.json").is_file() or (
-        (path / "state.json").is_file() and (path / "dataset_info.json").is_file()
+        (path / "state.json").is_file() and (path / INFORMATION).is_file()
     )
+
+
+def _check_declared(path: Path) -> None:
+    """Refuse too many names of classes; a damaged file is told when it is read."""
+    with suppress(OSError), path.open("rb") as file:
+        check_declared(path.name, file)
 
 
 def _from_disk(path: Path) -> Any:  # noqa: ANN401
@@ -224,6 +240,9 @@ def _from_disk(path: Path) -> Any:  # noqa: ANN401
     import datasets
 
     changed = "is not what save_to_disk wrote; save the dataset anew"
+    for pattern in (INFORMATION, f"*/{INFORMATION}", "*.arrow", "*/*.arrow"):
+        for file in sorted(path.glob(pattern)):
+            _check_declared(file)
     for state in sorted({*path.glob("state.json"), *path.glob("*/state.json")}):
         try:
             names = [each["filename"] for each in read_json(state)["_data_files"]]
@@ -245,8 +264,9 @@ def _from_disk(path: Path) -> Any:  # noqa: ANN401
 class Place:
     """Where a named dataset lies: in the folder or file `path`, or on the Hub where that is None.
 
-    The files of a local one are listed once; `files` are those that the Hub lists, against which
-    downloaded ones are checked.
+    Its files are listed once; `files` are those that the Hub lists. What is read of a Hub dataset
+    is downloaded, compared with that list, and read as a folder on this machine is; only the first
+    rows of tables are streamed.
     """
 
     dataset: str
@@ -256,8 +276,40 @@ class Place:
     files: tuple[SourceFile, ...] = ()
 
     @cached_property
-    def _files(self) -> list[Path]:
-        return [] if self.path is None else local_files(self.path)
+    def names(self) -> list[str]:
+        """The paths of all files from the dataset's folder, sorted; hidden ones are left out."""
+        if self.path is None:
+            paths = (PurePosixPath(file.path) for file in self.files)
+            return [
+                str(path) for path in paths if not any(part.startswith(".") for part in path.parts)
+            ]
+        return [file.relative_to(self._root).as_posix() for file in local_files(self.path)]
+
+    @property
+    def _root(self) -> Path:
+        """The folder of the dataset on this machine, whether or not the files are there yet."""
+        if self.path is None:
+            assert self.revision is not None, "what lies on the Hub is pinned"
+            return hub.cached_folder(self.dataset) / "snapshots" / self.revision
+        return self.path.parent if self.path.is_file() else self.path
+
+    def _fetch(self, names: list[str] | None = None) -> None:
+        """Download files of the Hub, or all of them, and compare those that are here."""
+        if self.path is None:
+            assert self.revision is not None
+            hub.fetch(self.dataset, self.revision, self.files, names)
+
+    @cached_property
+    def _saved(self) -> bool:
+        return self.path is not None and _saved_to_disk(self.path)
+
+    @cached_property
+    def _card_names_files(self) -> bool:
+        if self.path is not None:
+            return hub.card_names_files(self.path)
+        if hub.CARD not in self.names:
+            return False
+        return hub.card_names_files(hub.card_of(self.dataset, self.revision))
 
     @cached_property
     def images(self) -> ImageFolder | None:
@@ -266,48 +318,100 @@ class Place:
         A card that says which files are which splits is followed, and so is what `save_to_disk`
         wrote. A folder of images on the Hub is downloaded.
         """
-        path = self.path
-        if path is None:
-            if not _only_images(tuple(file.path for file in self.files)):
-                return None
-            path = hub.snapshot(self.dataset, self.revision)
-            if found := hub.changed(self.dataset, self.revision, self.files):
-                raise DataError(
-                    f"source.dataset: the downloaded {found[0]} of {self.dataset!r} has other "
-                    f"bytes than the Hub lists; remove {path / found[0]} and run again"
-                )
-        if path.is_file() or _saved_to_disk(path) or hub.card_names_files(path):
+        if self.path is None and not _only_images(self.names):
             return None
-        return look_into(path)
+        if (self.path is not None and self.path.is_file()) or self._saved or self._card_names_files:
+            return None
+        self._fetch()
+        return look_into(self._root)
+
+    @cached_property
+    def tars(self) -> Tars | None:
+        """The WebDataset that a source is; None for all others. One on the Hub is downloaded."""
+        if self._whole or not all(name.lower().endswith(".tar") for name in self._read_files):
+            return None
+        self._fetch(self._read_files)
+        return Tars(self._root, self._files_of)
 
     @property
-    def _only_tars(self) -> bool:
-        """True for a tar and for a folder whose data files all are."""
-        return {file.suffix for file in self._files} - {".md", ".txt", ".json", ""} == {".tar"}
+    def _whole(self) -> bool:
+        """Whether one reader knows all of it, so that there are no files to deal to splits."""
+        return self.images is not None or self._saved or self.path in EMBEDDED.values()
+
+    @cached_property
+    def _by_library(self) -> bool:
+        """Whether `datasets` deals files to splits: a card says so, or they are of other kinds."""
+        if self.path is not None and self.path.is_file():
+            return False
+        return self._card_names_files or one_kind(self.names) is None
+
+    @cached_property
+    def _files_of(self) -> dict[str, list[str]]:
+        """The paths of the files of each split."""
+        if self.path is not None and self.path.is_file():
+            return {"train": self.names}
+        if self._by_library:
+            return self._dealt(self._builder(streaming=True).config.data_files or {})
+        kind = one_kind(self.names)
+        return split_files(
+            name for name in self.names if PurePosixPath(name).suffix.lower() == kind
+        )
+
+    @property
+    def _read_files(self) -> list[str]:
+        return [name for names in self._files_of.values() for name in names]
+
+    def _dealt(self, data_files: Mapping[Any, list[str]]) -> dict[str, list[str]]:
+        """What `datasets` has found for each split, as paths from the dataset's folder.
+
+        Raises:
+            DataError: a file is in two splits.
+        """
+        begin = f"{self._root}/"
+        if self.path is None:
+            begin = f"hf://datasets/{self.dataset}@{self.revision}/"
+        splits = {
+            str(split): sorted(file.removeprefix(begin) for file in files)
+            for split, files in data_files.items()
+        }
+        split_of: dict[str, str] = {}
+        for split, names in splits.items():
+            for name in names:
+                if split_of.setdefault(name, split) != split:
+                    raise DataError(
+                        f"source.dataset: {hub.CARD} puts {name!r} into the splits "
+                        f"{split_of[name]!r} and {split!r}; a file belongs to one of them"
+                    )
+        return splits
+
+    @property
+    def here(self) -> bool:
+        """Whether all that is read of it lies on this machine."""
+        if self.path is not None or self.images is not None:
+            return True
+        assert self.revision is not None
+        return hub.holds(self.dataset, self.revision, self._read_files)
 
     @cached_property
     def _private_cache(self) -> Path:
-        """A cache folder that no other local folder shares.
+        """A cache folder that no other folder shares.
 
         `datasets` gives two folders of the same base name one cache entry: the second would return
         the first one's rows. A changed file (by size or time) gives a new entry.
         """
         import datasets
 
-        assert self.path is not None, "the Hub's datasets have names of their own"
-        digest = hashlib.sha256(str(self.path.resolve()).encode())
-        for file in self._files:
-            status = file.stat()
-            digest.update(
-                f"{file.relative_to(self.path)}\0{status.st_size}\0{status.st_mtime_ns}\n".encode()
-            )
+        digest = hashlib.sha256(str(self._root.resolve()).encode())
+        for name in self.names if self.path is not None else self._read_files:
+            status = (self._root / name).stat()
+            digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
         caches = Path(datasets.config.HF_DATASETS_CACHE) / "distill_datasets"
         return caches / digest.hexdigest()[:24]
 
     @property
     def labels_folder(self) -> Path | None:
-        """Where the labels of local tars are kept once they were read; None for all others."""
-        return self._private_cache / "labels" if self._only_tars else None
+        """Where the labels of tars are kept once they were read; None for all others."""
+        return None if self.tars is None else self._private_cache / "labels"
 
     @property
     def image_files(self) -> ImageFiles:
@@ -317,9 +421,8 @@ class Place:
         extracted = Path(datasets.config.EXTRACTED_DATASETS_PATH)
         if self.path is not None:
             return ImageFiles(self.path, (self.path, self._private_cache, extracted))
-        downloads = Path(datasets.config.DOWNLOADED_DATASETS_PATH)
         own = hub.cached_folder(self.dataset)
-        return ImageFiles(None, (downloads, extracted, own), f"hf://datasets/{self.dataset}@")
+        return ImageFiles(self._root, (extracted, own), f"hf://datasets/{self.dataset}@")
 
     @contextmanager
     def explained(self) -> Iterator[None]:
@@ -339,7 +442,6 @@ class Place:
         Raises:
             DataError: they cannot be read; the message says what to do.
         """
-
         if self.path is not None and self.revision is not None:
             raise DataError(
                 f"source.revision: {self.dataset!r} lies on this machine and has no revisions; "
@@ -352,130 +454,110 @@ class Place:
                         "source.config: a folder of images has no configs; leave it out"
                     )
                 return Opened(self.images.splits(), self.images.account)
-            if self.path is not None:
-                return self._local(self.path, streaming)
-            return Opened(as_splits(self._from_hub(streaming)))
-
-    def _from_hub(self, streaming: bool) -> Any:  # noqa: ANN401
-        """What `datasets` makes of the downloaded files, once their bytes are those listed.
-
-        Over plain HTTP the client compares sizes only, and keeps a file that was changed on its way
-        in its cache.
-        """
-        import datasets
-
-        def load(mode: str | None = None) -> Any:  # noqa: ANN401
-            return datasets.load_dataset(
-                self.dataset,
-                self.config,
-                revision=self.revision,
-                streaming=streaming,
-                download_mode=mode,
-            )
-
-        def changed() -> list[str]:
-            return hub.changed(self.dataset, self.revision, self.files)
-
-        if any(path == hub.CARD for path, _, _ in self.files):
-            hub.read_card(self.dataset, self.revision)
-        try:
-            loaded = load()
-        except (datasets.exceptions.DatasetsError, OSError, ValueError):
-            # what a reader says of bytes that nobody wrote
-            if streaming or not changed():
-                raise
-            loaded = None
-        if streaming or not (found := changed()):
-            return loaded
-        logger.warning(
-            "source: the download of %s was damaged on its way; fetching it again", found[0]
-        )
-        loaded = load("force_redownload")
-        if found := changed():
-            raise DataError(
-                f"source.dataset: the downloaded {found[0]} of {self.dataset!r} has other bytes "
-                "than the Hub lists, twice in a row; look at the connection, or give a local folder"
-            )
-        return loaded
-
-    def _local(self, path: Path, streaming: bool) -> Opened:
-        if path in EMBEDDED.values() or _saved_to_disk(path) or hub.card_names_files(path):
-            return Opened(as_splits(self._read(path, streaming)))
-        if self.tars is not None:
-            account = account_of(self.tars.root, self._files, self.tars.files)
-            return Opened(self.tars.splits(), account)
-        kind = one_kind(self._files) if path.is_dir() else None
-        if kind is None:
-            return Opened(as_splits(self._read(path, streaming)))
-        splits = split_files(
-            file.relative_to(path).as_posix() for file in self._files if file.suffix.lower() == kind
-        )
-        account = account_of(path, self._files, splits)
-        return Opened(as_splits(self._read(path, streaming, splits)), account)
-
-    @cached_property
-    def tars(self) -> Tars | None:
-        """The WebDataset that a local source is; None for all others."""
-        path = self.path
-        if path is None or _saved_to_disk(path):
-            return None
-        if path.is_file():
-            return Tars(path.parent, {"train": [path.name]}) if path.suffix == ".tar" else None
-        if hub.card_names_files(path) or one_kind(self._files) != ".tar":
-            return None
-        shards = [file for file in self._files if file.suffix.lower() == ".tar"]
-        return Tars(path, split_files(file.relative_to(path).as_posix() for file in shards))
+            if self._whole:
+                assert self.path is not None
+                return Opened(as_splits(self._read_whole(self.path)))
+            several = self._by_library and hub.configs_of_card(self._root) > 1
+            if self.tars is not None:
+                splits = self.tars.splits()
+            else:
+                splits = as_splits(self._read(streaming=streaming))
+            return Opened(splits, account_of(self._root, self.names, self._files_of, several))
 
     def row_name(self, split: str, row: int) -> str | None:
         """What a row is called where it lies; None where it has no name."""
         return None if self.tars is None else self.tars.name_of(split, row)
 
-    def _read(
-        self, path: Path, streaming: bool, splits: Mapping[str, list[str]] | None = None
-    ) -> Any:  # noqa: ANN401
+    def _read_whole(self, path: Path) -> Any:  # noqa: ANN401
+        """The rows of this package, or what `save_to_disk` wrote."""
         import datasets
         import pyarrow.parquet as pq
 
         if path in EMBEDDED.values():
             return datasets.Dataset(datasets.table.InMemoryTable(pq.read_table(path)))
-        if _saved_to_disk(path):
-            if self.config is not None:
-                raise DataError(
-                    "source.config: what save_to_disk wrote has no configs; leave it out"
-                )
-            return _from_disk(path)
-        cache = str(self._private_cache)
-        # shards of a WebDataset are read where they lie: nothing is copied, and processes share
-        streaming = streaming or self._only_tars
-        if path.is_file():
-            if path.suffix in ARCHIVES:
-                raise DataError(
-                    f"source.dataset: {path.name!r} is an archive; unpack it, and point "
-                    "source.dataset at the folder"
-                )
-            if path.suffix not in FILE_KINDS:
-                raise DataError(
-                    f"source.dataset: {path.name!r} is a file of an unknown kind; expected one of "
-                    f"{', '.join(FILE_KINDS)}, or a folder"
-                )
-            return datasets.load_dataset(
-                FILE_KINDS[path.suffix],
-                data_files={"train": str(path)},
-                cache_dir=cache,
-                streaming=streaming,
-            )
-        if splits is None:
-            return datasets.load_dataset(
-                str(path), self.config, cache_dir=cache, streaming=streaming
-            )
-        # a name is a name, whatever brackets or stars are in it
-        files = {
-            split: [glob.escape(str(path / name)) for name in names]
-            for split, names in with_rows(path, splits).items()
-        }
-        return datasets.load_dataset(
-            str(path), self.config, data_files=files, cache_dir=cache, streaming=streaming
+        if self.config is not None:
+            raise DataError("source.config: what save_to_disk wrote has no configs; leave it out")
+        return _from_disk(path)
+
+    def _builder(self, *, streaming: bool, local: bool = False) -> Any:  # noqa: ANN401
+        """What `datasets` reads the files with.
+
+        Args:
+            streaming: see `open`.
+            local: whether files of the Hub are read where they were downloaded to.
+        """
+        import datasets
+
+        self._check_old_information()
+        on_hub = self.path is None and not local
+        cache = None if on_hub else str(self._private_cache)
+        if self.path is not None and self.path.is_file():
+            kind = FILE_KINDS[self.path.suffix]
+            files = {"train": glob.escape(str(self.path))}
+            return datasets.load_dataset_builder(kind, data_files=files, cache_dir=cache)
+        where = self.dataset if on_hub else str(self._root)
+        files = None
+        if not self._by_library:
+            # a name is a name, whatever brackets or stars are in it
+            splits = self._files_of if on_hub else with_rows(self._root, self._files_of)
+            files = {
+                split: [glob.escape(name if on_hub else str(self._root / name)) for name in names]
+                for split, names in splits.items()
+            }
+        return datasets.load_dataset_builder(
+            where,
+            self.config,
+            data_files=files,
+            revision=self.revision if on_hub else None,
+            cache_dir=cache,
         )
+
+    def _read(self, *, streaming: bool) -> Any:  # noqa: ANN401
+        """Tables, and what `datasets` alone knows to read."""
+        path = self.path
+        if path is not None and path.is_file() and path.suffix in ARCHIVES:
+            raise DataError(
+                f"source.dataset: {path.name!r} is an archive; unpack it, and point "
+                "source.dataset at the folder"
+            )
+        if path is not None and path.is_file() and path.suffix not in FILE_KINDS:
+            raise DataError(
+                f"source.dataset: {path.name!r} is a file of an unknown kind; expected one of "
+                f"{', '.join(TABLES)}, or a folder"
+            )
+        if streaming and not self.here:
+            self._check_first_files()
+            return self._builder(streaming=True).as_streaming_dataset()
+        self._fetch(self._read_files)
+        for name in self._read_files:
+            _check_declared(self._root / name)
+        builder = self._builder(streaming=streaming, local=True)
+        if streaming:
+            return builder.as_streaming_dataset()
+        builder.download_and_prepare()
+        return builder.as_dataset()
+
+    def _check_old_information(self) -> None:
+        """Look at the size of a file that `datasets` reads whole wherever it lies."""
+        if OLD_INFORMATION not in self.names:
+            return
+        if self.path is not None:
+            _check_declared(self._root / OLD_INFORMATION)
+        elif max(file.size for file in self.files if file.path == OLD_INFORMATION) > MOST_OLD_BYTES:
+            raise DataError(
+                f"source.dataset: {OLD_INFORMATION} of {self.dataset!r} is longer than "
+                f"{MOST_OLD_BYTES:,} bytes; use a copy of the dataset without it"
+            )
+
+    def _check_first_files(self) -> None:
+        """Look at what the first file of each split declares, without downloading the rest."""
+        import fsspec  # type: ignore[import-untyped]
+
+        for names in self._files_of.values():
+            address = f"hf://datasets/{self.dataset}@{self.revision}/{names[0]}"
+            if PurePosixPath(names[0]).suffix.lower() in FILE_KINDS:
+                with fsspec.open(address, "rb", block_size=PIECE_BYTES) as file:
+                    check_declared(names[0], file)
 
 
 def open_splits(dataset: str, config: str | None, revision: str | None) -> Splits:
@@ -489,4 +571,8 @@ def open_splits(dataset: str, config: str | None, revision: str | None) -> Split
     Raises:
         DataError: it does not exist or cannot be read; the message says what to do.
     """
-    return Place(dataset, locate(dataset), config, revision).open().splits
+    path, files = locate(dataset), tuple[SourceFile, ...]()
+    if path is None:
+        pinned = hub.pin(dataset, revision)
+        revision, files = pinned.commit, tuple(SourceFile(*file) for file in pinned.files)
+    return Place(dataset, path, config, revision, files).open().splits

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -46,7 +47,7 @@ from distill_datasets.data.provenance import (
 )
 from distill_datasets.data.real import Decoded, Sampling
 from distill_datasets.data.stores import InMemory, Store
-from distill_datasets.errors import DataError
+from distill_datasets.errors import DataError, cut
 from distill_datasets.runtime.draws import Draw
 from distill_datasets.types import Shape
 
@@ -203,9 +204,9 @@ class Source(Section):
             return None
         if len(classes) < 2:
             raise ValueError(f"got {len(classes)} classes, expected at least 2")
-        repeated = sorted({str(name) for name in classes if classes.count(name) > 1})
+        repeated = sorted(str(name) for name, count in Counter(classes).items() if count > 1)
         if repeated:
-            raise ValueError(f"named more than once: {', '.join(repeated)}")
+            raise ValueError(f"named more than once: {cut(', '.join(repeated))}")
         return classes
 
 
@@ -502,7 +503,8 @@ class SourceDataset:
     def counts(self, draw: Draw) -> dict[str, RowCount] | None:
         """How many rows of each class are for training and for testing, from the labels alone.
 
-        None for tables on the Hub and for iterables, whose rows would have to be gone through.
+        None for tables on the Hub that were not downloaded and for iterables, whose rows would have
+        to be gone through.
 
         Raises:
             DataError: see `read`; what the labels show.
@@ -510,7 +512,7 @@ class SourceDataset:
         import datasets
 
         memory = None if self._memory is None else self._memory.values()
-        if memory is None and self._place.path is None and self._place.images is None:
+        if memory is None and not self._place.here:
             return None
         if memory is not None and not all(isinstance(rows, datasets.Dataset) for rows in memory):
             return None

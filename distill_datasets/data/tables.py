@@ -8,15 +8,22 @@ names say nothing, all rows are training rows. Where some files name a split and
 nobody knows what the others are, and the folder is refused.
 """
 
+import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
-from distill_datasets.data.account import LISTED_FILES, Account, FoundSplit
+from distill_datasets.data.account import LISTED_FILES, Account, FoundSplit, LeftOut
+from distill_datasets.data.columns import MOST_CLASSES
 from distill_datasets.data.folders import SPLIT_OF_WORD
-from distill_datasets.data.listing import TABLES
+from distill_datasets.data.listing import ARCHIVES, TABLES
 from distill_datasets.errors import DataError
+from distill_datasets.hub.pinned import CARD
+from distill_datasets.media.image import raster_endings
 
+PIECE_BYTES = 1 << 20
 _WORDS = "|".join(sorted(SPLIT_OF_WORD, key=len, reverse=True))
 _SHARD = r"(?:[-_. ]?\d+(?:[-_]of[-_]\d+)?(?:-[0-9a-f]{8,})?)?"
 # any name is a split's where shards are counted as `datasets` counts them
@@ -106,40 +113,99 @@ def _listed(files: list[str]) -> str:
     return ", ".join(map(repr, files[:LISTED_FILES])) + more
 
 
-def one_kind(files: Iterable[Path]) -> str | None:
+def one_kind(names: Iterable[str]) -> str | None:
     """The ending of the files that hold rows, where there are any.
 
     Raises:
         DataError: there are several kinds.
     """
-    kinds = {ending: file for file in files if (ending := file.suffix.lower()) in TABLES}
+    kinds = {ending: name for name in names if (ending := _ending(name)) in TABLES}
     if len(kinds) > 1:
         raise DataError(
             "source.dataset: a folder holds files of several kinds, for example "
-            f"{', '.join(repr(file.name) for file in kinds.values())}; point source.dataset at "
-            "one kind, or move the others away"
+            f"{', '.join(map(repr, kinds.values()))}; point source.dataset at one kind, or move "
+            "the others away"
         )
     return next(iter(kinds), None)
 
 
-def account_of(root: Path, files: Iterable[Path], splits: Mapping[str, list[str]]) -> Account:
-    """The account of a folder whose rows lie in tables.
+def account_of(
+    root: Path, names: Iterable[str], splits: Mapping[str, list[str]], several: bool
+) -> Account:
+    """The account of a source whose rows lie in tables, tars or archives.
 
     Args:
-        root: the folder.
-        files: all files in it.
-        splits: what `split_files` gave.
+        root: the folder on this machine, in which files may be lacking.
+        names: the paths of all files from there.
+        splits: which of them are read.
+        several: whether there are other configs, to which the files in no split belong.
     """
-    other: dict[str, int] = {}
-    for file in files:
-        ending = file.suffix.lower()
-        if ending not in TABLES:
-            other[ending or "without an ending"] = other.get(ending or "without an ending", 0) + 1
+    read = {name for group in splits.values() for name in group}
+    kinds = {_ending(name) for name in read} & {*TABLES, *ARCHIVES, *raster_endings()}
+    left_out, other = list[LeftOut](), Counter[str]()
+    for name in names:
+        if name in read:
+            continue
+        if _ending(name) not in kinds:
+            other[_ending(name) or "without an ending"] += 1
+        elif several:
+            other[f"{_ending(name)} of other configs"] += 1
+        else:
+            reason = f"in no split that {CARD} names; name it there, or move it away"
+            left_out.append(LeftOut(name, reason))
     found = {
         split: FoundSplit(tuple(paths), len(paths), _rows([root / path for path in paths]))
         for split, paths in splits.items()
     }
-    return Account(found, other=other)
+    return Account(found, tuple(sorted(left_out)), other)
+
+
+def _ending(name: str) -> str:
+    return PurePosixPath(name).suffix.lower()
+
+
+def declared_texts(file: BinaryIO, ending: str) -> int:
+    """About how many texts what describes a file holds; its rows are not read.
+
+    Args:
+        file: from its beginning.
+        ending: of its name: `.parquet` has a footer, `.arrow` begins with its schema, and any other
+            file is read whole.
+    """
+    start, stop = 0, file.seek(0, os.SEEK_END)
+    if ending == ".parquet":
+        file.seek(max(0, stop - 8))
+        stop -= 8
+        start = max(0, stop - int.from_bytes(file.read(4), "little"))
+    elif ending == ".arrow":
+        file.seek(0)
+        head = file.read(16)
+        # a file begins with its name, a stream with the length of its schema at once
+        start = 8 if head.startswith(b"ARROW1") else 0
+        stop = min(stop, start + 8 + int.from_bytes(head[start + 4 : start + 8], "little"))
+    file.seek(start)
+    quotes = 0
+    while start < stop and (piece := file.read(min(PIECE_BYTES, stop - start))):
+        quotes += piece.count(b'"')
+        start += len(piece)
+    return quotes // 2
+
+
+def check_declared(name: str, file: BinaryIO) -> None:
+    """Refuse a file that declares more names of classes than can be distilled, before any is read.
+
+    `datasets` takes half a kilobyte for each.
+
+    Raises:
+        DataError: names the file.
+    """
+    count = declared_texts(file, _ending(name))
+    if count > 2 * MOST_CLASSES:  # twice: other columns have names too
+        raise DataError(
+            f"source.dataset: {name!r} declares {count:,} names, and at most {MOST_CLASSES:,} "
+            "classes can be distilled; write it with fewer class names, or with plain integers as "
+            "labels"
+        )
 
 
 def with_rows(root: Path, splits: Mapping[str, list[str]]) -> dict[str, list[str]]:

@@ -1,13 +1,15 @@
 """The Hub as a place to read from: a commit for a name, a model's file, and progress bars."""
 
+import glob
 import logging
 import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from distill_datasets.errors import DataError, RecipeError, did_you_mean, shown
+from distill_datasets.errors import ArtifactError, DataError, RecipeError, did_you_mean, shown
+from distill_datasets.files.artifacts import intact, read_record, write_record
 from distill_datasets.files.yaml_text import MOST_CHARACTERS, from_yaml
 from distill_datasets.hub.errors import BROKEN, Wanted, absent, fetch_errors, why_unread
 from distill_datasets.hub.repository import upload
@@ -17,6 +19,7 @@ logger = logging.getLogger("distill_datasets")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 SIBLINGS = 200
 CARD = "README.md"
+LISTED_FILES = 5
 _FRONT_MATTER = re.compile(r"\s*---[\r\n]+(.*?)[\r\n]+---(?:[\r\n]|$)", re.DOTALL)
 
 
@@ -39,7 +42,13 @@ def front_matter(card: Path) -> dict[str, Any]:
     """
     try:
         with card.open(encoding="utf-8") as file:
-            found = _FRONT_MATTER.match(file.read(2 * MOST_CHARACTERS))
+            text = file.read(2 * MOST_CHARACTERS)
+        found = _FRONT_MATTER.match(text)
+        if found is None and len(text) == 2 * MOST_CHARACTERS and text.lstrip().startswith("---"):
+            raise DataError(
+                f"source.dataset: the YAML above the text of {card} does not end within "
+                f"{len(text):,} characters; shorten it, or take it out"
+            )
         said = from_yaml(found[1]) if found else {}
     except OSError:  # there is none
         return {}
@@ -58,21 +67,32 @@ def front_matter(card: Path) -> dict[str, Any]:
     return said or {}
 
 
-def read_card(dataset: str, revision: str | None) -> None:
-    """Read the front matter of a Hub dataset's README.md, which is downloaded.
+def card_of(dataset: str, revision: str | None) -> Path:
+    """The folder that holds the README.md of a Hub dataset, which is downloaded.
 
     Raises:
-        DataError: it cannot be fetched or read, or was written to do harm.
+        DataError: it cannot be fetched.
     """
     from huggingface_hub import hf_hub_download
 
     with explained(dataset, revision):
-        front_matter(Path(hf_hub_download(dataset, CARD, repo_type="dataset", revision=revision)))
+        return Path(hf_hub_download(dataset, CARD, repo_type="dataset", revision=revision)).parent
 
 
 def license_in_card(folder: Path) -> str | None:
     """The license named in the front matter of a README.md, or None."""
     return _joined(front_matter(folder / CARD).get("license"))
+
+
+def _configs(folder: Path) -> list[dict[str, Any]]:
+    """The configs that a README.md declares."""
+    configs = front_matter(folder / CARD).get("configs")
+    return [each for each in configs if isinstance(each, dict)] if isinstance(configs, list) else []
+
+
+def configs_of_card(folder: Path) -> int:
+    """How many configs a README.md declares."""
+    return len(_configs(folder))
 
 
 def card_names_files(folder: Path) -> bool:
@@ -81,11 +101,9 @@ def card_names_files(folder: Path) -> bool:
     Raises:
         DataError: it names files outside of the folder.
     """
-    configs = front_matter(folder / CARD).get("configs")
     named = [
         path
-        for config in (configs if isinstance(configs, list) else [])
-        if isinstance(config, dict)
+        for config in _configs(folder)
         for key in ("data_dir", "data_files")
         for path in _paths(config.get(key))
     ]
@@ -109,16 +127,90 @@ def _paths(files: object) -> Iterator[str]:
         yield from _paths(list(files.values()))
 
 
-def snapshot(dataset: str, revision: str | None) -> Path:
-    """The folder that holds all files of a Hub dataset at a commit; they are downloaded.
+def fetch(
+    dataset: str,
+    commit: str,
+    files: Collection[tuple[str, str, int]],
+    only: Collection[str] | None = None,
+) -> Path:
+    """Files of a Hub dataset on this machine, with the bytes that the Hub lists.
+
+    Over plain HTTP the client compares sizes only, and keeps a file that was changed on its way in
+    its cache: such a file is fetched once more. Files that are here already need no connection.
+
+    Args:
+        dataset: organization/name.
+        commit: in full.
+        files: all files of the commit, as `Pinned.files`; kept for when there is no connection.
+        only: the paths of those that are wanted; None: all.
+
+    Returns:
+        The folder of the commit, in which files lie under their paths; it may hold others.
 
     Raises:
-        DataError: they cannot be fetched.
+        DataError: one cannot be fetched, or arrives twice with other bytes.
     """
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import hf_hub_download, snapshot_download
 
-    with explained(dataset, revision):
-        return Path(snapshot_download(dataset, repo_type="dataset", revision=revision))
+    folder = cached_folder(dataset) / "snapshots" / commit
+    wanted = [file for file in files if only is None or file[0] in only]
+    if not holds(dataset, commit, [path for path, _, _ in wanted]):
+        escaped = None if only is None else [glob.escape(path) for path in only]
+        with explained(dataset, commit):
+            snapshot_download(dataset, repo_type="dataset", revision=commit, allow_patterns=escaped)
+        with suppress(ArtifactError):  # of use without a connection only
+            write_record(_listing(dataset, commit), {"files": [list(file) for file in files]})
+    if absent := [path for path, _, _ in wanted if not (folder / path).is_file()]:
+        more = ", ..." if len(absent) > LISTED_FILES else ""
+        raise DataError(
+            f"source.dataset: {len(absent)} files of {dataset!r} at {commit[:12]} were not "
+            f"downloaded: {', '.join(absent[:LISTED_FILES])}{more}; run once with a connection"
+        )
+    damaged = changed(dataset, commit, wanted)
+    for path in damaged:
+        logger.warning("source: the download of %s was damaged on its way; fetching it again", path)
+        with explained(dataset, commit):
+            hf_hub_download(
+                dataset, path, repo_type="dataset", revision=commit, force_download=True
+            )
+    again = [file for file in wanted if file[0] in damaged]
+    if found := changed(dataset, commit, again):
+        raise DataError(
+            f"source.dataset: the downloaded {found[0]} of {dataset!r} has other bytes than the "
+            "Hub lists, twice in a row; look at the connection, or give a local folder"
+        )
+    return folder
+
+
+def holds(dataset: str, commit: str, paths: Iterable[str]) -> bool:
+    """Whether files of a commit are on this machine."""
+    folder = cached_folder(dataset) / "snapshots" / commit
+    return all((folder / path).is_file() for path in paths)
+
+
+def _listing(dataset: str, commit: str) -> Path:
+    return cached_folder(dataset) / "listings" / f"{commit}.json"
+
+
+def _listed_before(dataset: str, commit: str) -> list[tuple[str, str, int]]:
+    """The files of a commit as the Hub listed them when some were downloaded.
+
+    Where nothing is known, those that lie here: the cache calls each by its hash.
+    """
+    known = intact(_listing(dataset, commit), read_record)
+    if known is not None:
+        return [(path, digest, size) for path, digest, size in known["files"]]
+    logger.warning(
+        "%s: which files the commit %s has was not kept; those that lie here are taken",
+        dataset,
+        commit[:12],
+    )
+    folder = cached_folder(dataset) / "snapshots" / commit
+    found = []
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        digest = file.readlink().name if file.is_symlink() else upload(file).sha256
+        found.append((file.relative_to(folder).as_posix(), digest, file.stat().st_size))
+    return found
 
 
 def _joined(license_name: object) -> str | None:
@@ -257,9 +349,8 @@ def _cached_commit(folder: Path, revision: str | None) -> str | None:
 
 def _from_cache(dataset: str, revision: str | None) -> Pinned | None:
     from huggingface_hub import constants
-    from huggingface_hub.file_download import repo_folder_name
 
-    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=dataset, repo_type="dataset")
+    folder = cached_folder(dataset)
     commit = _cached_commit(folder, revision)
     if commit is None or not (folder / "snapshots" / commit).is_dir():
         return None
@@ -267,13 +358,15 @@ def _from_cache(dataset: str, revision: str | None) -> Pinned | None:
         "%s: the Hub cannot be reached; using the cached commit %s", dataset, commit[:12]
     )
     license_name = license_in_card(folder / "snapshots" / commit)
-    return Pinned(commit, [], license_name, f"{constants.ENDPOINT}/datasets/{dataset}")
+    files = _listed_before(dataset, commit)
+    return Pinned(commit, files, license_name, f"{constants.ENDPOINT}/datasets/{dataset}")
 
 
 def pin(dataset: str, revision: str | None) -> Pinned:
     """The commit that a branch or tag points at now, with the files at that commit.
 
-    Without a connection the commit that the local cache holds is used, and its files are unknown.
+    Without a connection the commit that the local cache holds is used, with the files that the Hub
+    listed when they were downloaded.
 
     Raises:
         DataError: no such dataset or revision, no right to read it, or no connection.

@@ -184,7 +184,59 @@ def broken_card(root: Path) -> None:
     (root / "README.md").write_text("---\nconfigs: [*a, {\n---\n")
 
 
+def declared(count: int) -> pa.Schema:
+    """Columns whose metadata name as many classes, as `datasets` writes it."""
+    names = [str(number) for number in range(count)]
+    kinds = {
+        "image": {"_type": "Image"},
+        "label": {"_type": "ClassLabel", "names": names},
+    }
+    cells = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    described = json.dumps({"info": {"features": kinds}})
+    fields = {"image": cells, "label": pa.int64()}
+    return pa.schema(fields.items(), metadata={"huggingface": described})
+
+
+def declaring_table() -> pa.Table:
+    return pa.table({"image": with_cell(None), "label": LABELS}, declared(DECLARED))
+
+
+def declaring_arrow(new: Callable[[Any, pa.Schema], Any]) -> Callable[[Path], None]:
+    """Arrow as a stream or as a file."""
+
+    def write(root: Path) -> None:
+        rows = declaring_table()
+        with pa.OSFile(str(root / "train.arrow"), "wb") as file, new(file, rows.schema) as writer:
+            writer.write_table(rows)
+
+    return write
+
+
+def declaring_folder(root: Path) -> None:
+    long_names(root)
+    path = root / "dataset_info.json"
+    information = json.loads(path.read_text())
+    information["features"]["label"]["names"] = list(map(str, range(DECLARED)))
+    path.write_text(json.dumps(information))
+
+
+def declaring_card(root: Path) -> None:
+    table(root, {"image": CELLS, "label": LABELS})
+    names = "".join(f"          '{number}': name\n" for number in range(DECLARED))
+    kind = "  - name: label\n    dtype:\n      class_label:\n        names:\n"
+    (root / "README.md").write_text(f"---\ndataset_info:\n  features:\n{kind}{names}---\n")
+
+
+def declaring_old_file(root: Path) -> None:
+    table(root, {"image": CELLS, "label": LABELS})
+    names = list(map(str, range(DECLARED)))
+    label = {"_type": "ClassLabel", "names": names}
+    information = {"default": {"features": {"label": label}}}
+    (root / "dataset_infos.json").write_text(json.dumps(information))
+
+
 GOOD, BAD = "read", "1 row"
+DECLARED = 250_000
 
 SOURCES: dict[str, tuple[Callable[[Path], None], str]] = {
     # paths in rows
@@ -240,6 +292,16 @@ SOURCES: dict[str, tuple[Callable[[Path], None], str]] = {
     "decimals": (labels([1] * 8, pa.decimal128(5)), "no label column among"),
     "names of classes too long": (long_names, "a class name of 100,000 characters"),
     "names without end": (many_names, "100,001 classes in the label column, at most 100,000"),
+    # names of classes in what describes a file, refused before they are listed
+    "parquet declares": (
+        lambda root: pq.write_table(declaring_table(), root / "train.parquet"),
+        "'train.parquet' declares 250,00",
+    ),
+    "arrow stream declares": (declaring_arrow(pa.ipc.new_stream), "'train.arrow' declares 250,00"),
+    "arrow file declares": (declaring_arrow(pa.ipc.new_file), "'train.arrow' declares 250,00"),
+    "saved folder declares": (declaring_folder, "'dataset_info.json' declares 250,0"),
+    "card declares": (declaring_card, "README.md does not end within"),
+    "old file declares": (declaring_old_file, "'dataset_infos.json' declares 250,00"),
     # files
     "cut parquet": (truncated_parquet, "cannot be read"),
     "columns without end": (columns_without_end, r"\(3001 columns\)"),
