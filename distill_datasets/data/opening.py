@@ -493,10 +493,10 @@ class Place:
         cache = None if on_hub else str(self._private_cache)
         if self.path is not None and self.path.is_file():
             kind = FILE_KINDS[self.path.suffix]
-            files = {"train": glob.escape(str(self.path))}
-            return datasets.load_dataset_builder(kind, data_files=files, cache_dir=cache)
+            file = {"train": glob.escape(str(self.path))}
+            return datasets.load_dataset_builder(kind, data_files=file, cache_dir=cache)
         where = self.dataset if on_hub else str(self._root)
-        files = None
+        files: dict[str, list[str]] | None = None
         if not self._by_library:
             # a name is a name, whatever brackets or stars are in it
             splits = self._files_of if on_hub else with_rows(self._root, self._files_of)

@@ -133,7 +133,7 @@ def _from_hub(
         asked = dataset if revision is None else f"{dataset}@{revision}"
         logger.info("target: %s has no %s; it is imported", asked, MANIFEST)
         return _imported(dataset, runs, source, [dataset, pinned.commit])
-    folder = _downloaded(dataset, pinned.commit, runs, check)
+    folder = _downloaded(dataset, pinned, runs, check)
     manifest = read_manifest(folder)
     relabel = manifest.get("relabel")
     if relabel is not None and relabel["where"] != "relabel":
@@ -141,10 +141,11 @@ def _from_hub(
     return folder
 
 
-def _downloaded(dataset: str, commit: str, runs: Path, check: bool) -> Path:
+def _downloaded(dataset: str, pinned: hub.Pinned, runs: Path, check: bool) -> Path:
     """All files of a commit, as a folder below the runs that links to the Hub's cache."""
+    commit = pinned.commit
     logger.info("target: %s at the commit %s", dataset, commit)
-    files = hub.snapshot(dataset, commit)
+    files = hub.fetch(dataset, commit, pinned.files)
     folder = _linked(files, runs, f"{dataset.replace('/', '--')}-{commit[:12]}")
     if check and (found := verify(folder)):
         raise ArtifactError(
@@ -167,7 +168,8 @@ def _linked(files: Path, runs: Path, name: str) -> Path:
 def _fetch_shards(dataset: str, manifest: dict[str, object], sibling: Path, runs: Path) -> None:
     """The label shards of a dataset on the Hub, which lie in a repository of their own."""
     labels = f"{dataset}-relabel"
-    files = hub.snapshot(labels, hub.pin(labels, None).commit)
+    pinned = hub.pin(labels, None)
+    files = hub.fetch(labels, pinned.commit, pinned.files)
     if (theirs := read_manifest(files).get("labels_of")) != manifest["recipe_sha256"]:
         raise ArtifactError(
             f"{labels}: its labels belong to the recipe {str(theirs)[:12]}, and those of "
