@@ -128,6 +128,11 @@ class Canvas(Part, ABC):
         """True when its initial images are made with the networks of the squeeze stage."""
         return False
 
+    @property
+    def keeps_start(self) -> bool:
+        """True when `start` is long work that only the section, the source and the seed decide."""
+        return False
+
     @abstractmethod
     def size(self, shape: Shape) -> CanvasSize:
         """What `start` will make, without making it.

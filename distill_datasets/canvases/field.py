@@ -46,6 +46,7 @@ class NeuralField(Parameterized):
     """
 
     paper: ClassVar[str] = "DDiF, arXiv:2503.03259; SIREN, arXiv:2006.09661"
+    is_fitted: ClassVar[bool] = True
     storage: ClassVar[dict[str, Storage]] = {"weights": "float16"}
     name: Literal["field"] = "field"
     width: int = Field(default=6, ge=1, description="units of a hidden layer")

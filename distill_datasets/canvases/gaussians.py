@@ -39,6 +39,7 @@ class Gaussians(Parameterized):
     """
 
     paper: ClassVar[str] = "GSDD, arXiv:2509.26219"
+    is_fitted: ClassVar[bool] = True
     storage: ClassVar[dict[str, Storage]] = {"blobs": "scaled8"}
     name: Literal["gaussians"] = "gaussians"
     blobs: int = Field(default=10, ge=1, description="Gaussians of an image")

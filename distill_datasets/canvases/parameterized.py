@@ -137,6 +137,9 @@ class Parameterized(Canvas, ABC):
     storage: ClassVar[dict[str, Storage]]
     """How each of the numbers is published."""
 
+    is_fitted: ClassVar[bool] = False
+    """Whether `encode` is a training of its own."""
+
     ipc: float = Field(
         gt=0, description="values that are stored, in images of the source's size per class"
     )
@@ -207,6 +210,11 @@ class Parameterized(Canvas, ABC):
     @property
     def needs_squeezed(self) -> bool:
         return self.init.needs_squeezed
+
+    @property
+    def keeps_start(self) -> bool:
+        # what a folder holds is not named by the section
+        return self.is_fitted and self.init.effort != "file" and not self.needs_squeezed
 
     def cited(self) -> list[str]:
         own = self.paper.split("; ")

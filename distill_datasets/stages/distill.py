@@ -38,9 +38,10 @@ from distill_datasets.media.image import overview
 from distill_datasets.networks.network import CarryingSource, Networks, NetworkSource, Teachers
 from distill_datasets.objectives.objective import Objective
 from distill_datasets.optimizers import Adam, Optimizer, cosine
-from distill_datasets.runtime.draws import LaneDraw, rng_for
+from distill_datasets.runtime.draws import LaneDraw
 from distill_datasets.runtime.processes import Run, Runtime
 from distill_datasets.runtime.progress import Bar, NoBar
+from distill_datasets.stages.start import started
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -532,7 +533,9 @@ def run_distill(
     if squeezed is not None:
         identity.append(squeezed.fingerprint)
     real = source.real
-    distilled = build(settings, real, run.seed, squeezed, run.runtime.device)
+    distilled = started(
+        settings.canvas, settings.labels, settings.objective, source, run, squeezed=squeezed
+    )
     # initial images may come from a folder whose content the section does not name
     identity.append(sha256_tensors(distilled.parameters.values()))
     folder = run.folder / f"distill-{fingerprint(identity)}"
@@ -565,31 +568,6 @@ def run_distill(
         mark_done(folder, {"steps": settings.steps, "torch": torch.__version__})
     run.runtime.wait()
     return distilled, folder
-
-
-def build(
-    settings: Distill,
-    real: RealData,
-    seed: int,
-    squeezed: SqueezedFolder | None,
-    device: torch.device,
-) -> Distilled:
-    """Canvas, labels and step sizes at their initial values, on the CPU.
-
-    Squeezed networks that choose images or label them are asked on the device.
-    """
-    space = real.normalization.to(torch.device("cpu")).input_space
-    asked = settings.canvas.needs_squeezed or settings.labels.needs_squeezed
-    teacher = squeezed.on(device) if squeezed is not None and asked else None
-    images = settings.canvas.start(real, rng_for(seed, "canvas"), teacher)
-    logits_MNK = None
-    if settings.labels.needs_squeezed and teacher is not None:
-        every_N = torch.arange(len(images.cells.shown))
-        pixels_NCHW = settings.canvas.decode(images.trained | images.constants, every_N)
-        logits_MNK = teacher(space.to_student(pixels_NCHW))
-    targets = settings.labels.start(images.cells, real.shape.k, logits_MNK)
-    step_sizes = settings.objective.step_sizes()
-    return Distilled(settings.canvas, settings.labels, space, images, targets, step_sizes)
 
 
 def draw_pictures(path: Path, images: list[Tensor]) -> None:
