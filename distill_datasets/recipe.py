@@ -349,10 +349,16 @@ def _put(content: dict[str, Any], path: str, value: object, what: str) -> None:
     keys = path.split(".")
     section = content
     for depth, key in enumerate(keys[:-1], start=1):
-        inner = section.get(key)
-        if inner is None:
-            inner = {}
-        elif isinstance(inner, str):  # `canvas: poster` is short for `canvas: {name: poster}`
+        inner = section.get(key, {})
+        if inner is None:  # a part of it does not switch it on again, unnoticed
+            off, on = cut(".".join(keys[:depth])), shown(value)
+            for inside in reversed(keys[depth:]):
+                on = f"{{{cut(inside)}: {on}}}"
+            raise RecipeError(
+                f"{what}: {off} was set to null, which switches it off; write {off}={on} to have "
+                "it, or leave this out"
+            )
+        if isinstance(inner, str):  # `canvas: poster` is short for `canvas: {name: poster}`
             inner = {"name": inner}
         elif not isinstance(inner, dict):
             raise RecipeError(

@@ -368,6 +368,26 @@ def test_an_override_makes_a_section_that_the_recipe_leaves_out() -> None:
     assert toy_recipe("publish.title=Toy digits").publish.title == "Toy digits"
 
 
+@pytest.mark.parametrize("where", ["recipe", "profile", "override"])
+def test_a_part_of_a_section_that_is_null_does_not_switch_it_on_again(where: str) -> None:
+    sections, overrides = toy_sections(), ["evaluate.beyond.students=1"]
+    if where == "recipe":
+        sections["evaluate"]["beyond"] = None
+    elif where == "profile":
+        sections["profiles"] = {"cpu": {"evaluate.beyond": None}}
+    else:
+        overrides.insert(0, "evaluate.beyond=null")
+    profile = "cpu" if where == "profile" else None
+    with pytest.raises(
+        RecipeError,
+        match=r"'evaluate\.beyond\.students=1': evaluate\.beyond was set to null, which switches "
+        r"it off; write evaluate\.beyond=\{students: 1\} to have it, or leave this out",
+    ):
+        recipe_from(sections, overrides, profile=profile)
+    whole = recipe_from(sections, [*overrides[:-1], "evaluate.beyond={students: 1}"], "r", profile)
+    assert whole.evaluate.beyond is not None and whole.evaluate.beyond.students == 1
+
+
 def test_the_short_form_of_a_part_can_be_overridden_inside() -> None:
     assert toy_sections()["distill"]["labels"] == "learned"
     recipe = toy_recipe("distill.labels.floor=0.05")
