@@ -22,6 +22,7 @@ from distill_datasets.data.source import Source
 from distill_datasets.errors import RecipeError, cut, did_you_mean, shown
 from distill_datasets.evaluation.protocol import Evaluate
 from distill_datasets.files.artifacts import canonical_json, sha256_text
+from distill_datasets.files.shipped import near, recipe_file
 from distill_datasets.files.yaml_text import MOST_CHARACTERS, from_yaml, to_yaml
 from distill_datasets.objectives.objective import Context
 from distill_datasets.stages.distill import Distill
@@ -212,21 +213,21 @@ def load_recipe(
     """Read a recipe file.
 
     Args:
-        path: a YAML file.
+        path: a YAML file, or the name of a recipe that ships with the package, `cifar10/podd`.
         overrides: `section.key=value` each, the value in YAML; they win over the file.
         profile: one of the file's `profiles`, for example a setting for a machine without a GPU.
 
     Raises:
         RecipeError: the file cannot be read, or has problems; the message lists all of them.
     """
-    path = Path(path)
+    path = recipe_file(path)
     try:
         with path.open(encoding="utf-8") as file:
             text = file.read(MOST_CHARACTERS + 1)
     except FileNotFoundError as error:
-        beside = [file.name for file in path.parent.glob("*.y*ml")]
-        near = did_you_mean(path.name, beside) if beside else "no YAML file lies in that folder"
-        raise RecipeError(f"{path}: no such recipe; {near}") from error
+        beside = [file.name for file in path.parent.glob("*.y*ml")] if path.suffix else []
+        hint = did_you_mean(path.name, beside) if beside else near(path)
+        raise RecipeError(f"{path}: no such recipe; {hint}") from error
     except IsADirectoryError as error:
         raise RecipeError(f"{path}: got a folder, expected a YAML file") from error
     except OSError as error:

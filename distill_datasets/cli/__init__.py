@@ -1,27 +1,49 @@
 """The command line: few verbs, and errors without a traceback."""
 
 import sys
-from typing import NoReturn
+from importlib.metadata import version
+from typing import Annotated, NoReturn
 
 import typer
 
-from distill_datasets.cli import evaluate, run, share
+from distill_datasets.cli import evaluate, recipes, run, share
 from distill_datasets.errors import DistillError
 from distill_datasets.runtime.launch import PeerLost, means_lost_peer, process_index, report
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(version("distill_datasets"))
+        raise typer.Exit
+
 
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
-    help="Distill an image dataset into a few trained images that `load_dataset` opens.",
-    epilog="Start with: distill-datasets run recipes/quickstart.yaml",
+    epilog="Start with: distill-datasets run quickstart",
 )
+
+
+@app.callback()
+def distill_datasets(
+    show_version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version and stop.", callback=_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    """Distill an image dataset into a few trained images that `load_dataset` opens."""
+
+
 app.command()(run.run)
 app.command()(run.plan)
 app.command()(run.check)
 app.command("list")(run.list_parts)
 app.command()(evaluate.verify)
+app.add_typer(recipes.app, name="recipes")
 app.command()(share.publish)
 app.command("import")(share.import_set)
 

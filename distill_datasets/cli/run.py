@@ -31,7 +31,14 @@ SLOW = (
 )
 """What the modules of a recipe import and use only to compute."""
 
-RecipeArgument = Annotated[Path, typer.Argument(help="A YAML recipe.", show_default=False)]
+RecipeArgument = Annotated[
+    Path,
+    typer.Argument(
+        help="A YAML recipe, or the name of one that ships with the package: see "
+        "`distill-datasets recipes`.",
+        show_default=False,
+    ),
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(

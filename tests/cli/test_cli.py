@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -37,7 +38,7 @@ PUBLISHED = {
     "student.yaml",
 }
 OPTIONS = {
-    "": {"--install-completion", "--show-completion"},
+    "": {"--install-completion", "--show-completion", "--version"},
     "run": {
         "--profile",
         "--runs",
@@ -56,6 +57,7 @@ OPTIONS = {
         *("--to", "--layout", "--like", "--mean", "--std", "--classes", "--source", "--name"),
         *("--method", "--paper", "--license", "--experiment", "--config", "--revision", "--json"),
     },
+    "recipes": {"--dataset", "--json", "--markdown"},
     "publish": {"--private", "--public", "--tag", "--message", "--allow-license"},
 }
 
@@ -114,21 +116,26 @@ def test_help_teaches_every_verb(verb: str) -> None:
     for option in OPTIONS[verb]:
         assert option in answer.out
     words = {
-        "": [*filter(None, OPTIONS), "distill-datasets run recipes/quickstart.yaml"],
+        "": [*filter(None, OPTIONS), "distill-datasets run quickstart"],
         "run": ["distill.steps=500", "resume", "accelerate launch -m distill_datasets run RECIPE"],
         "plan": ["distill.steps=500", "trains nothing"],
         "check": ["distill.steps=500", "every problem at once", "Problems between sections"],
         "list": ["paper"],
         "verify": ["a line for each look", "exit code is 1"],
         "import": ["MTT, TESLA and DATM", "images_best.pt --to mtt", "Nothing in a file is run"],
+        "recipes": ["ship with the package", "show"],
         "publish": ["hf auth login", "HF_TOKEN", "ORG/NAME"],
     }
     for word in words[verb]:
         assert word in answer.out
 
 
-def test_the_recipe_that_help_names_exists() -> None:
-    assert (RECIPES / "quickstart.yaml").is_file()
+def test_the_recipe_that_help_names_is_found_from_any_folder(here: Path) -> None:
+    assert command("check", "quickstart").out.startswith("quickstart: valid")
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    assert command("--version").out.strip() == metadata.version("distill_datasets")
 
 
 def test_without_a_verb_help_is_printed() -> None:

@@ -77,13 +77,13 @@ def logging_as_before() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def command(*arguments: str | Path) -> Answer:
+def command(*arguments: str | Path, columns: int = 200) -> Answer:
     """Run `distill-datasets` with these arguments, as the installed program does."""
     out, err, code = io.StringIO(), io.StringIO(), 0
     with (
         logging_as_before(),
         mock.patch.object(sys, "argv", ["distill-datasets", *map(str, arguments)]),
-        mock.patch.dict("os.environ", {"COLUMNS": "200", "TERM": "dumb"}),
+        mock.patch.dict("os.environ", {"COLUMNS": str(columns), "TERM": "dumb"}),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
     ):
