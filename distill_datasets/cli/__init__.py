@@ -41,9 +41,10 @@ def distill_datasets(
 app.command()(run.run)
 app.command()(run.plan)
 app.command()(run.check)
+app.command()(recipes.init)
+app.add_typer(recipes.app, name="recipes")
 app.command("list")(run.list_parts)
 app.command()(evaluate.verify)
-app.add_typer(recipes.app, name="recipes")
 app.command()(share.publish)
 app.command("import")(share.import_set)
 

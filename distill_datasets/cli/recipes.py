@@ -1,9 +1,10 @@
-"""The verbs around the recipes that ship with the package: recipes, and recipes show."""
+"""The verbs that lead to a recipe: recipes, recipes show, and init for data of one's own."""
 
 import json
 from collections.abc import Iterator
 from itertools import groupby
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -60,6 +61,60 @@ def show(
     if not file.is_file():
         raise RecipeError(f"recipes show: no recipe {recipe!r}; {near(recipe)}")
     typer.echo(file if path else file.read_text(encoding="utf-8"), nl=path)
+
+
+def init(
+    dataset: Annotated[
+        str, typer.Argument(help="A Hub id, a folder of pictures, or another local dataset.")
+    ],
+    use: Annotated[
+        Literal["probe", "scratch", "poster"] | None,
+        typer.Option(
+            "--for",
+            help="probe: a linear classifier on a frozen network; scratch: networks that are "
+            "trained on nothing else; poster: the same below one image per class. Default: by the "
+            "size of the images.",
+            show_default=False,
+        ),
+    ] = None,
+    minutes: Annotated[
+        float, typer.Option(help="Of one core here, for reading, distilling and measuring.")
+    ] = 5.0,
+    ipc: Annotated[
+        float | None,
+        typer.Option(
+            help="Images per class; default: 1, and 0.5 for a poster.", show_default=False
+        ),
+    ] = None,
+    to: Annotated[
+        Path | None,
+        typer.Option(help="New file; default: by the dataset's name.", show_default=False),
+    ] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="Of a dataset on the Hub.", show_default=False)
+    ] = None,
+) -> None:
+    """Look at a dataset, time a little of the work, and write a recipe for it with comments.
+
+    Then [bold]distill-datasets run FILE[/bold].
+    """
+    file = to or Path(f"{Path(dataset).name or 'mine'}.yaml")
+    if file.exists():
+        raise RecipeError(f"--to: {file} is already there; name a new file")
+    if not file.parent.is_dir():
+        raise RecipeError(f"--to: no folder {file.parent}; make it, or name another")
+    from distill_datasets.planning.costs import time_in_words
+    from distill_datasets.planning.starter import starter
+
+    console = Console(highlight=False, soft_wrap=True)
+    with Console(stderr=True).status("looking at the data, and timing a little of the work"):
+        made = starter(dataset, file, use, ipc=ipc, minutes=minutes, revision=revision)
+    with file.open("x", encoding="utf-8") as written:
+        written.write(made.text)
+    console.print(f"found    {made.found}", markup=False)
+    console.print(f"time     about {time_in_words(made.minutes.total)} of one core", markup=False)
+    console.print(f"wrote    {file}", markup=False)
+    console.print(f"next     distill-datasets run {file}", markup=False)
 
 
 def _of(dataset: str | None) -> list[ShippedRecipe]:

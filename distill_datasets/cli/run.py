@@ -118,7 +118,10 @@ def plan(
     ] = None,
     probe: Annotated[
         bool,
-        typer.Option("--probe", help="Measure that here, and the memory of an unrolled window."),
+        typer.Option(
+            "--probe",
+            help="Measure that here, the minutes of a run, and an unrolled window's memory.",
+        ),
     ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print it as JSON, the images of every class included.")

@@ -35,6 +35,7 @@ from distill_datasets.planning.costs import (
     student_work,
 )
 from distill_datasets.planning.memory import footprint, in_words
+from distill_datasets.planning.minutes import minutes_of
 from distill_datasets.recipe import Recipe
 from distill_datasets.runtime.draws import draws
 from distill_datasets.selection.selection import privacy
@@ -46,13 +47,14 @@ Lines = list[tuple[str, str]]
 
 @dataclass(frozen=True)
 class Plan:
-    """Lines to print: stages, source, parts, numbers, and the costs stage by stage."""
+    """Lines to print: stages, source, parts, numbers, costs stage by stage, and time."""
 
     stages: Lines
     parts: Lines
     numbers: Lines
     costs: Lines
     source: "SourceSummary"
+    time: Lines
 
     def tables(self) -> dict[str, Lines]:
         """The lines by their heading."""
@@ -62,6 +64,7 @@ class Plan:
             "parts": self.parts,
             "sizes and work": self.numbers,
             "costs by stage": self.costs,
+            "time, by a little of each": self.time,
         }
         return {title: lines for title, lines in tables.items() if lines}
 
@@ -135,8 +138,9 @@ def plan(
         dataset: the object to read instead of what `source.dataset` names.
         flops_per_second: what a GPU does, for the hours of separable objectives; None leaves
             hours out.
-        measure: find that out here, in ten seconds with the first network of the recipe; and what
-            a window keeps in memory by each way of differentiating.
+        measure: find that out here, in ten seconds with the first network of the recipe; what a
+            window keeps in memory by each way of differentiating; and the minutes of a run without
+            a squeeze stage, by a little of it.
 
     Raises:
         DistillError: whatever `run` would refuse before its first stage.
@@ -147,12 +151,14 @@ def plan(
     network, _ = drawn_network(recipe, shape)
     memory: Lines = []
     overlap: Lines = []
+    time: Lines = []
     if measure:
         overlap = _overlap(recipe, dataset)
         flops_per_second = probe(network, shape)
         objective = recipe.distill.objective
         if isinstance(objective, Unrolled):
             memory = in_words(objective, footprint(objective, network, shape, size.examples))
+        time = _time(recipe, dataset)
     work = work_of(recipe, shape, size.examples)
     return Plan(
         stages=list(_stages(recipe, source, size.examples, work)),
@@ -166,7 +172,15 @@ def plan(
         ],
         costs=lines(costs(recipe, shape, source.rows), flops_per_second),
         source=source,
+        time=time,
     )
+
+
+def _time(recipe: Recipe, dataset: Any) -> Lines:  # noqa: ANN401
+    if recipe.source.expected is not None and dataset is None:
+        return []
+    minutes = minutes_of(recipe, dataset)
+    return [] if minutes is None else list(minutes.lines())
 
 
 def _privacy(recipe: Recipe) -> Lines:

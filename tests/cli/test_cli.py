@@ -57,6 +57,7 @@ OPTIONS = {
         *("--to", "--layout", "--like", "--mean", "--std", "--classes", "--source", "--name"),
         *("--method", "--paper", "--license", "--experiment", "--config", "--revision", "--json"),
     },
+    "init": {"--for", "--minutes", "--ipc", "--to", "--revision"},
     "recipes": {"--dataset", "--json", "--markdown"},
     "publish": {"--private", "--public", "--tag", "--message", "--allow-license"},
 }
@@ -123,6 +124,7 @@ def test_help_teaches_every_verb(verb: str) -> None:
         "list": ["paper"],
         "verify": ["a line for each look", "exit code is 1"],
         "import": ["MTT, TESLA and DATM", "images_best.pt --to mtt", "Nothing in a file is run"],
+        "init": ["probe", "scratch", "poster", "distill-datasets run FILE"],
         "recipes": ["ship with the package", "show"],
         "publish": ["hf auth login", "HF_TOKEN", "ORG/NAME"],
     }

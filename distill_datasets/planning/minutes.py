@@ -1,0 +1,201 @@
+"""How long a recipe takes on this machine: a little of its work is done and multiplied.
+
+The stages themselves run in a folder that is gone afterwards, with few steps and with some more:
+what the additional ones took is the price of one. Students are timed on noise of the recipe's size.
+Processor time of one thread is measured, so that what else the machine does does not count.
+
+Shape suffixes: N examples, K classes, C channels, H W pixels.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn import functional
+
+from distill_datasets.data.source import open_source
+from distill_datasets.evaluation.protocol import Evaluate
+from distill_datasets.models.architecture import Architecture
+from distill_datasets.models.backbones import backbones_of
+from distill_datasets.pipeline.run import distill
+from distill_datasets.planning.costs import baseline_rows, time_in_words
+from distill_datasets.recipe import Recipe
+from distill_datasets.runtime.draws import draws
+from distill_datasets.runtime.processes import Run, Runtime
+from distill_datasets.stages.features import run_features
+from distill_datasets.stages.source import LoadedSource, load_source
+from distill_datasets.training.examples import Stored
+from distill_datasets.training.metrics import accuracy
+from distill_datasets.training.student import students_at
+from distill_datasets.types import Batch
+
+if TYPE_CHECKING:
+    from distill_datasets.types import Shape
+
+STEPS = (2, 12)
+"""Of distilling and of students: those of the second number beyond the first are timed."""
+TESTED = 500
+"""Images that one test of a student is timed on, at most."""
+
+
+@dataclass(frozen=True)
+class Minutes:
+    """Processor seconds on one core, by what takes them.
+
+    Attributes:
+        source: reading, decoding and normalizing, and the features of frozen networks.
+        step: an outer step of distilling.
+        distill: all of them.
+        evaluate: every student and every test.
+    """
+
+    source: float
+    step: float
+    distill: float
+    evaluate: float
+
+    @property
+    def total(self) -> float:
+        """Of the run."""
+        return self.source + self.distill + self.evaluate
+
+    def lines(self) -> Iterator[tuple[str, str]]:
+        """As `plan` prints them."""
+        yield "read the source", time_in_words(self.source)
+        yield "distill", f"{time_in_words(self.distill)}, {self.step:.3g} s an outer step"
+        yield "evaluate", time_in_words(self.evaluate)
+        yield "in all", f"about {time_in_words(self.total)} of one core here"
+
+
+def minutes_of(recipe: Recipe, dataset: Any = None) -> Minutes | None:  # noqa: ANN401
+    """Measure a little of a run here; reads the whole source once.
+
+    Args:
+        recipe: what would be run.
+        dataset: the object to read instead of what `source.dataset` names.
+
+    Returns:
+        None for a recipe with a squeeze stage, whose work `costs` counts.
+
+    Raises:
+        DistillError: whatever `run` would refuse.
+    """
+    if recipe.squeeze is not None:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        runtime = Runtime()
+        runtime.cores = 1  # threads that wait for each other would count as work
+        run = Run(recipe.seed, Path(folder), runtime, shown=False)
+        with run.runtime.reproducible():
+            kept: list[LoadedSource] = []
+
+            def read() -> None:
+                kept.append(load_source(open_source(recipe.source, dataset), run.beside))
+                run_features(backbones_of(recipe), kept[0], run.beside)
+
+            reading = _seconds(read)
+            (source,) = kept
+            step = _outer_step(recipe, source, run)
+            steps = recipe.distill.steps
+            evaluating = _evaluating(recipe, source)
+    return Minutes(reading, step, steps * step, evaluating)
+
+
+def _outer_step(recipe: Recipe, source: LoadedSource, run: Run) -> float:
+    """Seconds of one, by runs of few and of more."""
+    spent = []
+    for steps in STEPS:
+        short = recipe.distill.model_copy(update={"steps": steps, "previews": 1})
+        folder = run.folder / f"steps-{steps}"
+        folder.mkdir()
+        own = Run(recipe.seed, folder, run.runtime, shown=False)
+        few = recipe.model_copy(update={"distill": short})
+        spent.append(_seconds(lambda few=few, own=own: distill(few, source, None, own)))  # type: ignore[misc]
+    return max(0.0, spent[1] - spent[0]) / (STEPS[1] - STEPS[0])
+
+
+def _evaluating(recipe: Recipe, source: LoadedSource) -> float:
+    measured, shape = recipe.evaluate, source.real.shape
+    if measured.network.frozen() is not None:
+        return 0.0  # a linear classifier on features that are there: seconds
+    count = recipe.distill.canvas.size(shape).examples
+    steps, tests = _work(recipe, measured, shape, count, len(source.real.train.labels_N))
+    tested = len(source.real.test.labels_N)
+    total = 0.0
+    for network, number in steps.items():
+        step, test = _student(recipe, network, shape, count)
+        total += number * step + tests[network] * tested * test
+    return total
+
+
+def _work(
+    recipe: Recipe, measured: Evaluate, shape: Shape, count: int, real: int
+) -> tuple[Counter[Architecture], Counter[Architecture]]:
+    """Training steps and tests of every network, those of tuning at their most."""
+    own, steps, tests = measured.network, Counter[Architecture](), Counter[Architecture]()
+    duration = measured.duration(count)
+    rows = baseline_rows(recipe)
+    steps[own] += len(rows) * measured.students * duration
+    tests[own] += len(rows) * measured.students
+    if "full" in measured.references:
+        each = measured.full_epochs * max(1, real // measured.batch)
+        # batches of the whole dataset, where those of the published rows may be smaller
+        share = max(1.0, measured.batch / min(measured.batch, count))
+        steps[own] += round(measured.full_students * each * share)
+        tests[own] += measured.full_students
+    beyond = measured.measured_beyond(relabeled=recipe.relabel is not None)
+    if beyond is None:
+        return steps, tests
+    alike = measured.begins_alike
+
+    def trained(marks: list[int]) -> int:
+        return max(marks) if alike else sum(marks)
+
+    tuned = len([row for row in rows if row != "exact"])
+    ladder, marks = beyond.ladder(duration), beyond.multiples(duration)
+    steps[own] += tuned * len(beyond.rates) * trained(ladder)
+    steps[own] += tuned * beyond.students * ladder[-1] * bool(beyond.rates)
+    tests[own] += tuned * beyond.students
+    wider = 1 + bool(measured.references)
+    for network in [own, *beyond.others(own, shape)]:
+        steps[network] += wider * beyond.students * trained(marks)
+        tests[network] += wider * beyond.students * len(marks)
+    return steps, tests
+
+
+def _student(
+    recipe: Recipe, network: Architecture, shape: Shape, count: int
+) -> tuple[float, float]:
+    """Seconds of a training step, and of testing one image, on noise."""
+    measured = recipe.evaluate
+    rng = draws(recipe.seed)("minutes")
+    images_NCHW = torch.rand(max(count, 2), shape.c, shape.h, shape.w, generator=rng)
+    labels_N = torch.arange(len(images_NCHW)) % shape.k
+    targets_NK = functional.one_hot(labels_N, shape.k).float()
+    examples = Stored(images_NCHW, targets_NK, input_space=None)
+    settings = measured.model_copy(update={"network": network})
+    spent = list[float]()
+    module = torch.nn.Module()
+    for steps in STEPS:
+        began = time.process_time()
+        ((_, module),) = students_at(
+            settings, [steps], examples, shape, draws(recipe.seed), torch.device("cpu")
+        )
+        spent.append(time.process_time() - began)
+    few_NCHW, few_NK = images_NCHW[:TESTED], targets_NK[:TESTED]
+    test = _seconds(lambda: accuracy(module, [Batch(few_NCHW, few_NK)])) / len(few_NCHW)
+    return max(0.0, spent[1] - spent[0]) / (STEPS[1] - STEPS[0]), test
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    """Processor time of all threads of this process."""
+    began = time.process_time()
+    work()
+    return time.process_time() - began

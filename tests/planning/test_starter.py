@@ -1,0 +1,82 @@
+"""`init` writes a recipe that is valid, says what was found, and is sized to the minutes asked."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from support.image_sets import noise
+from support.toy_runs import command
+
+from distill_datasets.files.yaml_text import from_yaml
+from distill_datasets.recipe import load_recipe
+
+
+@pytest.fixture
+def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two classes with eight color pictures each, and their parent as the working folder."""
+    for label, name in enumerate(("cat", "dog")):
+        folder = tmp_path / "photos" / name
+        folder.mkdir(parents=True)
+        for row, image in enumerate(noise(8, 3, 100, seed=label).numpy()):
+            Image.fromarray(image.transpose(1, 2, 0)).save(folder / f"{row}.png")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "photos"
+
+
+def test_a_folder_of_photos_gets_a_probe_that_check_accepts(photos: Path) -> None:
+    answer = command("init", "photos", "--minutes", "0.1")
+    assert answer.code == 0, answer.err
+    assert "of 2 classes, 3 x 100 x 100 px" in answer.out
+    assert "distill-datasets run photos.yaml" in answer.out
+    recipe = load_recipe("photos.yaml")
+    assert (recipe.name, recipe.source.dataset) == ("photos", "photos")
+    assert (recipe.distill.objective.name, recipe.source.resolution) == ("linear", 96)
+
+
+@pytest.mark.parametrize(("use", "canvas"), [("scratch", "small"), ("poster", "poster")])
+def test_the_use_and_the_budget_decide_the_canvas(photos: Path, use: str, canvas: str) -> None:
+    budget = {"scratch": "2", "poster": "0.5"}[use]
+    asked = ["--for", use, "--ipc", budget, "--minutes", "0.1", "--to", "mine.yaml"]
+    assert command("init", "photos", *asked).code == 0
+    written = from_yaml(Path("mine.yaml").read_text(encoding="utf-8"))
+    assert written["distill"]["canvas"]["name"] == canvas
+    assert written["distill"]["canvas"]["ipc"] == float(budget)
+    assert written["source"]["normalization"] == "zca"
+    assert command("check", "mine.yaml").code == 0
+
+
+def test_more_minutes_are_more_steps(photos: Path) -> None:
+    steps = []
+    for minutes in ("0.5", "5"):
+        asked = ["--for", "poster", "--minutes", minutes, "--to", f"{minutes}.yaml"]
+        assert command("init", "embedded:uci-digits", *asked).code == 0
+        steps.append(load_recipe(f"{minutes}.yaml").distill.steps)
+    assert 100 <= steps[0] < steps[1] <= 20_000
+
+
+def test_a_file_that_is_there_is_never_written_over(photos: Path) -> None:
+    Path("photos.yaml").write_text("mine")
+    answer = command("init", "photos")
+    assert answer.code == 2 and "photos.yaml is already there" in answer.err
+    assert Path("photos.yaml").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        (["--ipc", "0.5"], ["--ipc: got 0.5 for probe", "take --for poster"]),
+        (["--minutes", "0"], ["--minutes: got 0, expected more than 0"]),
+        (["--to", "nowhere/mine.yaml"], ["no folder nowhere"]),
+    ],
+)
+def test_what_cannot_be_is_refused_before_any_work(
+    photos: Path, asked: list[str], words: list[str]
+) -> None:
+    answer = command("init", "photos", *asked)
+    assert answer.code == 2 and all(word in answer.err for word in words), answer.err
+    assert not list(photos.parent.glob("*.yaml"))
+
+
+def test_a_dataset_that_is_not_there_is_told_as_everywhere(photos: Path) -> None:
+    answer = command("init", "fotos")
+    assert answer.code == 2 and "fotos" in answer.err and "Traceback" not in answer.err
