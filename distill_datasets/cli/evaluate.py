@@ -1,17 +1,25 @@
-"""The verbs that judge a distilled set, of whatever origin: verify, reproduce, evaluate.
+"""The verbs that judge a distilled set, of whatever origin: evaluate, audit, verify, reproduce.
 
 Like those of the recipe, none imports torch or datasets before it needs them.
 """
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 
 from distill_datasets.cli import run
+from distill_datasets.errors import Interrupted, RecipeError
+from distill_datasets.runtime.launch import is_main_process, processes_to_start
+
+if TYPE_CHECKING:
+    from distill_datasets.evaluation.audit.findings import Finding
+    from distill_datasets.pipeline.judging import RealImages
+    from distill_datasets.pipeline.reproduce import Reproduction
 
 TargetArgument = Annotated[
     str,
@@ -25,7 +33,161 @@ RunsOption = Annotated[
     Path, typer.Option("--runs", "--output", help="Folder of all runs; what is done is kept here.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print it as JSON.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[SECTION.KEY=VALUE]...",
+        help="Of the source, for example source.test_split=val, or of the protocol, for example "
+        "standard.network=resnet18.",
+        show_default=False,
+    ),
+]
+SourceOption = Annotated[
+    str | None,
+    typer.Option("--source", help="The real images, where the target does not tell: id or path."),
+]
+RecipeOption = Annotated[
+    Path | None, typer.Option("--recipe", help="Or a recipe whose source section reads them.")
+]
+Processes = Annotated[
+    int | None, typer.Option(help="Processes on this machine that share the work.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, only the result.")]
 RUNS = Path("runs")
+
+
+def evaluate(
+    target: TargetArgument,
+    overrides: Overrides = None,
+    source: SourceOption = None,
+    recipe: RecipeOption = None,
+    level: Annotated[
+        str | None, typer.Option(help="quick (the default): minutes on two cores; full: hours.")
+    ] = None,
+    students: Annotated[int | None, typer.Option(min=1, help="Of every row.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Of every student.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of all students.")] = 0,
+    processes: Processes = None,
+    runs: RunsOption = RUNS,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure any distilled set by the standard protocol, beside real images in its regimes.
+
+    Every row has the same steps and trials, chosen on held-out training images; accuracies are
+    those of the last step, with 95 % intervals over students, paired by seed. Stopped, the same
+    command goes on.
+
+    [bold]distill-datasets evaluate owner/name@v1[/bold]
+    [bold]distill-datasets evaluate syn_data/ --source uoft-cs/cifar10 --students 5[/bold]
+    """
+    given = {"level": level, "students": students, "steps": steps}
+    standard = [f"standard.{key}={value}" for key, value in given.items() if value is not None]
+    images, settings = _sorted_out([*(overrides or []), *standard], source, recipe)
+    if _shared(processes):
+        return
+    run.log_to_stderr(quiet or as_json)
+    from distill_datasets.evaluation.levels import standard_from
+    from distill_datasets.evaluation.standard import run_standard
+    from distill_datasets.pipeline.judging import judging
+
+    asked = standard_from(settings)
+    try:
+        with judging(target, runs, images, seed=seed, quiet=quiet or as_json) as judged:
+            found = run_standard(judged.folder, judged.real, judged.run, asked)
+    except KeyboardInterrupt as error:
+        raise Interrupted("the same command goes on from the students that are done") from error
+    if is_main_process():
+        if as_json:
+            typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
+        else:
+            _print_standard(found)
+
+
+def audit(
+    target: TargetArgument,
+    overrides: Overrides = None,
+    source: SourceOption = None,
+    recipe: RecipeOption = None,
+    tiers: Annotated[
+        str | None,
+        typer.Option(
+            help="T0: files; T1: beside the source; T2: students; T3: privacy; default: T0,T1,T2,T3"
+            ", and T0 alone without a source.",
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of all draws.")] = 0,
+    processes: Processes = None,
+    runs: RunsOption = RUNS,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Look for faults, leaks and backdoors in anybody's distilled set; nothing in it is run.
+
+    What is found stands beside the same number of clean sets of its shape, and beside what could be
+    innocent. What is not found may be there all the same.
+    """
+    images, _ = _sorted_out(overrides or [], source, recipe, rooms=("source",))
+    if _shared(processes):
+        return
+    run.log_to_stderr(quiet or as_json)
+    from distill_datasets.evaluation.audit.audit import audit as audit_folder
+    from distill_datasets.evaluation.audit.findings import TIERS
+    from distill_datasets.layouts.target import resolve_target
+    from distill_datasets.pipeline.judging import files_alone, judging
+
+    chosen = TIERS if tiers is None else tuple(each.strip() for each in tiers.split(","))
+    try:
+        if set(chosen) == {"T0"}:
+            folder = resolve_target(target, runs, source=source, check=False)
+            findings = audit_folder(folder, None, files_alone(folder, runs, seed), chosen)
+        else:
+            with judging(target, runs, images, seed=seed, quiet=quiet or as_json) as judged:
+                folder = judged.folder
+                findings = audit_folder(folder, judged.real, judged.run, chosen)
+    except KeyboardInterrupt as error:
+        raise Interrupted("the same command goes on from what is done") from error
+    if is_main_process():
+        if as_json:
+            said = {"folder": str(folder), "findings": [each.as_json() for each in findings]}
+            typer.echo(json.dumps(said, indent=2, ensure_ascii=False))
+        else:
+            _print_findings(findings)
+
+
+def reproduce(
+    target: TargetArgument,
+    overrides: Overrides = None,
+    source: SourceOption = None,
+    processes: Processes = None,
+    runs: RunsOption = RUNS,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run the recipe that lies in a dataset again, and say whether bytes, then accuracies, agree.
+
+    The exit code is 1 where the bytes differ and an accuracy differs beyond its 95 % interval.
+    """
+    if _shared(processes):
+        return
+    run.log_to_stderr(quiet or as_json)
+    from distill_datasets.layouts.target import resolve_target
+    from distill_datasets.pipeline.reproduce import reproduce as run_again
+
+    try:
+        folder = resolve_target(target, runs, source=source)
+        found = run_again(
+            folder, runs, dataset=source, overrides=overrides or [], quiet=quiet or as_json
+        )
+    except KeyboardInterrupt as error:
+        raise Interrupted("the same command goes on where it stopped") from error
+    if is_main_process():
+        if as_json:
+            typer.echo(json.dumps(found.as_json(), indent=2, ensure_ascii=False))
+        else:
+            _print_reproduction(found)
+    if not found.rows_agree and not found.accuracy_agrees:
+        raise typer.Exit(1)
 
 
 def verify(target: TargetArgument, runs: RunsOption = RUNS, as_json: AsJson = False) -> None:
@@ -56,3 +218,98 @@ def verify(target: TargetArgument, runs: RunsOption = RUNS, as_json: AsJson = Fa
         typer.echo(json.dumps(said, indent=2, ensure_ascii=False))
     if not passed:
         raise typer.Exit(1)
+
+
+def _sorted_out(
+    overrides: list[str],
+    source: str | None,
+    recipe: Path | None,
+    rooms: tuple[str, ...] = ("source", "standard"),
+) -> tuple["RealImages", list[str]]:
+    """Overrides of the source with what else tells of it, and those of the protocol."""
+    from distill_datasets.pipeline.judging import RealImages
+
+    for override in overrides:
+        if override.partition("=")[0].partition(".")[0] not in rooms or "=" not in override:
+            valid = " or ".join(f"{room}.key=value" for room in rooms)
+            raise RecipeError(f"{override!r}: expected {valid}")
+    of_source = tuple(each for each in overrides if each.startswith("source."))
+    rest = [each.removeprefix("standard.") for each in overrides if each not in of_source]
+    return RealImages(source, recipe, of_source), rest
+
+
+def _shared(processes: int | None) -> bool:
+    """Whether several processes were started, and have done what this one was asked for."""
+    count = processes_to_start(processes)
+    if count > 1:
+        run.run_in(count)
+    return count > 1
+
+
+def _print_standard(found: dict[str, Any]) -> None:
+    """The rows with their intervals, what they are minus the published ones, and the sentence."""
+    console = Console(highlight=False, soft_wrap=True)
+    apart = {each["against"]: each for each in found["differences"]}
+    columns = ("trained on", "labels", "accuracy", "published minus it", "images", "bytes")
+    table = Table(*columns, box=None, header_style="bold")
+    for row in found["rows"]:
+        difference = apart.get(row["key"])
+        table.add_row(
+            escape(row["words"]),
+            row["regime"],
+            f"{_percent(row['accuracy'])} %",
+            "" if difference is None else f"{_percent(difference, '+')} {difference['verdict']}",
+            f"{row['images']:,}",
+            f"{row['bytes']['total']:,}",
+        )
+    console.print(table)
+    protocol = found["protocol"]
+    changed = ", changed: " + ", ".join(protocol["changed"]) if protocol["changed"] else ""
+    console.print(
+        f"\n{protocol['name']} ({protocol['level']}{changed}): {protocol['students']} students of "
+        f"{protocol['steps']:,} steps, {protocol['network']}; intervals are 95 %",
+        markup=False,
+    )
+    for line in (found.get("statement"), *found.get("missing", [])):
+        if line:
+            console.print(line, markup=False)
+
+
+def _percent(interval: dict[str, Any], sign: str = "") -> str:
+    half = interval["half"]
+    width = "" if half is None else f" ± {100 * half:.1f}"
+    return f"{100 * interval['mean']:{sign}.1f}{width}"
+
+
+def _print_findings(findings: "list[Finding]") -> None:
+    from distill_datasets.evaluation.audit.findings import closing
+
+    console = Console(highlight=False, soft_wrap=True)
+    colors = {"found": "bold red", "not found": "green", "not looked at": "dim"}
+    for finding in findings:
+        color = colors[finding.state]
+        console.print(
+            f"{finding.check.tier} [{color}]{finding.check.name}[/{color}]: "
+            f"{escape(finding.in_words())}"
+        )
+        if finding.state == "found":
+            if finding.where:
+                console.print(f"   where: {', '.join(finding.where[:10])}", markup=False)
+            console.print(f"   may be innocent: {finding.check.innocent}", markup=False)
+    console.print(f"\n{closing(findings)}", markup=False)
+
+
+def _print_reproduction(found: "Reproduction") -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    for name, (then, now) in found.environment.items():
+        console.print(f"then and now: {name} {then}, {now}", markup=False)
+    for path, state in found.files.items():
+        color = "green" if state == "same" else "yellow"
+        console.print(f"[{color}]{state}[/{color}] {escape(path)}")
+    table = Table("trained on", "then", "now", "now minus then", box=None, header_style="bold")
+    for name, (then, now, difference) in found.rows.items():
+        cells = (f"{100 * each['mean']:.1f} %" for each in (then, now))
+        table.add_row(name, *cells, _percent(difference.as_json(), "+"))
+    console.print(table)
+    console.print(f"made    {found.made}", markup=False)
+    console.print(f"\n{found.verdict()}", markup=False)

@@ -95,7 +95,7 @@ def run(
     count = processes_to_start(processes)
     try:
         if count > 1:
-            _run_in(count)
+            run_in(count)
             return
         log_to_stderr(quiet)
         from distill_datasets.pipeline.run import run as run_recipe
@@ -185,7 +185,7 @@ def _load(
     return load_recipe(path, [*(overrides or []), *extra], profile)
 
 
-def _run_in(processes: int) -> None:
+def run_in(processes: int) -> None:
     """Run this command line in several processes, and exit as they do if they fail."""
     try:
         ended = start(processes, [sys.executable, "-m", "distill_datasets", *sys.argv[1:]])
