@@ -267,10 +267,10 @@ def recipe_from(
         )
     merged = dict(content)
     for path, value in _profile(merged.pop("profiles", {}), profile, title).items():
-        _put(merged, path, value, f"{title}: profiles.{profile}.{path}")
+        put(merged, path, value, f"{title}: profiles.{profile}.{path}")
     for override in _listed(overrides):
-        path, value = _parsed(override)
-        _put(merged, path, value, f"override {shown(override)}")
+        path, value = parsed(override)
+        put(merged, path, value, f"override {shown(override)}")
     try:
         return Recipe.model_validate(merged)
     except ValidationError as error:
@@ -332,7 +332,7 @@ def _listed(overrides: object) -> list[str]:
     return listed
 
 
-def _parsed(override: str) -> tuple[str, Any]:
+def parsed(override: str) -> tuple[str, Any]:
     """The path and the value of `section.key=value`."""
     path, equals, text = override.partition("=")
     if not equals or not all(path.split(".")):
@@ -345,7 +345,7 @@ def _parsed(override: str) -> tuple[str, Any]:
         raise RecipeError(f"override {shown(override)}: {error}") from error
 
 
-def _put(content: dict[str, Any], path: str, value: object, what: str) -> None:
+def put(content: dict[str, Any], path: str, value: object, what: str) -> None:
     """Put a value at `section.key` into the nested dictionaries."""
     keys = path.split(".")
     section = content

@@ -87,9 +87,8 @@ def evaluate(
     if _shared(processes):
         return
     run.log_to_stderr(quiet or as_json)
-    from distill_datasets.evaluation.levels import standard_from
     from distill_datasets.evaluation.standard import run_standard
-    from distill_datasets.pipeline.judging import judging
+    from distill_datasets.pipeline.judging import judging, standard_from
 
     asked = standard_from(settings)
     try:
@@ -250,23 +249,24 @@ def _print_standard(found: dict[str, Any]) -> None:
     """The rows with their intervals, what they are minus the published ones, and the sentence."""
     console = Console(highlight=False, soft_wrap=True)
     apart = {each["against"]: each for each in found["differences"]}
-    columns = ("trained on", "labels", "accuracy", "published minus it", "images", "bytes")
-    table = Table(*columns, box=None, header_style="bold")
-    for row in found["rows"]:
-        difference = apart.get(row["key"])
-        table.add_row(
-            escape(row["words"]),
-            row["regime"],
-            f"{_percent(row['accuracy'])} %",
-            "" if difference is None else f"{_percent(difference, '+')} {difference['verdict']}",
-            f"{row['images']:,}",
-            f"{row['bytes']['total']:,}",
-        )
-    console.print(table)
+    for regime in found["target"]["regimes"]:
+        columns = (f"labels {regime}", "accuracy, %", "published minus it", "bytes")
+        table = Table(*columns, box=None, header_style="bold")
+        for row in found["rows"]:
+            difference = apart.get(row["key"])
+            if row["regime"] == regime:
+                table.add_row(
+                    escape(row["words"]),
+                    _percent(row["accuracy"]),
+                    difference and f"{_percent(difference, '+')} {difference['verdict']}",
+                    f"{row['bytes']['total']:,}",
+                )
+        console.print(table)
+        console.print()
     protocol = found["protocol"]
     changed = ", changed: " + ", ".join(protocol["changed"]) if protocol["changed"] else ""
     console.print(
-        f"\n{protocol['name']} ({protocol['level']}{changed}): {protocol['students']} students of "
+        f"{protocol['name']} ({protocol['level']}{changed}): {protocol['students']} students of "
         f"{protocol['steps']:,} steps, {protocol['network']}; intervals are 95 %",
         markup=False,
     )

@@ -11,15 +11,19 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
+from distill_datasets.errors import refuse
+from distill_datasets.evaluation.levels import Standard
 from distill_datasets.export.folder import MANIFEST, read_manifest
 from distill_datasets.files.artifacts import sha256_of, told_when_full
 from distill_datasets.hub.pinned import library_bars
 from distill_datasets.layouts.real_images import real_images, seed_of
 from distill_datasets.layouts.target import resolve_target
 from distill_datasets.pipeline.checks import check_outside, check_runs
-from distill_datasets.recipe import load_recipe
+from distill_datasets.recipe import load_recipe, parsed, problem_lines, put
 from distill_datasets.runtime.processes import Run, Runtime
 from distill_datasets.runtime.stopping import Stop
 from distill_datasets.stages.source import load_source
@@ -102,6 +106,26 @@ def judging(
 def files_alone(folder: Path, runs: Path, seed: int) -> Run:
     """The run of a look at the files of a folder, which needs no real images."""
     return Run(seed, runs / EVALUATIONS / folder.name, Runtime(None, None, Stop()))
+
+
+def standard_from(overrides: Iterable[str]) -> Standard:
+    """The settings of the standard protocol.
+
+    Args:
+        overrides: `key=value` each, as `network=resnet18` or `network.width=64`.
+
+    Raises:
+        RecipeError: lists every problem.
+    """
+    content = dict[str, Any]()
+    for override in overrides:
+        path, value = parsed(override)
+        put(content, path, value, f"standard.{override}")
+    try:
+        return Standard.model_validate(content)
+    except ValidationError as error:
+        refuse(problem_lines(error.errors(), Standard, ("standard",)))
+        raise
 
 
 def name_of(folder: Path) -> str:

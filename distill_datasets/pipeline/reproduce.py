@@ -12,8 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from distill_datasets.data.opening import EMBEDDED, locate
 from distill_datasets.errors import ArtifactError, DataError
 from distill_datasets.evaluation.results import Interval, paired
@@ -174,12 +172,12 @@ def differences(then: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[An
     }
 
 
-def compared(
-    published: Path, made: Path, environment: dict[str, tuple[Any, Any]]
-) -> Reproduction:
+def compared(published: Path, made: Path, environment: dict[str, tuple[Any, Any]]) -> Reproduction:
     """Both folders, file by file and result by result."""
     then, now = read_manifest(published), read_manifest(made)
-    ours, theirs = ({file["path"]: file["sha256"] for file in each["files"]} for each in (now, then))
+    ours, theirs = (
+        {file["path"]: file["sha256"] for file in each["files"]} for each in (now, then)
+    )
     files = {}
     for path in sorted(ours.keys() | theirs.keys()):
         if path in ours and path in theirs:

@@ -52,7 +52,16 @@ OPTIONS = {
     "plan": {"--profile", "--skip-bad-rows", "--flops-per-second", "--probe", "--json"},
     "check": {"--profile", "--skip-bad-rows"},
     "list": {"--keys"},
+    "evaluate": {
+        *("--source", "--recipe", "--level", "--students", "--steps", "--seed", "--processes"),
+        *("--runs", "--output", "--json", "--quiet"),
+    },
+    "audit": {
+        *("--source", "--recipe", "--tiers", "--seed", "--processes", "--runs", "--output"),
+        *("--json", "--quiet"),
+    },
     "verify": {"--runs", "--output", "--json"},
+    "reproduce": {"--source", "--processes", "--runs", "--output", "--json", "--quiet"},
     "import": {
         *("--to", "--layout", "--like", "--mean", "--std", "--classes", "--source", "--name"),
         *("--method", "--paper", "--license", "--experiment", "--config", "--revision", "--json"),
@@ -122,6 +131,9 @@ def test_help_teaches_every_verb(verb: str) -> None:
         "plan": ["distill.steps=500", "trains nothing"],
         "check": ["distill.steps=500", "every problem at once", "Problems between sections"],
         "list": ["paper"],
+        "evaluate": ["standard.network=resnet18", "same command goes on", "owner/name@v1"],
+        "audit": ["clean sets of its shape", "may be there all the same"],
+        "reproduce": ["whether bytes, then accuracies, agree"],
         "verify": ["a line for each look", "exit code is 1"],
         "import": ["MTT, TESLA and DATM", "images_best.pt --to mtt", "Nothing in a file is run"],
         "init": ["probe", "scratch", "poster", "distill-datasets run FILE"],
