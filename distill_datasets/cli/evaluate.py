@@ -75,8 +75,9 @@ def evaluate(
     """Measure any distilled set by the standard protocol, beside real images in its regimes.
 
     Every row has the same steps and trials, chosen on held-out training images; accuracies are
-    those of the last step, with 95 % intervals over students, paired by seed. Stopped, the same
-    command goes on.
+    those of the last step, with 95 % intervals over students, paired by seed.
+
+    After an interruption the same command goes on.
 
     [bold]distill-datasets evaluate owner/name@v1[/bold]
     [bold]distill-datasets evaluate syn_data/ --source uoft-cs/cifar10 --students 5[/bold]
