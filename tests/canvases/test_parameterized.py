@@ -278,6 +278,36 @@ def test_bases_of_every_image_with_its_own_coefficient_are_these_images() -> Non
     torch.testing.assert_close(drawn_NCHW, images_NCHW, atol=1e-5, rtol=0)
 
 
+def test_bases_of_half_colors_hold_gray_images_as_they_are_and_colors_as_their_means() -> None:
+    rng = torch.Generator().manual_seed(0)
+    gray_N1HW = 0.3 + 0.4 * torch.rand(6, 1, 8, 6, generator=rng)
+    tint_N3 = 0.1 * (torch.rand(6, 3, generator=rng) - 0.5)
+    images_NCHW = gray_N1HW + tint_N3[:, :, None, None]
+    canvas = Bases(ipc=1, bases=6, scale=1, colors="half")
+    trained, constants = canvas.encode(images_NCHW, torch.Generator())
+    assert trained["bases_PJ"].shape == (8 * 6 + 2 * 4 * 3, 6)
+    drawn_NCHW = canvas.decode(trained | constants, torch.arange(6))
+    torch.testing.assert_close(drawn_NCHW, images_NCHW, atol=1e-5, rtol=0)
+
+
+def test_half_colors_are_refused_where_there_are_none() -> None:
+    with pytest.raises(
+        RecipeError, match=r"distill\.canvas\.colors: 'half' is of RGB images, got 1"
+    ):
+        Bases(ipc=1, bases=3, colors="half").size(GRAY)
+
+
+def test_the_lines_for_the_card_draw_bases_of_half_colors() -> None:
+    canvas = Bases(ipc=1, bases=3, colors="half")
+    distilled = shuffled(started(canvas, COLOR))
+    tensors = distilled.of("canvas")
+    scope: dict[str, Any] = {"np": np, "shape": [COLOR.c, COLOR.h, COLOR.w]}
+    scope |= {name: of.detach().numpy() for name, of in canvas.numbers(tensors).items()}
+    exec(canvas.decoder, scope)
+    assert abs(scope["images"] - every(distilled).detach().numpy()).max() < 1e-5
+    assert len(list(filter(None, canvas.decoder.splitlines()))) <= 16
+
+
 def test_all_frequencies_are_the_pixels_and_waves_are_orthonormal() -> None:
     images_NCHW = torch.rand(2, 3, 8, 6, generator=torch.Generator().manual_seed(0))
     canvas = Frequency(ipc=1, kept=48, kept_color=48)
