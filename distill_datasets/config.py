@@ -88,7 +88,10 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "linear_probe": "distill_datasets.models.backbones:LinearProbe",
         "mlp": "distill_datasets.models.convnets:Mlp",
         "resnet": "distill_datasets.models.vision:ResNet",
+        "timm": "distill_datasets.models.vision:Timm",
         "torchvision": "distill_datasets.models.vision:Torchvision",
+        "vgg": "distill_datasets.models.convnets:Vgg",
+        "vit": "distill_datasets.models.vision:Vit",
     },
     "backbones": {
         "efficientnet_lite": "distill_datasets.models.backbones:LiteBackbone",

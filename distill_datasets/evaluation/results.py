@@ -72,13 +72,14 @@ STUDENT_T = (
 def student_t(freedom: int) -> float:
     """The 97.5 % quantile of Student's t.
 
-    Source: beyond the table the expansion of Abramowitz and Stegun, 26.7.5, off by less than 1e-4.
+    Source: beyond the table the expansion of Abramowitz and Stegun, 26.7.5, off by less than 2e-5.
     """
     if freedom <= len(STUDENT_T):
         return STUDENT_T[freedom - 1]
     z = statistics.NormalDist().inv_cdf(0.975)
     first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
-    return z + first / freedom + second / freedom**2
+    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+    return z + first / freedom + second / freedom**2 + third / freedom**3
 
 
 class Interval(NamedTuple):

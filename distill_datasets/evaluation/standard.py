@@ -34,10 +34,12 @@ What `run_standard` returns, and writes as `standard.json` beside its unit files
     best          {regime: key} the best selection of real images, by its held-out accuracy
     attribution   see evaluation/attribution.py
     curve         [{key, times, steps, accuracy: interval, runs}]
-    networks      [{network, regime, key, accuracy: interval, runs, tuned}]
-    robustness    [{key, ...}], see evaluation/robustness.py; [] where not asked
-    cost          {students, steps, flops}: of this evaluation
-    statement     one sentence, see evaluation/statement.py
+    networks      [{network, regime, key, tuned, steps, accuracy: interval, runs}]
+    transfer      [{regime, ratio}]: mean over other networks of what the published rows gain over
+                  the best reference, divided by the gain on the students' own network
+    robustness    see evaluation/robustness.py; [] where not asked
+    cost          {students, steps, flops} of this evaluation
+    statement     one sentence, see evaluation/statement.py; null without a selection
     missing       sentences: what was not measured and why
 
 Shape suffixes: K classes.
@@ -46,19 +48,24 @@ Shape suffixes: K classes.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from distill_datasets.evaluation.attribution import dd_ranking, image_share, label_share
 from distill_datasets.evaluation.baselines import described
 from distill_datasets.evaluation.contestants import Contestant, Target, contestants, read_target
 from distill_datasets.evaluation.levels import AUGMENT, NAME, Standard
 from distill_datasets.evaluation.results import Interval, paired
-from distill_datasets.evaluation.students import Choice, Students
+from distill_datasets.evaluation.robustness import robustness
+from distill_datasets.evaluation.statement import statement
+from distill_datasets.evaluation.students import Choice, StandardTrial, Students
 from distill_datasets.files.artifacts import write_json
 from distill_datasets.models.architecture import Architecture
+from distill_datasets.models.flops import WEIGHT_GRADIENT, cost
 from distill_datasets.runtime.processes import Run
 from distill_datasets.training.rows import Regime
 
@@ -68,6 +75,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("distill_datasets")
 
 STANDARD = "standard.json"
+OWN, RANDOM = "default", "random_rows"
 
 
 def run_standard(
@@ -77,7 +85,8 @@ def run_standard(
 
     Args:
         folder: what `write_dataset` wrote, of whatever origin its rows are.
-        real: the source, read with the folder's size, channels and normalization.
+        real: the source, read with the folder's size, channels and normalization. A linear probe
+            needs the features of its backbone in it, which `run_features` puts there.
         run: seed, folder of the unit files, processes and device.
         settings: how thoroughly; None is the quick level.
 
@@ -91,16 +100,10 @@ def run_standard(
     target = read_target(folder, real)
     students = Students(target, real, run, settings)
     field = contestants(target, students.real, students.rest, run.seed, settings.asked)
-    table = StandardTable(students, field)
+    table = StandardTable(students, field, settings)
+    logger.info("%s", table.announced())
     table.measure()
-    found = {
-        "protocol": protocol_of(students, settings),
-        "target": target_of(target),
-        "source": source_of(students.real),
-        "rows": [table.row(each) for each in field],
-        "differences": table.differences(),
-        "best": {regime: each.key for regime, each in table.best.items()},
-    }
+    found = table.found()
     if run.runtime.is_main:
         write_json(students.folder / STANDARD, found)
     run.runtime.wait()
@@ -110,47 +113,193 @@ def run_standard(
 class StandardTable:
     """The rows of an evaluation, measured in rounds, as one decides what the next one trains."""
 
-    def __init__(self, students: Students, field: Sequence[Contestant]) -> None:
-        self.students, self.field = students, list(field)
+    def __init__(self, students: Students, field: Sequence[Contestant], settings: Standard) -> None:
+        self.students, self.field, self.settings = students, list(field), settings
+        self.network = students.network
+        self.of_key = {each.key: each for each in field}
         self.chosen: dict[str, Choice] = {}
         self.best: dict[Regime, Contestant] = {}
+        self.missing = list[str]()
+        self.trained = dict[str, StandardTrial]()
+        self.attacked = list[StandardTrial]()
+        self.others = list(self._usable(settings.others(self.network, students.real.shape)))
+
+    def _usable(self, networks: Sequence[Architecture]) -> Iterator[Architecture]:
+        """Those that can be trained here; why others cannot is noted."""
+        for network in networks:
+            backbone = network.frozen()
+            if backbone is not None and backbone.key not in self.students.real.features:
+                why = backbone.absent() or "its features of the source were not computed"
+                self.missing.append(f"{described(network)}: {why}")
+            else:
+                yield network
+
+    def announced(self) -> str:
+        """What it takes, before it is done: students, steps, floating-point operations."""
+        level, rows = self.students.level, len(self.field)
+        regimes = len(self.students.target.regimes)
+        per_row = 2 * len(level.rates) * self.students.tunes + level.students
+        longer = sum(times for times in self.settings.times if times != 1) * level.fewer
+        wider = 2 * len(level.rates) * self.students.tunes + level.fewer
+        whole = [each.images for each in self.field if each.row.images == "all"]
+        steps = level.steps * (
+            per_row * rows
+            + 2 * regimes * level.students
+            + 2 * regimes * (longer + wider * len(self.others))
+        ) + sum(level.fewer * self.students.whole_steps(images) for images in whole)
+        flops = steps * self._step_work(self.network)
+        return (
+            f"{NAME}, {self.settings.level}: {rows} rows, about {steps / level.steps:,.0f} "
+            f"trainings of {level.steps} steps, {flops / 1e12:,.3g} TFLOP where all networks cost "
+            "what the students' own costs; what an earlier run has finished is taken from it"
+        )
+
+    def _step_work(self, network: Architecture) -> float:
+        """Floating-point operations of a step of a full batch."""
+        flops, _ = cost(network, self.students.real.shape)
+        return WEIGHT_GRADIENT * flops * self.students.level.batch
+
+    def train(self, stage: str, trials: Sequence[StandardTrial]) -> None:
+        """Train the students of a round."""
+        self.trained |= {trial.stem: trial for trial in trials}
+        self.students.train(stage, trials)
 
     def measure(self) -> None:
-        """Tune every row, then train the students that read the test images."""
-        students, network = self.students, self.students.network
-        students.train(
-            "tune", [trial for each in self.field for trial in students.tuning(each, network)]
-        )
+        """Tune all rows, train their students, then go further with those that matter most."""
+        students, network = self.students, self.network
+        if not students.tunes:
+            self.missing.append(
+                "tuned step sizes: every class has one training image, none is left to choose on"
+            )
+        tuning = [trial for each in self.field for trial in students.tuning(each, network)]
+        self.train("tune", tuning)
         self.chosen = {each.key: students.choice(each, network) for each in self.field}
-        students.train(
-            "evaluate",
+        main = [trial for each in self.field for trial in self.finals(each)]
+        self.attacked = self._attacked()
+        self.train("evaluate", [*main, *self.attacked])
+        self._choose_best()
+        self.train("augmentation", [trial for each in self._pair() for trial in self._arms(each)])
+        self.train("steps", [trial for each in self.followed() for trial in self._longer(each)])
+        self.train(
+            "networks: tune",
             [
                 trial
-                for each in self.field
-                for trial in students.final(each, network, self.chosen[each.key])
+                for each in self.followed()
+                for other in self.others
+                for trial in students.tuning(each, other)
             ],
         )
-        for regime in students.target.regimes:
-            rivals = [each for each in self.field if each.regime == regime and is_selection(each)]
+        self.train(
+            "networks",
+            [
+                trial
+                for each in self.followed()
+                for other in self.others
+                for trial in self._on(each, other)
+            ],
+        )
+
+    def finals(self, contestant: Contestant) -> list[StandardTrial]:
+        """The students that a row is reported with."""
+        return self.students.final(contestant, self.network, self.chosen[contestant.key])
+
+    def _attacked(self) -> list[StandardTrial]:
+        """Students of the published rows and of random images that are also attacked."""
+        if not self.settings.robustness:
+            return []
+        if self.students.real.normalization.kind != "mean_std" or self.network.frozen() is not None:
+            self.missing.append(
+                "robustness: attacks are of pixels, and these students see whitened images or "
+                "features"
+            )
+            return []
+        fewer = self.students.level.fewer
+        return [
+            replace(trial, attacked=True)
+            for each in self._pair()
+            for trial in self.finals(each)[:fewer]
+        ]
+
+    def _choose_best(self) -> None:
+        for regime in self.students.target.regimes:
+            rivals = self.rivals(regime)
             if rivals:
-                self.best[regime] = max(rivals, key=lambda each: self._held_out(each))
+                self.best[regime] = max(rivals, key=self._held_out)
+
+    def rivals(self, regime: Regime) -> list[Contestant]:
+        """Real images of no more pixels, values or bytes than are published."""
+        equal = ("equal", "values", "bytes")
+        return [each for each in self.field if each.regime == regime and each.row.images in equal]
 
     def _held_out(self, contestant: Contestant) -> float:
         return self.chosen[contestant.key].held_out or 0.0
 
-    def accuracies(self, contestant: Contestant) -> dict[int, float]:
+    def _pair(self) -> list[Contestant]:
+        """The published rows and random images in their place, in every regime."""
+        return [each for each in self.field if each.row.name in (OWN, RANDOM)]
+
+    def _arms(self, contestant: Contestant) -> list[StandardTrial]:
+        """Students with augmentation and without, each at its own step size."""
+        if self.network.frozen() is not None:
+            return []
+        return [trial for moved in (False, True) for trial in self.arm(contestant, moved)]
+
+    def arm(self, contestant: Contestant, moved: bool) -> list[StandardTrial]:
+        """Students that are augmented, or that are not."""
+        choice = self.students.choice(contestant, self.network, moved)
+        return self.students.final(contestant, self.network, choice)
+
+    def followed(self) -> list[Contestant]:
+        """The published rows and the best reference of every regime."""
+        own = [self.of_key[f"{OWN}/{regime}"] for regime in self.students.target.regimes]
+        return [*own, *self.best.values()]
+
+    def _longer(self, contestant: Contestant) -> list[StandardTrial]:
+        return [trial for times in self.settings.times for trial in self.at(contestant, times)]
+
+    def at(self, contestant: Contestant, times: float) -> list[StandardTrial]:
+        """Students of a multiple of the steps."""
+        choice, level = self.chosen[contestant.key], self.students.level
+        return self.students.final(contestant, self.network, choice, times, level.fewer)
+
+    def _on(self, contestant: Contestant, network: Architecture) -> list[StandardTrial]:
+        choice = self.students.choice(contestant, network)
+        level = self.students.level
+        return self.students.final(contestant, network, choice, students=level.fewer)
+
+    def accuracies(self, key: str) -> dict[int, float]:
         """The accuracy of a row by the seed of its students."""
-        choice = self.chosen[contestant.key]
-        return self.students.accuracies(
-            self.students.final(contestant, self.students.network, choice)
-        )
+        return self.students.accuracies(self.finals(self.of_key[key]))
+
+    def found(self) -> dict[str, Any]:
+        """Everything, as this module describes it."""
+        rows = [self.row(each) for each in self.field]
+        differences = self.differences()
+        best: dict[str, str] = {regime: each.key for regime, each in self.best.items()}
+        many: dict[str, int] = {regime: len(self.rivals(regime)) for regime in self.best}
+        networks = self.networks()
+        return {
+            "protocol": protocol_of(self.students, self.settings),
+            "target": target_of(self.students.target),
+            "source": source_of(self.students.real),
+            "rows": rows,
+            "differences": differences,
+            "best": best,
+            "attribution": self.attribution(),
+            "curve": self.curve(),
+            "networks": networks,
+            "transfer": list(self.transfer(networks)),
+            "robustness": self.robustness(),
+            "cost": self.cost(),
+            "statement": statement(rows, differences, best, many),
+            "missing": self.missing,
+        }
 
     def row(self, contestant: Contestant) -> dict[str, Any]:
         """A row as it is reported."""
-        students, network = self.students, self.students.network
-        choice = self.chosen[contestant.key]
-        trials = students.final(contestant, network, choice)
-        records = [students.found(trial) for trial in trials]
+        trials = self.finals(contestant)
+        tried = self.students.tuning(contestant, self.network)
+        scores = [float(self.students.found(trial)["accuracy"]) for trial in tried]
         return {
             "key": contestant.key,
             "from": contestant.row.name,
@@ -159,41 +308,171 @@ class StandardTable:
             "images": contestant.images,
             "size": list(contestant.size),
             "bytes": contestant.bytes.as_json(),
-            "network": described(network),
-            "steps": students.level.steps,
+            "network": described(self.network),
+            "steps": trials[0].steps,
             "students": len(trials),
-            "tuned": choice._asdict(),
-            "trials": self._trials(contestant, network),
-            **summary(records, students.real),
+            "tuned": self.chosen[contestant.key]._asdict(),
+            "trials": [
+                Choice(trial.lr, trial.augmented, scored)._asdict()
+                for trial, scored in zip(tried, scores, strict=True)
+            ],
+            **summary([self.students.found(trial) for trial in trials], self.students.real),
         }
-
-    def _trials(self, contestant: Contestant, network: Architecture) -> list[dict[str, Any]]:
-        return [
-            Choice(
-                trial.lr, trial.augmented, float(self.students.found(trial)["accuracy"])
-            )._asdict()
-            for trial in self.students.tuning(contestant, network)
-        ]
 
     def differences(self) -> list[dict[str, Any]]:
         """The published rows minus every reference of their regime, student by student."""
-        own = {each.regime: each for each in self.field if each.row.name == "default"}
         found = []
         for each in self.field:
-            if each.row.name == "default":
-                continue
-            interval = paired(self.accuracies(own[each.regime]), self.accuracies(each))
-            found.append(
-                {"regime": each.regime, "against": each.key}
-                | interval.as_json()
-                | {"verdict": interval.verdict}
-            )
+            if each.row.name != OWN:
+                own = self.accuracies(f"{OWN}/{each.regime}")
+                interval = paired(own, self.accuracies(each.key))
+                found.append(
+                    {"regime": each.regime, "against": each.key}
+                    | interval.as_json()
+                    | {"verdict": interval.verdict}
+                )
         return found
 
+    def attribution(self) -> dict[str, Any]:
+        """Shares of images and labels, arms of augmentation, and the scores of DD-Ranking."""
+        regimes = self.students.target.regimes
+        shares = [
+            {
+                "regime": regime,
+                **image_share(
+                    self.accuracies(f"{OWN}/{regime}"), self.accuracies(f"{RANDOM}/{regime}")
+                ),
+            }
+            for regime in regimes
+        ]
+        labels = None
+        if len(regimes) > 1:
+            labels = label_share(
+                self.accuracies(f"{OWN}/{regimes[-1]}"),
+                self.accuracies(f"{OWN}/HL"),
+                self.accuracies(f"{RANDOM}/HL"),
+            )
+        return {
+            "table": list(self._arms_table()),
+            "image_share": shares,
+            "label_share": None if labels is None else labels.as_json(),
+            "dd_ranking": self._dd_ranking(regimes[-1]),
+        }
 
-def is_selection(contestant: Contestant) -> bool:
-    """Whether a row shows real images of no more pixels, values or bytes than are published."""
-    return contestant.row.images in ("equal", "values", "bytes")
+    def _arms_table(self) -> Iterator[dict[str, Any]]:
+        for each in self._pair():
+            arms: list[tuple[bool | None, list[StandardTrial]]] = [(None, self.finals(each))]
+            if self.network.frozen() is None:
+                arms += [(moved, self.arm(each, moved)) for moved in (True, False)]
+            for moved, trials in arms:
+                accuracies = list(self.students.accuracies(trials).values())
+                yield {
+                    "images": "published" if each.row.name == OWN else "random",
+                    "labels": "hard" if each.regime == "HL" else "published",
+                    "regime": each.regime,
+                    "key": each.key,
+                    "augmented": moved,
+                    "accuracy": Interval.of(accuracies).as_json(),
+                }
+
+    def _dd_ranking(self, regime: Regime) -> dict[str, Any] | None:
+        if "full/HL" not in self.of_key:
+            self.missing.append("DD-Ranking's scores: the whole source was not measured")
+            return None
+        if self.network.frozen() is not None:
+            self.missing.append("DD-Ranking's scores: features of a backbone are not augmented")
+            return None
+        own, random = self.of_key[f"{OWN}/{regime}"], self.of_key[f"{RANDOM}/{regime}"]
+        arms = {
+            moved: tuple(self.students.accuracies(self.arm(each, moved)) for each in (own, random))
+            for moved in (True, False)
+        }
+        return dd_ranking(
+            regime,
+            self.accuracies("full/HL"),
+            self.accuracies(f"{OWN}/HL"),
+            self.accuracies(own.key),
+            self.accuracies(random.key),
+            (arms[True][0], arms[True][1]),
+            (arms[False][0], arms[False][1]),
+        )
+
+    def curve(self) -> list[dict[str, Any]]:
+        """Accuracy against steps."""
+        return [
+            {
+                "key": each.key,
+                "times": times,
+                "steps": self.at(each, times)[0].steps,
+                **self._scored(self.at(each, times)),
+            }
+            for each in self.followed()
+            for times in self.settings.times
+        ]
+
+    def networks(self) -> list[dict[str, Any]]:
+        """Accuracy of other networks, each tuned for each row."""
+        return [
+            {
+                "network": described(other),
+                "regime": each.regime,
+                "key": each.key,
+                "tuned": self.students.choice(each, other)._asdict(),
+                "steps": self.students.level.steps,
+                **self._scored(self._on(each, other)),
+            }
+            for other in self.others
+            for each in self.followed()
+        ]
+
+    def transfer(self, networks: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """How much of what the published rows gain on their own network they gain on others."""
+        for regime, best in self.best.items():
+            own, key = f"{OWN}/{regime}", best.key
+            gain = paired(self.accuracies(own), self.accuracies(key))
+            mean = {(row["network"], row["key"]): row["accuracy"]["mean"] for row in networks}
+            names = dict.fromkeys(row["network"] for row in networks)
+            gains = [mean[name, own] - mean[name, key] for name in names]
+            # the ratio to a gain that may be none says nothing
+            sound = bool(gains) and gain.verdict in ("better", "worse")
+            ratio = sum(gains) / len(gains) / gain.mean if sound else None
+            yield {"regime": regime, "ratio": ratio}
+
+    def _scored(self, trials: Sequence[StandardTrial]) -> dict[str, Any]:
+        accuracies = self.students.accuracies(trials)
+        return {
+            "accuracy": Interval.of(list(accuracies.values())).as_json(),
+            "runs": [{"seed": seed, "accuracy": value} for seed, value in accuracies.items()],
+        }
+
+    def robustness(self) -> list[dict[str, Any]]:
+        """What the published rows and random images withstand."""
+        found = []
+        for each in self._pair():
+            records = [
+                self.students.withstood(trial)
+                for trial in self.attacked
+                if trial.contestant.key == each.key and self.students.was_attacked(trial)
+            ]
+            if records:
+                most = len(self.students.real.test.labels_N)
+                images = min(self.students.level.attacked, most)
+                found.append(robustness(each.key, images, records))
+        return found
+
+    def cost(self) -> dict[str, Any]:
+        """What this evaluation takes, whoever has done it."""
+        work = sum(
+            trial.steps
+            * self._step_work(trial.network)
+            * min(1.0, trial.contestant.images / self.students.level.batch)
+            for trial in self.trained.values()
+        )
+        return {
+            "students": len(self.trained),
+            "steps": sum(trial.steps for trial in self.trained.values()),
+            "flops": work,
+        }
 
 
 def summary(records: Sequence[dict[str, Any]], real: RealData) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from distill_datasets.evaluation.contestants import Contestant, Target
 from distill_datasets.evaluation.held_out import tenth_held_out, tested_on
 from distill_datasets.evaluation.levels import AUGMENT, Level, Standard
 from distill_datasets.evaluation.protocol import Evaluate
+from distill_datasets.evaluation.robustness import probed
 from distill_datasets.evaluation.trials import dealt
 from distill_datasets.files.artifacts import (
     fingerprint,
@@ -36,6 +37,7 @@ from distill_datasets.runtime.memory import images_at_once
 from distill_datasets.runtime.processes import Run
 from distill_datasets.training.checkpoint import TrainingCheckpoint
 from distill_datasets.training.linear_probe import CLASSIFIER, Probed
+from distill_datasets.training.loop import steps_of
 from distill_datasets.training.metrics import Answers, answers
 from distill_datasets.training.student import train_student
 from distill_datasets.views.augment import Augment
@@ -65,6 +67,7 @@ class StandardTrial:
         augmented: whether its images are moved.
         steps: of the training.
         held_out: whether it is scored on training images that were held out.
+        attacked: whether it is also asked about attacked and corrupted images.
     """
 
     contestant: Contestant
@@ -74,6 +77,7 @@ class StandardTrial:
     augmented: bool
     steps: int
     held_out: bool = False
+    attacked: bool = False
 
     @property
     def stem(self) -> str:
@@ -119,17 +123,30 @@ class Students:
         self.folder = run.folder / f"standard-{fingerprint(deciding)}"
         self._probed = {
             each.key: (Probed(each, self.real), Probed(each, self.rest))
-            for each in backbones_of(settings)
+            for network in [self.network, *settings.others(self.network, shape)]
+            for each in backbones_of(network)
+            if each.key in real.features
         }
 
     def train(self, stage: str, trials: Iterable[StandardTrial]) -> None:
         """Train those that no earlier run has finished, dealt to processes and threads."""
-        units = {trial.stem: trial for trial in trials}
+        units = dict[str, StandardTrial]()
+        for trial in trials:
+            if trial.stem not in units or trial.attacked:
+                units[trial.stem] = trial
         dealt(self.run, stage, sorted(units.values(), key=_length), self._measure)
 
     def found(self, trial: StandardTrial) -> dict[str, Any]:
         """What a student has scored."""
         return read_record(self._path(trial))
+
+    def was_attacked(self, trial: StandardTrial) -> bool:
+        """Whether it could be attacked: a network that diverged is not."""
+        return self._attacked_path(trial).exists()
+
+    def withstood(self, trial: StandardTrial) -> dict[str, Any]:
+        """What a student scores on attacked and corrupted images."""
+        return read_record(self._attacked_path(trial))
 
     def accuracies(self, trials: Iterable[StandardTrial]) -> dict[int, float]:
         """The accuracy of students by their seed."""
@@ -165,29 +182,50 @@ class Students:
         return max(tried, key=lambda choice: choice.held_out or 0.0) if tried else middle
 
     def final(
-        self, contestant: Contestant, network: Architecture, choice: Choice, times: float = 1
+        self,
+        contestant: Contestant,
+        network: Architecture,
+        choice: Choice,
+        times: float = 1,
+        students: int | None = None,
     ) -> list[StandardTrial]:
-        """The students of a row that read the test images."""
-        steps = max(1, round(times * self.level.steps))
+        """The students of a row that read the test images; fewer of the whole set, for longer."""
+        count, steps = students or self.level.students, max(1, round(times * self.level.steps))
+        if contestant.row.images == "all":
+            count, steps = self.level.fewer, self.whole_steps(contestant.images)
         return [
             StandardTrial(contestant, student, network, choice.lr, choice.augmented, steps)
-            for student in range(self.level.students)
+            for student in range(count)
         ]
+
+    def whole_steps(self, images: int) -> int:
+        """Of a student of the whole set of so many images."""
+        passes, most = self.level.whole
+        own = steps_of(passes, images, self.level.batch)
+        return max(self.level.steps, min(own, most * self.level.steps))
 
     def _path(self, trial: StandardTrial) -> Path:
         return self.folder / f"{trial.stem}.json"
 
+    def _attacked_path(self, trial: StandardTrial) -> Path:
+        return self.folder / f"{trial.stem}-attacked.json"
+
     def _measure(self, trial: StandardTrial) -> None:
-        path = self._path(trial)
-        if intact(path, read_record) is not None:
+        path, attacked = self._path(trial), self._attacked_path(trial)
+        missing = intact(path, read_record) is None
+        if not missing and not (trial.attacked and intact(attacked, read_record) is None):
+            return
+        if not missing and read_record(path).get("diverged"):
             return
         real = self.rest if trial.held_out else self.real
         checkpoint = TrainingCheckpoint(
             path.with_suffix(".safetensors"), self._seconds, self.run.runtime.stop
         )
         record: dict[str, Any] = {"seed": trial.student}
+        module = None
         try:
-            found = answers(*self._trained(trial, real, checkpoint))
+            module, test_batches = self._trained(trial, real, checkpoint)
+            found = answers(module, test_batches)
         except DivergedError:
             # too large a step for this network: its logits are no numbers, and a guess is left
             found, record["diverged"] = guess(real), True
@@ -196,8 +234,25 @@ class Students:
             record["calibration"] = found.calibration()._asdict()
             if real.shape.k <= MOST_CONFUSION:
                 record["confusion"] = found.confusion_KK().tolist()
+        if trial.attacked and module is not None:
+            write_record(attacked, {"seed": trial.student, **self._attack(module, trial.student)})
         write_record(path, record)
         checkpoint.remove()
+
+    def _attack(self, module: nn.Module, student: int) -> dict[str, Any]:
+        """What a student scores on attacked and corrupted test images, the same for all."""
+        test, shape, device = self.real.test, self.real.shape, self.run.runtime.device
+        rng = draws(self.run.seed, "standard", "attacked")
+        rows_N = torch.randperm(len(test.labels_N), generator=rng("images"))
+        rows_N = rows_N[: self.level.attacked].sort().values
+        return probed(
+            module,
+            self.real.normalization.input_space,
+            test.images_NCHW[rows_N.to(test.images_NCHW.device)],
+            test.labels_N[rows_N.to(test.labels_N.device)],
+            draws(self.run.seed, "standard", "attacked", student),
+            images_at_once(shape, device),
+        )
 
     def _trained(
         self, trial: StandardTrial, real: RealData, checkpoint: TrainingCheckpoint

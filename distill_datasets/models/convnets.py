@@ -1,4 +1,4 @@
-"""The plain networks that recipes name: the field's ConvNet, LeNet, and a perceptron."""
+"""The plain networks that recipes name: the field's ConvNet, LeNet, VGG-11 and a perceptron."""
 
 from __future__ import annotations
 
@@ -113,6 +113,46 @@ class LeNet(Architecture):
             nn.ReLU(),
             nn.Linear(84, shape.k),
         )
+
+
+class Vgg(Architecture):
+    """VGG-11 as the field trains it on small images: a norm after convolutions, one linear layer.
+
+    Pooling by maxima halves the sides five times, or until one pixel is left; what is left is
+    averaged.
+    """
+
+    paper: ClassVar[str] = "VGG, arXiv:1409.1556"
+    name: Literal["vgg"] = "vgg"
+    width: int = Field(
+        default=64, ge=1, le=4_096, description="channels of the first stage, up to eight times it"
+    )
+    norm: Literal["instance", "batch"] = Field(
+        default="instance", description="after convolutions; batch keeps running statistics"
+    )
+
+    def build(self, shape: Shape) -> nn.Module:
+        # channels of every convolution, in units of the width; each stage ends with pooling
+        stages = ((1,), (2,), (4, 4), (8, 8), (8, 8))
+        layers: list[nn.Module] = []
+        channels, side = shape.c, min(shape.h, shape.w)
+        for stage in stages:
+            for factor in stage:
+                wide = factor * self.width
+                # the instance norm of a single pixel would be zero, whatever the image
+                normed = self.norm == "batch" or side > 1
+                layers.append(nn.Conv2d(channels, wide, 3, padding=1, bias=not normed))
+                if self.norm == "batch":
+                    layers.append(nn.BatchNorm2d(wide))
+                elif normed:
+                    layers.append(nn.GroupNorm(wide, wide))
+                layers.append(nn.ReLU())
+                channels = wide
+            if side > 1:
+                layers.append(nn.MaxPool2d(2))
+                side //= 2
+        layers.extend([nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, shape.k)])
+        return nn.Sequential(*layers)
 
 
 class Mlp(Architecture):

@@ -1,4 +1,4 @@
-"""Networks of torchvision by their names, and its ResNet for small images.
+"""Networks of torchvision and timm by their names; ResNet and ViT of torchvision for small images.
 
 Their weights have torchvision's names, so that files made for it or by timm fit; fresh ones are
 drawn as torchvision's constructors draw them, from a generator.
@@ -6,6 +6,7 @@ drawn as torchvision's constructors draw them, from a generator.
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -148,6 +149,101 @@ class Torchvision(Architecture):
             module.conv1, module.maxpool = first, nn.Identity()
         if shape.c != 3:
             _take_channels(module, shape.c)
+        return module
+
+
+class Vit(Architecture):
+    """A vision transformer for small images: torchvision's, with patches that fit them.
+
+    With the defaults and 32 px it has 2.7 million weights: DeiT-Tiny at half its depth, on 64
+    patches of 4 x 4 px.
+    """
+
+    paper: ClassVar[str] = "ViT, arXiv:2010.11929; DeiT, arXiv:2012.12877"
+    name: Literal["vit"] = "vit"
+    patch: int | None = Field(
+        default=None, ge=1, le=256, description="side of a patch, in px; null: at least 7 a side"
+    )
+    depth: int = Field(default=6, ge=1, le=64, description="blocks of attention and perceptron")
+    width: int = Field(default=192, ge=1, le=4_096, description="numbers of a token")
+    heads: int = Field(default=3, ge=1, le=64, description="of attention; they divide the width")
+
+    @model_validator(mode="after")
+    def _heads_divide_the_width(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(
+                f"heads: got {self.heads} for a width of {self.width}, expected a divisor of it"
+            )
+        return self
+
+    def patch_of(self, side: int) -> int:
+        """The side of a patch in an image of this side."""
+        fitting = (patch for patch in range(max(1, side // 7), 0, -1) if side % patch == 0)
+        return self.patch or next(fitting)
+
+    def build(self, shape: Shape) -> nn.Module:
+        patch = self.patch_of(shape.h)
+        if shape.h != shape.w or shape.h % patch:
+            raise RecipeError(
+                f"a vit cuts square images into patches of {patch} px, got {shape.h} x {shape.w}; "
+                "choose a patch that divides the side, or set source.resolution, which crops to a "
+                "square"
+            )
+        return _with_rule(partial(self._made, shape, patch))
+
+    def _made(self, shape: Shape, patch: int) -> nn.Module:
+        module: nn.Module = torchvision.models.VisionTransformer(
+            shape.h, patch, self.depth, self.heads, self.width, 4 * self.width, num_classes=shape.k
+        )
+        if shape.c != 3:
+            _take_channels(module, shape.c)
+        return module
+
+
+class Timm(Architecture):
+    """A classification network of timm by its name, with fresh weights."""
+
+    paper: ClassVar[str] = "timm, doi:10.5281/zenodo.4414861"
+    name: Literal["timm"] = "timm"
+    model: str = Field(
+        description="timm's name of it, for example resnet18 or vit_tiny_patch16_224"
+    )
+
+    def build(self, shape: Shape) -> nn.Module:
+        timm = self._timm()
+        known = timm.list_models()
+        if self.model not in known:
+            raise RecipeError(
+                f"network: timm has no {self.model!r}; {did_you_mean(self.model, known)}"
+            )
+        try:
+            module = _with_rule(partial(self._made, shape))
+            with torch.device("meta"), torch.no_grad():
+                self._made(shape).eval()(torch.empty(1, shape.c, shape.h, shape.w))
+        except (AssertionError, RuntimeError, ValueError) as error:
+            raise RecipeError(
+                f"network: timm's {self.model} does not take images of {shape.c} x {shape.h} x "
+                f"{shape.w} ({error}); raise source.resolution, make it square, or choose another "
+                "network"
+            ) from error
+        return module
+
+    def _timm(self) -> Any:  # noqa: ANN401
+        try:
+            return importlib.import_module("timm")
+        except ImportError as error:
+            raise RecipeError(
+                f"network: timm's {self.model} needs timm; run `pip install "
+                "'distill_datasets[timm]'`, or choose a network of torchvision"
+            ) from error
+
+    def _made(self, shape: Shape) -> nn.Module:
+        timm, options = self._timm(), {"num_classes": shape.k, "in_chans": shape.c}
+        try:
+            made = timm.create_model(self.model, img_size=shape.h, **options)
+        except TypeError:  # a convolutional one takes every side
+            made = timm.create_model(self.model, **options)
+        module: nn.Module = made
         return module
 
 

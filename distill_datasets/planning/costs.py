@@ -12,11 +12,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from distill_datasets.evaluation.protocol import Evaluate
 from distill_datasets.models.architecture import Architecture, last_linear
-from distill_datasets.models.flops import IMAGE_GRADIENT, WEIGHT_GRADIENT
+from distill_datasets.models.flops import IMAGE_GRADIENT, WEIGHT_GRADIENT, cost
 from distill_datasets.objectives.objective import Needs
 from distill_datasets.recipe import Recipe
 from distill_datasets.stages.relabel import Layout
@@ -48,17 +47,6 @@ class Cost:
         """Time of so many processes, each of which solves whole units only."""
         rounds = math.ceil(self.units / processes)
         return rounds * (self.work or 0.0) / self.units / flops_per_second
-
-
-def cost(architecture: Architecture, shape: Shape) -> tuple[float, int]:
-    """Floating-point operations of one forward pass on one image, and the number of weights."""
-    module = architecture.on_meta(shape).eval()
-    with torch.device("meta"):
-        image = torch.empty(1, shape.c, shape.h, shape.w)
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            module(image)
-    weights = sum(parameter.numel() for parameter in module.parameters())
-    return float(counter.get_total_flops()), weights
 
 
 def costs(recipe: Recipe, shape: Shape, rows: int | None) -> list[Cost]:

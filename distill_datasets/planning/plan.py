@@ -19,14 +19,13 @@ from distill_datasets.data.stores import Discarding
 from distill_datasets.errors import DataError
 from distill_datasets.models.architecture import Architecture
 from distill_datasets.models.backbones import backbones_of
-from distill_datasets.models.flops import WEIGHT_GRADIENT
+from distill_datasets.models.flops import WEIGHT_GRADIENT, cost
 from distill_datasets.objectives.unrolled import Unrolled
 from distill_datasets.pipeline.checks import check_parts, check_teaching, open_teaching
 from distill_datasets.planning.costs import (
     asked_networks,
     asked_per_step,
     baseline_rows,
-    cost,
     costs,
     flops_in_words,
     lines,

@@ -3,7 +3,9 @@
 Shape suffixes: N images, K classes, C channels, H W pixels.
 """
 
+import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +13,23 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support.published import alone, digits, publish, some_real
+from torch import nn
 
+from distill_datasets.data.decoding import Split
 from distill_datasets.data.real import RealData
+from distill_datasets.evaluation import students
 from distill_datasets.evaluation.levels import Standard
+from distill_datasets.evaluation.results import Interval, paired
 from distill_datasets.evaluation.standard import STANDARD, run_standard
+from distill_datasets.evaluation.students import guess
 from distill_datasets.models.convnets import Mlp
+from distill_datasets.training.metrics import Answers
+from distill_datasets.types import Batch
 
-SHORT = Standard(network=Mlp(), students=4, steps=40, references=[])
+ALONE: dict[str, Any] = {
+    "network": Mlp(), "references": [], "networks": [], "times": [1], "robustness": False
+}  # fmt: skip
+SHORT = Standard(**ALONE, students=4, steps=40)
 
 
 @pytest.fixture(scope="module")
@@ -30,19 +42,17 @@ def soft(labels_N: torch.Tensor) -> torch.Tensor:
     return F.one_hot(labels_N, 10).float() * 0.8 + 0.02
 
 
-def difference(found: dict[str, Any], key: str) -> dict[str, Any]:
-    (one,) = [each for each in found["differences"] if each["against"] == key]
-    return dict(one)
-
-
-def test_images_that_show_other_classes_than_their_labels_say_are_worse_than_random_ones(
+def test_real_images_with_the_same_labels_have_no_share_and_swapped_ones_a_negative_one(
     tmp_path: Path, real: RealData
 ) -> None:
     images_NCHW, labels_N = some_real(real, 3, seed=1)
+    planted = publish(tmp_path / "planted", real, images_NCHW, soft(labels_N))
     swapped = publish(tmp_path / "swapped", real, images_NCHW.roll(3, dims=0), soft(labels_N))
-    found = run_standard(swapped, real, alone(tmp_path / "runs"), SHORT)
-    for regime in ("HL", "SL-1"):
-        assert difference(found, f"random_rows/{regime}")["verdict"] == "worse"
+    for folder, verdict in ((planted, "undecided"), (swapped, "worse")):
+        found = run_standard(folder, real, alone(tmp_path / "runs"), SHORT)
+        shares = found["attribution"]["image_share"]
+        assert [share["regime"] for share in shares] == ["HL", "SL-1"]
+        assert [share["draw"]["verdict"] for share in shares] == [verdict, verdict]
 
 
 def test_bytes_of_references_are_those_of_the_set_and_not_more(
@@ -51,7 +61,7 @@ def test_bytes_of_references_are_those_of_the_set_and_not_more(
     images_NCHW, labels_N = some_real(real, 20, seed=1)
     folder = publish(tmp_path / "set", real, images_NCHW, soft(labels_N))
     lossy = ["jpeg", "webp", "webp_half"]
-    settings = Standard(network=Mlp(), students=1, steps=1, references=lossy)
+    settings = Standard(**{**ALONE, "references": lossy}, students=1, steps=1)
     found = run_standard(folder, real, alone(tmp_path / "runs"), settings)
     total = {row["key"]: row["bytes"]["total"] for row in found["rows"]}
     for regime in ("HL", "SL-1"):
@@ -65,9 +75,130 @@ def test_a_finished_evaluation_is_read_and_not_trained_again(
 ) -> None:
     images_NCHW, labels_N = some_real(real, 1)
     folder = publish(tmp_path / "set", real, images_NCHW, F.one_hot(labels_N, 10).float())
-    settings = Standard(network=Mlp(), students=2, steps=2, references=[])
+    settings = Standard(network=Mlp(), references=["herding", "full"], students=2, steps=2)
     first = run_standard(folder, real, alone(tmp_path / "runs"), settings)
     monkeypatch.setattr("distill_datasets.evaluation.students.train_student", None)
     again = run_standard(folder, real, alone(tmp_path / "runs"), settings)
     (written,) = (tmp_path / "runs").glob(f"*/{STANDARD}")
     assert first == again == json.loads(written.read_text())
+
+
+def test_the_same_set_twice_differs_by_exactly_nothing(tmp_path: Path, real: RealData) -> None:
+    images_NCHW, labels_N = some_real(real, 1)
+    targets_NK = F.one_hot(labels_N, 10).float()
+    settings = Standard(**ALONE, students=3, steps=3)
+    runs = []
+    for name in ("one", "other"):
+        folder = publish(tmp_path / name, real, images_NCHW, targets_NK)
+        found = run_standard(folder, real, alone(tmp_path / f"runs-{name}"), settings)
+        runs.append({run["seed"]: run["accuracy"] for run in found["rows"][0]["runs"]})
+    assert paired(*runs) == Interval(0.0, 0.0, 0.0)
+
+
+def test_every_part_of_the_table_is_there(tmp_path: Path, real: RealData) -> None:
+    images_NCHW, labels_N = some_real(real, 1)
+    folder = publish(tmp_path / "set", real, images_NCHW, soft(labels_N))
+    settings = Standard(
+        network=Mlp(depth=0),
+        networks=[Mlp()],
+        references=["random_real", "class_mean", "full"],
+        times=[0.5, 1, 2],
+        students=2,
+        steps=4,
+    )
+    found = run_standard(folder, real, alone(tmp_path / "runs"), settings)
+    assert [row["key"] for row in found["rows"]] == [
+        f"{name}/{regime}"
+        for name in ("default", "random_real", "class_mean", "random_rows", "full")
+        for regime in ("HL", "SL-1")
+        if (name, regime) != ("full", "SL-1")
+    ]
+    best = list(found["best"].values())
+    followed = ["default/HL", "default/SL-1", *best]
+    assert [(point["key"], point["steps"]) for point in found["curve"]] == [
+        (key, steps) for key in followed for steps in (2, 4, 8)
+    ]
+    assert [row["key"] for row in found["networks"]] == followed
+    attacked = [row["key"] for row in found["robustness"]]
+    assert sorted(attacked) == sorted(
+        f"{name}/{regime}" for name in ("default", "random_rows") for regime in ("HL", "SL-1")
+    )
+    arms = found["attribution"]["table"]
+    assert len(arms) == 12 and {arm["augmented"] for arm in arms} == {None, True, False}
+    assert found["attribution"]["dd_ranking"]["regime"] == "SL-1"
+    assert "With hard labels" in found["statement"] and "the best of 2" in found["statement"]
+    assert found["cost"]["flops"] > 0 and found["missing"] == []
+
+
+def test_what_was_chosen_is_what_held_out_images_like_best(tmp_path: Path, real: RealData) -> None:
+    images_NCHW, labels_N = some_real(real, 2)
+    folder = publish(tmp_path / "set", real, images_NCHW, F.one_hot(labels_N, 10).float())
+    settings = Standard(**ALONE, students=1, steps=20)
+    turned = real.test.labels_N.roll(1)
+    other = dataclasses.replace(real, test=Split(real.test.images_NCHW, turned))
+    chosen = []
+    for number, source in enumerate((real, other)):
+        found = run_standard(folder, source, alone(tmp_path / f"runs-{number}"), settings)
+        (row, _) = found["rows"]
+        most = max(trial["held_out"] for trial in row["trials"])
+        assert row["tuned"]["held_out"] == most and len(row["trials"]) == 6
+        chosen.append((row["tuned"], row["trials"]))
+    assert chosen[0] == chosen[1]  # test images have no say
+
+
+def test_the_last_step_counts_and_not_the_best_one(
+    tmp_path: Path, real: RealData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked = []
+
+    def counted(module: nn.Module, batches: Iterator[Batch]) -> Answers:
+        looked.append(sum(len(batch.images_BCHW) for batch in batches))
+        return guess(real)
+
+    monkeypatch.setattr(students, "answers", counted)
+    images_NCHW, labels_N = some_real(real, 1)
+    folder = publish(tmp_path / "set", real, images_NCHW, F.one_hot(labels_N, 10).float())
+    run_standard(folder, real, alone(tmp_path / "runs"), Standard(**ALONE, students=2, steps=7))
+    # two rows of two students each, and at most as many without or with augmentation
+    assert 4 <= looked.count(len(real.test.labels_N)) <= 8
+
+
+def test_a_plain_program_finds_the_same(tmp_path: Path, real: RealData) -> None:
+    images_NCHW, labels_N = some_real(real, 5)
+    targets_NK = soft(labels_N)
+    folder = publish(tmp_path / "set", real, images_NCHW, targets_NK)
+    settings = Standard(**ALONE, students=4, steps=100)
+    found = run_standard(folder, real, alone(tmp_path / "runs"), settings)
+    row = next(row for row in found["rows"] if row["key"] == "default/SL-1")
+    plain = [plain_accuracy(folder, real, row["tuned"]["lr"], 100, seed) for seed in range(4)]
+    theirs = Interval.of(plain)
+    if not row["tuned"]["augmented"]:
+        reach = row["accuracy"]["half"] + theirs.half
+        assert abs(row["accuracy"]["mean"] - theirs.mean) <= reach
+
+
+def plain_accuracy(folder: Path, real: RealData, lr: float, steps: int, seed: int) -> float:
+    """What a forty-line program of torch and datasets alone makes of a published folder."""
+    from datasets import load_dataset
+
+    torch.manual_seed(seed)
+    rows = load_dataset(str(folder), "default", split="train").with_format("numpy")[:]
+    told = load_dataset(str(folder), "recipe", split="train")[0]
+    mean, std = told["mean"][0], told["std"][0]
+
+    def see(images: Any) -> torch.Tensor:  # noqa: ANN401
+        return (torch.tensor(images).float().flatten(1) / 255 - mean) / std
+
+    images, labels = see(rows["image"]), torch.tensor(rows["soft_label"])
+    model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
+    adam = torch.optim.Adam(model.parameters(), lr)
+    decay = torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps)
+    for _ in range(steps):
+        batch = torch.randperm(len(images))[:64]
+        adam.zero_grad()
+        F.cross_entropy(model(images[batch]), labels[batch]).backward()
+        adam.step()
+        decay.step()
+    with torch.no_grad():
+        guessed = model(see(real.test.images_NCHW.numpy())).argmax(dim=1)
+    return float((guessed == real.test.labels_N).float().mean())

@@ -1,6 +1,9 @@
 """Networks with BatchNorm and those of torchvision: what is built, and how weights are drawn."""
 
 import copy
+import sys
+import types
+from typing import Any
 
 import pytest
 import torch
@@ -11,10 +14,10 @@ from torch import nn
 
 from distill_datasets.errors import RecipeError
 from distill_datasets.models.architecture import Architecture
-from distill_datasets.models.convnets import ConvNet
+from distill_datasets.models.convnets import ConvNet, Vgg
 from distill_datasets.models.initialization import drawing, initialize, own_rule
 from distill_datasets.models.layers import DrawsFrom
-from distill_datasets.models.vision import USUAL, ResNet, Torchvision
+from distill_datasets.models.vision import USUAL, ResNet, Timm, Torchvision, Vit
 from distill_datasets.networks.network import Fixed, Fresh, skeleton_of
 from distill_datasets.networks.online import TrainedOnReal
 from distill_datasets.runtime.draws import rng_for
@@ -185,3 +188,79 @@ def test_dropped_values_are_zero_and_the_others_are_larger() -> None:
     assert dropped.unique().tolist() == pytest.approx([0, 4 / 3])
     assert float((dropped == 0).float().mean()) == pytest.approx(0.25, abs=0.02)
     assert torch.equal(left, values)
+
+
+@pytest.mark.parametrize("norm", ["instance", "batch"])
+@pytest.mark.parametrize("side", [1, 8, 28, 32])
+def test_a_vgg_takes_small_images_and_tells_them_apart(norm: Any, side: int) -> None:  # noqa: ANN401
+    shape = Shape(1, side, side, 3)
+    module = Vgg(width=4, norm=norm).build(shape)
+    assert sum(isinstance(layer, nn.Conv2d) for layer in module) == 8
+    initialize(module, rng_for(0))
+    logits_BK = module.eval()(torch.randn(2, 1, side, side, generator=rng_for(1)))
+    assert logits_BK.shape == (2, 3) and not torch.equal(logits_BK[0], logits_BK[1])
+
+
+def test_a_vgg_11_of_32_px_has_as_many_weights_as_that_of_dc() -> None:
+    # its convolutions have 9,217,728 weights, norms 2 x 2,752, the classifier 5,130
+    norms = [layer.num_channels for layer in Vgg().build(SMALL) if isinstance(layer, nn.GroupNorm)]
+    count = sum(weight.numel() for weight in Vgg().build(SMALL).parameters())
+    assert count == 9_217_728 + 2 * sum(norms) + 5_130
+
+
+def test_a_small_vit_is_drawn_as_torchvision_draws_it() -> None:
+    ours, state = Vit(depth=1, width=12, heads=2).build(SMALL), torch.get_rng_state()
+    torch.manual_seed(7)
+    theirs = torchvision.models.VisionTransformer(32, 4, 1, 2, 12, 48, num_classes=10)
+    torch.set_rng_state(state)
+    initialize(ours, torch.Generator().manual_seed(7))
+    assert same(ours, theirs)
+
+
+@pytest.mark.parametrize(("side", "patch"), [(8, 1), (28, 4), (32, 4), (64, 8), (31, 1)])
+def test_patches_of_a_vit_fit_the_image(side: int, patch: int) -> None:
+    assert Vit().patch_of(side) == patch
+    images_BCHW = torch.zeros(2, 1, side, side)
+    module = Vit(depth=1, width=4, heads=1).build(Shape(1, side, side, 5))
+    assert module(images_BCHW).shape == (2, 5)
+
+
+def test_a_vit_refuses_what_it_cannot_cut() -> None:
+    with pytest.raises(RecipeError, match=r"square images into patches of 4 px, got 28 x 32"):
+        Vit().build(Shape(1, 28, 32, 5))
+    with pytest.raises(ValidationError, match="expected a divisor"):
+        Vit(width=10, heads=3)
+
+
+class Flat(nn.Module):
+    """A linear classifier of pixels."""
+
+    def __init__(self, values: int, classes: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(values, classes)
+
+    def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+        logits_BK: torch.Tensor = self.head(images_BCHW.flatten(1))
+        return logits_BK
+
+
+def test_networks_of_timm_come_by_name_or_say_how_to_install_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def create_model(model: str, num_classes: int, in_chans: int, **more: int) -> nn.Module:
+        if model == "conv" and more:
+            raise TypeError("img_size")
+        assert model == "conv" or more == {"img_size": 8}
+        return Flat(64 * in_chans, num_classes)
+
+    known = types.SimpleNamespace(list_models=lambda: ["conv", "vit"], create_model=create_model)
+    monkeypatch.setitem(sys.modules, "timm", known)
+    for model in ("conv", "vit"):
+        module = Timm(model=model).build(TOY)
+        initialize(module, rng_for(0))
+        assert module(torch.zeros(1, 1, 8, 8)).shape == (1, 3)
+    with pytest.raises(RecipeError, match="timm has no 'vot'; did you mean 'vit'"):
+        Timm(model="vot").build(TOY)
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(RecipeError, match=r"pip install 'distill_datasets\[timm\]'"):
+        Timm(model="vit").build(TOY)

@@ -15,10 +15,10 @@ from distill_datasets.data.real import RealData
 from distill_datasets.distilled import Distilled
 from distill_datasets.errors import DataError, DistillError, RecipeError
 from distill_datasets.models.convnets import ConvNet
+from distill_datasets.models.flops import cost
 from distill_datasets.networks.network import NetworkSource
 from distill_datasets.objectives.objective import Block, Estimate, Objective
 from distill_datasets.pipeline.run import run
-from distill_datasets.planning.costs import cost
 from distill_datasets.planning.plan import plan
 from distill_datasets.runtime.draws import LaneDraw
 from distill_datasets.types import Shape
