@@ -37,7 +37,7 @@ from distill_datasets.data.normalization import Normalization
 from distill_datasets.data.real import RealData
 from distill_datasets.data.source import Source, open_source
 from distill_datasets.evaluation.audit.audit import audit
-from distill_datasets.evaluation.audit.findings import CHECKS
+from distill_datasets.evaluation.audit.findings import CHECKS, TIERS
 from distill_datasets.evaluation.audit.networks import Effort
 from distill_datasets.evaluation.audit.rates import TABLE
 from distill_datasets.files.artifacts import intact, read_record, write_json, write_record
@@ -88,7 +88,7 @@ def audited(
         return kept
     if not folder.exists():
         build(folder, fault, material, per_class, seed)
-    tiers = ["T0"] if fault in IN_FILES else ["T0", "T1", "T2", "T3"]
+    tiers = ["T0"] if fault in IN_FILES else ["T0", "T1"] if fault in SHALLOW else TIERS
     found = audit(folder, material.real, run, tiers, effort=effort)
     said = {each.check.name: {"state": each.state, "value": each.value, "p": each.p,
                               "where": each.where[:3]} for each in found}  # fmt: skip
@@ -96,6 +96,8 @@ def audited(
     return said
 
 
+SHALLOW = {BLENDED, COPY, *(fault for fault in IN_IMAGES if "test images" in fault)}
+"""Faults of pixels alone, on whose sets nothing is trained."""
 FAULTS = [CLEAN, BLENDED, *IN_IMAGES, COPY, MEMBERS, *IN_FILES]
 
 
@@ -118,7 +120,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--pool", type=int, default=10000, help="images that clean sets show")
     parser.add_argument("--per-class", type=int, default=100)
     parser.add_argument("--seeds", type=int, default=20)
-    parser.add_argument("--calibrations", type=int, default=2, help="seeds of the audit itself")
+    parser.add_argument("--calibrations", type=int, default=1, help="seeds of the audit itself")
     parser.add_argument("--folder", type=Path, required=True, help="what is finished is kept here")
     parser.add_argument("--output", type=Path, default=TABLE)
     asked = parser.parse_args(arguments)

@@ -6,8 +6,6 @@ clean sets: an image of another class under a label is a wrong label.
 Shape suffixes: N rows, C channels, H W pixels, K classes.
 """
 
-import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -19,10 +17,8 @@ from torch import Tensor
 
 from distill_datasets.data.decoding import Split
 from distill_datasets.data.real import RealData
-from distill_datasets.export.content import DisplayPixels
-from distill_datasets.export.folder import MANIFEST, write_dataset
 from distill_datasets.runtime.draws import rng_for
-from support.sample_content import sample
+from support.published import publish
 
 CLEAN, BLENDED = "clean: random real images", "clean: means of two real images of a class"
 
@@ -192,27 +188,8 @@ IN_IMAGES: dict[str, Plant] = {
 
 def write(folder: Path, planted: Planted, real: RealData) -> None:
     """A set as a published folder, without results."""
-    mean_std = real.normalization
-    mean, std = (each.tolist() for each in (mean_std.display_mean_C, mean_std.display_std_C))
     targets_NK = torch.nn.functional.one_hot(planted.labels_N, real.shape.k).byte()
-    base = sample(
-        real.shape.c,
-        images_NCHW=planted.images_NCHW,
-        exact_NCHW=None,
-        targets_NK=targets_NK,
-        originals=DisplayPixels(planted.images_NCHW),
-        label_cells=[],
-        geometry={"canvas": "pixels"},
-    )
-    content = dataclasses.replace(
-        base,
-        class_names=real.class_names,
-        mean=mean,
-        std=std,
-        normalization={"kind": "mean_std", "mean": mean, "std": std},
-        real_shape=(real.shape.c, real.shape.h, real.shape.w),
-    )
-    write_dataset(folder, content, None)
+    publish(folder, real, planted.images_NCHW, targets_NK)
 
 
 def rows_file(folder: Path) -> Path:
@@ -257,11 +234,6 @@ IN_FILES: dict[str, Callable[[Path, torch.Generator], None]] = {
     "labels that are no numbers": undefined_labels,
 }
 """Faults of the files of a folder."""
-
-
-def says_its_hashes(folder: Path) -> bool:
-    """Whether a folder's manifest can be read at all."""
-    return bool(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"])
 
 
 def plant_rng(seed: int, fault: str) -> torch.Generator:

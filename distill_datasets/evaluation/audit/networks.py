@@ -43,10 +43,10 @@ class Effort:
 
     clean_sets: int = 20
     students: int = 3
-    steps: int = 150
+    steps: int = 100
     reference_steps: int = 600
     width: int = 16
-    search_steps: int = 50
+    search_steps: int = 40
 
     def settings(self) -> AuditStudent:
         """How its networks are trained."""

@@ -1,0 +1,1 @@
+"""The page that shows what was measured: one HTML file with everything in it."""

@@ -1,0 +1,127 @@
+"""The images of a set as a page shows them: class by class, each with its label.
+
+Shape suffixes: C channels, H W pixels.
+"""
+
+from __future__ import annotations
+
+import base64
+from typing import TYPE_CHECKING, NamedTuple
+
+from distill_datasets.evaluation.report.subject import Subject, likeliest
+from distill_datasets.export.pictures import by_class
+from distill_datasets.media.image import png, webp
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MOST_IMAGES = 200
+MOST_CLASSES = 200
+ENLARGED_SIDE = 64
+"""Images of fewer pixels a side are enlarged without smoothing."""
+HEAVY_BYTES = 20_000
+"""A larger PNG is shown as WebP, which is for the eye alone."""
+MOST_PICTURE_BYTES = 4_000_000
+
+
+class Share(NamedTuple):
+    """A class of a label and how much of it there is."""
+
+    name: str
+    share: float
+
+
+class Shown(NamedTuple):
+    """An image, where it is in the set and what its label says."""
+
+    uri: str
+    row: int
+    shares: list[Share]
+
+    @property
+    def words(self) -> str:
+        """For a reader who does not see it."""
+        said = ", ".join(f"{each.name} {100 * each.share:.0f} %" for each in self.shares)
+        return f"row {self.row}: {said}"
+
+
+class OfClass(NamedTuple):
+    """A class and the images shown of it."""
+
+    name: str
+    total: int
+    images: list[Shown]
+
+
+class Gallery(NamedTuple):
+    """What is shown of a set.
+
+    Attributes:
+        classes: those with images.
+        shown: how many images.
+        total: how many there are.
+        empty: names of classes that no image is most of.
+        pixelated: whether pixels are enlarged as squares.
+        poster: the picture of the trained images as the set has it; None where that is too heavy.
+        side: height and width of an example.
+    """
+
+    classes: list[OfClass]
+    shown: int
+    total: int
+    empty: list[str]
+    pixelated: bool
+    poster: str | None
+    side: tuple[int, int]
+
+
+def gallery_of(subject: Subject) -> Gallery | None:
+    """The images of a set; None where none can be read."""
+    rows, names = subject.rows, subject.class_names
+    if rows is None:
+        return None
+    most = max(1, MOST_IMAGES // max(1, min(len(names), MOST_CLASSES)))
+    chosen = by_class(rows.targets_NK, min(most, 10))
+    counts = rows.targets_NK.argmax(dim=1).bincount(minlength=len(names)).tolist()
+    classes = [
+        OfClass(
+            name,
+            counts[label],
+            [
+                Shown(
+                    uri_of(rows.images_NCHW[place]),
+                    rows.row_N[place],
+                    [Share(*each) for each in likeliest(rows.targets_NK[place], names)],
+                )
+                for place in chosen[label]
+            ],
+        )
+        for label, name in enumerate(names)
+        if chosen[label]
+    ][:MOST_CLASSES]
+    side = tuple(rows.images_NCHW.shape[2:])
+    return Gallery(
+        classes,
+        sum(len(each.images) for each in classes),
+        len(rows.row_N),
+        [name for label, name in enumerate(names) if not counts[label]],
+        max(side) < ENLARGED_SIDE,
+        _poster(subject),
+        (int(side[0]), int(side[1])),
+    )
+
+
+def uri_of(image_CHW: Tensor) -> str:
+    """A uint8 image as a `data:` address."""
+    encoded, kind = png(image_CHW), "png"
+    if len(encoded) > HEAVY_BYTES:
+        encoded, kind = webp(image_CHW, 80), "webp"
+    return f"data:image/{kind};base64,{base64.b64encode(encoded).decode()}"
+
+
+def _poster(subject: Subject) -> str | None:
+    path = subject.folder / "poster.png"
+    is_cut = subject.manifest.get("geometry", {}).get("canvas") == "poster"
+    if not is_cut or not path.is_file() or path.stat().st_size > MOST_PICTURE_BYTES:
+        return None
+    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"

@@ -1,0 +1,138 @@
+"""`report` and `compare`: one HTML file that shows sets and what was measured of them.
+
+The page asks for nothing: pictures are `data:` addresses, charts are SVG in its text, there is no
+script, and its policy lets a browser load nothing else. Every text of a set is escaped.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from distill_datasets import __version__
+from distill_datasets.errors import ArtifactError
+from distill_datasets.evaluation.report import further, views
+from distill_datasets.evaluation.report.charts import bytes_in_words
+from distill_datasets.evaluation.report.comparison import comparison_of, titles
+from distill_datasets.evaluation.report.gallery import gallery_of
+from distill_datasets.evaluation.report.subject import Subject, read_subject
+from distill_datasets.files.artifacts import write_text
+
+_TEMPLATES = Path(__file__).parent / "templates"
+
+
+def report(
+    targets: Sequence[Path], output: Path, standards: Mapping[Path, Path] | None = None
+) -> Path:
+    """Write a page about one set, or about several side by side.
+
+    Args:
+        targets: published folders; of several, the first is what the others are compared with.
+        output: the HTML file to make; nothing is overwritten.
+        standards: what the standard protocol wrote of a folder, where it has measured it.
+
+    Returns:
+        The file.
+
+    Raises:
+        ArtifactError: a folder or a measurement is not what it should be, or the file is there.
+    """
+    if not targets:
+        raise ArtifactError("report: got no folder, expected at least one published folder")
+    if output.exists():
+        raise ArtifactError(
+            f"{output}: there already, and nothing is overwritten; choose another file with "
+            "--output or move it away"
+        )
+    measured = standards or {}
+    subjects = [read_subject(folder, measured.get(folder)) for folder in targets]
+    write_text(output, page(subjects))
+    return output
+
+
+def page(subjects: Sequence[Subject]) -> str:
+    """The text of the page."""
+    several = len(subjects) > 1
+    names = titles(subjects) if several else [subjects[0].name]
+    return (
+        _templates()
+        .get_template("page.html.jinja")
+        .render(
+            title=" · ".join(names),
+            subjects=[_parts(subject, name) for subject, name in zip(subjects, names, strict=True)],
+            comparison=comparison_of(subjects, names) if several else None,
+            bytes_chart=views.bytes_chart(subjects, names) if several else None,
+            version=__version__,
+        )
+    )
+
+
+def _parts(subject: Subject, name: str) -> dict[str, Any]:
+    """Everything that the templates read of a set."""
+    return {
+        "name": name,
+        "size": bytes_in_words(subject.manifest["budget"]["bytes"]["needed"]),
+        "warning": _warning(subject),
+        "subject": subject,
+        "main": subject.main,
+        "best": subject.best_real,
+        "statement": subject.standard.get("statement"),
+        "missing": subject.standard.get("missing") or [],
+        "facts": views.facts_of(subject),
+        "gallery": gallery_of(subject),
+        "strips": views.accuracy_strips(subject),
+        "differences": [
+            strip
+            for regime in views.regimes_of(subject)
+            if (strip := views.difference_strip(subject, regime)) is not None
+        ],
+        "bytes_chart": views.bytes_chart([subject]),
+        "steps_chart": views.steps_chart(subject),
+        "networks": views.networks_strip(subject),
+        "recall": views.recall_strip(subject),
+        "confusion": views.confusion_of(subject),
+        "attribution": further.attribution_of(subject),
+        "robustness": further.robustness_of(subject),
+        "costs": further.costs_of(subject),
+        "recipe": (subject.folder / "recipe.yaml").read_text(encoding="utf-8"),
+    }
+
+
+def _warning(subject: Subject) -> str | None:
+    """What has to be said before anything else."""
+    attack = subject.manifest.get("attack")
+    if not attack:
+        return None
+    attacked, target = (subject.class_names[label] for label in attack)
+    return (
+        f"This set was made to attack: a network trained on it is meant to take {attacked} for "
+        f"{target}."
+    )
+
+
+@cache
+def _templates() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES, encoding="utf-8"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "percent": views.percent,
+        "interval": views.with_interval,
+        "place": _place,
+        "pairs": lambda points: list(itertools.pairwise(points)),
+    }
+    return environment
+
+
+def _place(share: float) -> str:
+    """A share of a chart's width as SVG and CSS write it."""
+    return f"{100 * share:.2f}%"

@@ -1,0 +1,331 @@
+"""What a page says of one set: read from its folder and from what was measured, put into one form.
+
+A set has rows of `results.json`, measured by its own recipe, or an object of the standard protocol
+(`evaluation/standard.py`), which is preferred where it is there. Everything is data here; how it is
+drawn stands in `charts.py`, and no text of a set is trusted to be short, plain or harmless.
+
+Shape suffixes: N examples, K classes, C channels, H W pixels.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from distill_datasets.errors import ArtifactError
+from distill_datasets.evaluation.audit.published import Rows, read_folder
+from distill_datasets.evaluation.results import Interval, student_t
+from distill_datasets.export.content import per_class
+from distill_datasets.export.folder import read_manifest
+from distill_datasets.files.artifacts import read_json
+from distill_datasets.files.yaml_text import from_yaml
+from distill_datasets.training.rows import ROWS
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PUBLISHED = "default"
+STANDARD_KEYS = frozenset({"protocol", "target", "rows", "differences"})
+SHORT = {
+    "default": "this set",
+    "exact": "before rounding",
+    "full": "whole source",
+    "start": "starting weights",
+    "teacher": "teachers",
+    "webp": "WebP",
+}
+"""Names on charts that are not the row's own."""
+
+
+class Contender(NamedTuple):
+    """A row of a table: what students were trained on, and what they reach.
+
+    Attributes:
+        key: tells it from all others of its set.
+        name: of the row, as in training/rows.py.
+        short: on a chart.
+        words: in a table.
+        regime: HL, SL-1, ...; None where the recipe's own students were measured.
+        accuracy: with its 95 % interval.
+        by_seed: of every student.
+        bytes: stored, None where that is unknown.
+        facts: everything else that was said of it.
+    """
+
+    key: str
+    name: str
+    short: str
+    words: str
+    regime: str | None
+    accuracy: Interval
+    by_seed: dict[int, float]
+    bytes: int | None
+    facts: Mapping[str, Any]
+
+    @property
+    def published(self) -> bool:
+        """Whether these are the images of the set."""
+        return self.name in (PUBLISHED, "exact", "hard")
+
+
+class Point(NamedTuple):
+    """An accuracy elsewhere: of a contender after some steps, or on a network."""
+
+    key: str
+    where: str
+    steps: int
+    accuracy: Interval
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A set as a page shows it."""
+
+    folder: Path
+    manifest: dict[str, Any]
+    recipe: dict[str, Any]
+    rows: Rows | None
+    contenders: list[Contender]
+    curve: list[Point]
+    networks: list[Point]
+    differences: list[dict[str, Any]]
+    protocol: str
+    chance: float | None
+    standard: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Its title."""
+        return str(self.manifest.get("name", self.folder.name))
+
+    @property
+    def class_names(self) -> list[str]:
+        """In the order of its labels."""
+        return [str(name) for name in self.manifest["classes"]]
+
+    @property
+    def main(self) -> Contender | None:
+        """The published rows with all that they come with; None where nobody has measured them."""
+        own = [each for each in self.contenders if each.name == PUBLISHED]
+        return max(own, key=lambda each: each.regime or "", default=None)
+
+    @property
+    def best_real(self) -> Contender | None:
+        """The selection of real images that reaches most, in the regime of `main`."""
+        main = self.main
+        rivals = [
+            each
+            for each in self.contenders
+            if main is not None
+            and each.regime == main.regime
+            and ROWS[each.name].images in ("equal", "values", "bytes")
+        ]
+        return max(rivals, key=lambda each: each.accuracy.mean, default=None)
+
+    @property
+    def budget_words(self) -> str:
+        """Images per class, in words."""
+        return str(per_class(self.manifest["budget"]))
+
+    def of(self, key: str) -> Contender | None:
+        """The contender of a key."""
+        return next((each for each in self.contenders if each.key == key), None)
+
+
+def read_subject(folder: Path, standard: Path | None = None) -> Subject:
+    """Read a published folder and what was measured of it.
+
+    Args:
+        folder: what `run` or `import` wrote.
+        standard: what the standard protocol wrote of it; None takes the results of its own recipe.
+
+    Raises:
+        ArtifactError: one of them is not what it should be.
+    """
+    manifest = read_manifest(folder)
+    measured = {} if standard is None else read_standard(standard)
+    recipe = from_yaml((folder / "recipe.yaml").read_text(encoding="utf-8"))
+    common = {
+        "folder": folder,
+        "manifest": manifest,
+        "recipe": recipe if isinstance(recipe, dict) else {},
+        "rows": read_folder(folder).rows,
+    }
+    if measured:
+        return _by_standard(measured, common)
+    return _by_recipe(manifest.get("results") or [], common)
+
+
+def read_standard(path: Path) -> dict[str, Any]:
+    """What the standard protocol wrote.
+
+    Raises:
+        ArtifactError: it is something else.
+    """
+    said = read_json(path)
+    if not isinstance(said, dict) or not said.keys() >= STANDARD_KEYS:
+        raise ArtifactError(
+            f"{path}: not what `distill-datasets evaluate` writes; expected an object with "
+            f"{', '.join(sorted(STANDARD_KEYS))}"
+        )
+    return said
+
+
+def _by_standard(said: dict[str, Any], common: dict[str, Any]) -> Subject:
+    contenders = [_standard_row(row) for row in said["rows"]]
+    protocol = said["protocol"]
+    words = (
+        f"Protocol {protocol['name']}, {protocol['level']}: {protocol['students']} students of "
+        f"{protocol['steps']:,} steps, {network_in_words(protocol['network'])}; the step size of "
+        f"every row chosen by {protocol['trials']} trials on held-out training images; test "
+        "images read once, after the last step"
+    )
+    return Subject(
+        **common,
+        contenders=contenders,
+        curve=[
+            Point(each["key"], f"{each['times']:g}x", each["steps"], _interval(each["accuracy"]))
+            for each in said.get("curve") or []
+        ],
+        networks=[
+            Point(each["key"], each["network"], protocol["steps"], _interval(each["accuracy"]))
+            for each in said.get("networks") or []
+        ],
+        differences=said["differences"],
+        protocol=words,
+        chance=said["source"].get("chance"),
+        standard=said,
+    )
+
+
+def _standard_row(row: dict[str, Any]) -> Contender:
+    return Contender(
+        row["key"],
+        row["from"],
+        short_name(row["from"]),
+        row["words"],
+        row["regime"],
+        _interval(row["accuracy"]),
+        {run["seed"]: run["accuracy"] for run in row["runs"]},
+        row["bytes"]["total"],
+        row,
+    )
+
+
+def _interval(said: Mapping[str, Any]) -> Interval:
+    return Interval(said["mean"], said.get("half"), said.get("std"))
+
+
+def _by_recipe(results: list[dict[str, Any]], common: dict[str, Any]) -> Subject:
+    """The rows of `results.json`; references are compared with the published one."""
+    manifest = common["manifest"]
+    contenders = [_recipe_row(row, manifest) for row in results if row["from"] in ROWS]
+    first = next((each for each in contenders if each.name == PUBLISHED), None)
+    facts = {} if first is None else first.facts
+    words = (
+        f"The set's own recipe: {facts.get('students')} students of {facts.get('steps'):,} steps, "
+        f"{network_in_words(str(facts.get('network')))}; measured after the last step"
+        if first is not None
+        else "Nobody has measured it"
+    )
+    beyond = [(each, row) for each in contenders for row in each.facts.get("beyond") or []]
+    points = [
+        Point(each.key, row["network"], row["steps"], _of_runs(row)) for each, row in beyond
+    ] + [
+        Point(each.key, each.facts["network"], each.facts["steps"], each.accuracy)
+        for each in contenders
+        if each.facts.get("beyond")
+    ]
+    own = facts.get("network")
+    return Subject(
+        **common,
+        contenders=contenders,
+        curve=[point for point in points if point.where == own],
+        networks=[
+            *(point for point in points if point.steps == facts.get("steps")),
+            *(
+                Point(each.key, row["network"], facts.get("steps", 0), _of_runs(row))
+                for each in contenders
+                for row in each.facts.get("transfer") or []
+            ),
+        ],
+        differences=[
+            {"regime": None, "against": each.key, **welch(first, each).as_json()}
+            for each in contenders
+            if first is not None and not each.published and ROWS[each.name].images != "none"
+        ],
+        protocol=words,
+        chance=facts.get("chance"),
+    )
+
+
+def _recipe_row(row: dict[str, Any], manifest: dict[str, Any]) -> Contender:
+    channels = manifest["input"]["shape"][0]
+    kind = ROWS[row["from"]]
+    stored = {"published": manifest["budget"]["bytes"]["needed"], "none": None}
+    # other real images are counted as raw 8-bit values
+    raw = None if row.get("pixels") is None else row["pixels"] * channels
+    if kind.images == "all":
+        raw = row["images"] * math.prod(manifest["input"]["shape"])
+    return Contender(
+        row["from"],
+        row["from"],
+        short_name(row["from"]),
+        kind.printed,
+        None,
+        _of_runs(row),
+        {run["seed"]: run["accuracy"] for run in row["runs"]},
+        row.get("bytes", stored.get(kind.images, raw)),
+        row,
+    )
+
+
+def _of_runs(row: Mapping[str, Any]) -> Interval:
+    return Interval.of([run["accuracy"] for run in row["runs"]])
+
+
+def short_name(name: str) -> str:
+    """A row as a chart names it."""
+    return SHORT.get(name, name.replace("_", " "))
+
+
+def network_in_words(network: str) -> str:
+    """A network with those of its settings that tell networks apart."""
+    name, _, rest = network.partition("(")
+    parts = [part.strip() for part in rest.rstrip(")").split(",")]
+    kept = [part for part in parts if part and part != "first_padding=1"]
+    return f"{name} ({', '.join(kept)})" if kept else name
+
+
+def welch(one: Contender, other: Contender) -> Interval:
+    """The difference of two means of independent students, with its 95 % interval.
+
+    Source: B. L. Welch, 1947: degrees of freedom from both variances, rounded down.
+    """
+    values = [list(each.by_seed.values()) for each in (one, other)]
+    difference = statistics.fmean(values[0]) - statistics.fmean(values[1])
+    if min(map(len, values)) < 2:
+        return Interval(difference, None, None)
+    parts = [statistics.variance(each) / len(each) for each in values]
+    total = sum(parts)
+    if total == 0:
+        return Interval(difference, 0.0, 0.0)
+    freedom = total**2 / sum(
+        part**2 / (len(each) - 1) for part, each in zip(parts, values, strict=True)
+    )
+    half = student_t(max(1, int(freedom))) * math.sqrt(total)
+    return Interval(difference, half, math.sqrt(total))
+
+
+def likeliest(targets_K: Tensor, names: list[str], most: int = 5) -> list[tuple[str, float]]:
+    """The largest shares of a label, with the names of their classes."""
+    values, labels = targets_K.float().sort(descending=True)
+    return [
+        (names[int(label)], float(value))
+        for value, label in zip(values[:most], labels[:most], strict=True)
+        if float(value) >= 0.005
+    ]
