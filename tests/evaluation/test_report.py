@@ -19,8 +19,8 @@ from distill_datasets.errors import ArtifactError
 from distill_datasets.evaluation.levels import Standard
 from distill_datasets.evaluation.report.charts import (
     LINE_PX,
+    AxisScale,
     Mark,
-    Scale,
     accuracy_scale,
     bytes_in_words,
     labeled,
@@ -357,8 +357,9 @@ def test_of_many_classes_the_worst_and_the_best_are_shown(tmp_path: Path) -> Non
 
 def test_ticks_are_round_numbers_within_the_scale() -> None:
     assert accuracy_scale([0.523, 0.914]).ticks() == pytest.approx([0.5, 0.6, 0.7, 0.8, 0.9, 1.0])
-    assert Scale(90, 12_000, log=True).ticks() == [100, 1000, 10_000]
-    assert Scale(150, 900, log=True).ticks() == [200, 500]
+    assert AxisScale(90, 12_000, log=True).ticks() == [100, 1000, 10_000]
+    assert AxisScale(150, 900, log=True).ticks() == [200, 500]
+    assert AxisScale(1500, 40_000, log=True).ticks() == [3000, 10_000, 30_000]
     assert accuracy_scale([0.5]).share(0.5) == pytest.approx(0.5)
     assert [accuracy_scale([edge]).share(edge) for edge in (0.0, 1.0)] == [0, 1]
     assert log_scale([10.0, 10.0]).share(10.0) == pytest.approx(0.5)

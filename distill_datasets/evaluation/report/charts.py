@@ -16,7 +16,10 @@ NEAR = 0.34
 """Labels whose anchors are nearer along x than this share may meet."""
 
 
-class Scale(NamedTuple):
+FEWEST_TICKS = 3
+
+
+class AxisScale(NamedTuple):
     """Values from `low` to `high` along an axis; with `log` by their decimal logarithm."""
 
     low: float
@@ -31,19 +34,22 @@ class Scale(NamedTuple):
         return min(1.0, max(0.0, (value - low) / (high - low)))
 
     def ticks(self) -> list[float]:
-        """Round values within it; of a logarithmic one powers of ten, or 1, 2 and 5 times these."""
+        """Round values within it; of a logarithmic one powers of ten and multiples of these.
+
+        As few as are enough to read it.
+        """
         if self.log:
             first, last = math.floor(math.log10(self.low)), math.ceil(math.log10(self.high))
-            few = last - first <= 2
-            found = [
-                times * 10.0**power
-                for power in range(first, last + 1)
-                for times in ((1, 2, 5) if few else (1,))
+            patterns = [(1,), (1, 3), (1, 2, 5)]
+            tried = [
+                [times * 10.0**power for power in range(first, last + 1) for times in pattern]
+                for pattern in patterns
             ]
-        else:
-            step = nice_step(self.high - self.low)
-            first = math.ceil(round(self.low / step, 6))
-            found = [step * turn for turn in range(first, math.floor(self.high / step + 1e-6) + 1)]
+            within = [[tick for tick in each if self.low <= tick <= self.high] for each in tried]
+            return next((each for each in within if len(each) >= FEWEST_TICKS), within[-1])
+        step = nice_step(self.high - self.low)
+        first = math.ceil(round(self.low / step, 6))
+        found = [step * turn for turn in range(first, math.floor(self.high / step + 1e-6) + 1)]
         slack = 1e-9 * abs(self.high)
         return [tick for tick in found if self.low - slack <= tick <= self.high + slack]
 
@@ -54,21 +60,21 @@ def nice_step(span: float, most: int = 5) -> float:
     return next(power * times for times in (1, 2, 5, 10) if span / (power * times) <= most + 1e-9)
 
 
-def accuracy_scale(values: Sequence[float]) -> Scale:
+def accuracy_scale(values: Sequence[float]) -> AxisScale:
     """From a round value below the lowest to one above the highest, within [0, 1]."""
     low, high = min(values), max(values)
     step = nice_step(max(high - low, 0.05))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     if first == last:
         first, last = first - 1, last + 1
-    return Scale(max(0.0, first * step), min(1.0, last * step))
+    return AxisScale(max(0.0, first * step), min(1.0, last * step))
 
 
-def log_scale(values: Sequence[float]) -> Scale:
+def log_scale(values: Sequence[float]) -> AxisScale:
     """A little beyond the smallest and the largest."""
     low, high = min(values), max(values)
     room = max(1.25, (high / low) ** 0.06)
-    return Scale(low / room, high * room, log=True)
+    return AxisScale(low / room, high * room, log=True)
 
 
 class Mark(NamedTuple):

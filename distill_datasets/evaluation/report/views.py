@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from distill_datasets.evaluation.report.charts import (
+    AxisScale,
     Mark,
-    Scale,
     accuracy_scale,
     bytes_in_words,
     labeled,
@@ -119,7 +119,7 @@ def kind_of(contender: Contender) -> str:
     return "whole" if ROWS[contender.name].images == "all" else "other"
 
 
-def ticks_of(scale: Scale) -> list[Tick]:
+def ticks_of(scale: AxisScale) -> list[Tick]:
     """Of an axis of accuracies."""
     return [Tick(scale.share(tick), f"{100 * tick:.3g}") for tick in scale.ticks()]
 
@@ -131,7 +131,7 @@ def ends(accuracy: Interval, place: Callable[[float], float]) -> tuple[float | N
     return place(accuracy.mean - accuracy.half), place(accuracy.mean + accuracy.half)
 
 
-def dot(accuracy: Interval, scale: Scale, kind: str, words: str) -> Dot:
+def dot(accuracy: Interval, scale: AxisScale, kind: str, words: str) -> Dot:
     """An accuracy on a strip."""
     title = f"{words}: {with_interval(accuracy)} %"
     return Dot(scale.share(accuracy.mean), kind, title, *ends(accuracy, scale.share))
@@ -175,7 +175,7 @@ def difference_strip(subject: Subject, regime: str | None) -> Strip | None:
     found.sort(key=lambda each: each["mean"])
     values = [each["mean"] for each in found] + [0.0]
     step = nice_step(max(max(values) - min(values), 0.02))
-    scale = Scale(
+    scale = AxisScale(
         step * min(0, round(min(values) / step - 0.5)),
         step * max(1, round(max(values) / step + 0.5)),
     )
@@ -203,7 +203,8 @@ def difference_strip(subject: Subject, regime: str | None) -> Strip | None:
     ticks = [
         Tick(scale.share(tick), f"{100 * tick:+.3g}" if tick else "0") for tick in scale.ticks()
     ]
-    return Strip("This set less each reference, in points", rows, ticks, zero=scale.share(0.0))
+    beginning = "This set" if regime is None else f"{regime}: this set"
+    return Strip(f"{beginning} less each reference, in points", rows, ticks, zero=scale.share(0.0))
 
 
 def bytes_chart(subjects: Sequence[Subject], names: Sequence[str] = ()) -> Chart | None:
@@ -254,7 +255,7 @@ def bytes_chart(subjects: Sequence[Subject], names: Sequence[str] = ()) -> Chart
     )
 
 
-def mark(x: float, accuracy: Interval, scale: Scale, label: str, kind: str, title: str) -> Mark:
+def mark(x: float, accuracy: Interval, scale: AxisScale, label: str, kind: str, title: str) -> Mark:
     """An accuracy on a chart."""
 
     def place(value: float) -> float:
@@ -264,7 +265,7 @@ def mark(x: float, accuracy: Interval, scale: Scale, label: str, kind: str, titl
     return Mark(x, place(accuracy.mean), label, kind, title, low, high)
 
 
-def y_ticks(scale: Scale) -> list[Tick]:
+def y_ticks(scale: AxisScale) -> list[Tick]:
     """Of accuracies, from below."""
     span = BOTTOM_PX - TOP_PX
     return [
@@ -348,7 +349,7 @@ def _published(subject: Subject, point: Point) -> bool:
     return contender is not None and contender.published
 
 
-def _dot_of(subject: Subject, point: Point, scale: Scale) -> Dot:
+def _dot_of(subject: Subject, point: Point, scale: AxisScale) -> Dot:
     contender = subject.of(point.key)
     name = point.key if contender is None else contender.words
     kind = "own" if _published(subject, point) else "other"
@@ -370,7 +371,7 @@ def recall_strip(subject: Subject) -> Strip | None:
     if len(order) > MOST_CLASSES:
         note = f"the {2 * MOST_CLASSES // 3} worst and the {MOST_CLASSES // 3} best of {len(order)}"
         order = order[: 2 * MOST_CLASSES // 3] + order[-MOST_CLASSES // 3 :]
-    scale = Scale(0.0, 1.0)
+    scale = AxisScale(0.0, 1.0)
     rows = []
     for name in order:
         dots = [Dot(scale.share(known[name]), "own", f"{name}: {percent(known[name])} %")]
