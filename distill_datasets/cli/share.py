@@ -41,8 +41,8 @@ def publish(
     from distill_datasets.export.publish import publish as publish_folder
 
     run.log_to_stderr(quiet=False)
-    repo = repo or recipe_of(folder)["publish"]["repo"]
-    if repo is None:
+    repo = repo or recipe_of(folder).get("publish", {}).get("repo")
+    if not repo:
         raise ArtifactError(
             f"{folder}: its recipe names no repository; say where: "
             f"distill-datasets publish {folder} ORG/NAME"

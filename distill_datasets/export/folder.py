@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from distill_datasets import __version__
-from distill_datasets.errors import ArtifactError
+from distill_datasets.errors import ArtifactError, RecipeError
 from distill_datasets.export.card import card, labels_card
 from distill_datasets.export.configs import configs
 from distill_datasets.export.content import (
@@ -46,6 +46,7 @@ from distill_datasets.files.yaml_text import from_yaml, to_yaml
 from distill_datasets.media.image import overview
 
 MANIFEST = "distill.json"
+RECIPE = "recipe.yaml"
 _LIBRARY = "distill_datasets"
 _SCHEMA_VERSION = 1
 _CONSTANTS = "constants/zca.safetensors"
@@ -127,7 +128,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     Raises:
         ArtifactError: there is none, or it is not one of ours.
     """
-    manifest = read_json(folder / MANIFEST)
+    try:
+        manifest = read_json(folder / MANIFEST)
+    except ArtifactError as error:
+        if not isinstance(error.__cause__, FileNotFoundError):
+            raise
+        raise ArtifactError(
+            f"{error}; give the folder of a dataset that `distill-datasets run` finished"
+        ) from error
     match manifest:
         case {"library": {"name": str(name)}, "schema_version": int(version), "files": list()}:
             if (name, version) == (_LIBRARY, _SCHEMA_VERSION):
@@ -142,10 +150,16 @@ def recipe_of(folder: Path) -> dict[str, Any]:
     """The resolved recipe that made a folder.
 
     Raises:
-        ArtifactError: the folder is not one of ours.
+        ArtifactError: the folder is not one of ours, or its recipe is damaged.
     """
     read_manifest(folder)
-    recipe: dict[str, Any] = from_yaml((folder / "recipe.yaml").read_text(encoding="utf-8"))
+    path = folder / RECIPE
+    try:
+        recipe = from_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, RecipeError) as error:
+        raise ArtifactError(f"{path}: cannot be read ({error}); run the recipe again") from error
+    if not isinstance(recipe, dict):
+        raise ArtifactError(f"{path}: holds no recipe; run the recipe again")
     return recipe
 
 
@@ -208,7 +222,7 @@ def _write(
         write_tensors(folder / STARTS, {"weights_SP": content.starts_SP}, checksum=False)
     if content.relabel is not None and content.relabel.constants:
         write_tensors(folder / CLASSIFIER, content.relabel.constants, checksum=False)
-    write_text(folder / "recipe.yaml", content.recipe_yaml)
+    write_text(folder / RECIPE, content.recipe_yaml)
     write_text(folder / "student.yaml", student_yaml)
     if results is not None:
         write_json(folder / "results.json", results)

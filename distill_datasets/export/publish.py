@@ -23,7 +23,11 @@ _logger = logging.getLogger(__name__)
 CARD = "README.md"
 _DOCUMENTS = frozenset({".gitattributes", ".gitignore", CARD, "LICENSE"})
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w][\w.-]*", re.ASCII)
+_NO_REPO_ID = re.compile(r"--|\.\.|\.git$")
+LONGEST_REPO_ID = 96
 _TAG = re.compile(r"[A-Za-z0-9][\w.+-]{0,127}", re.ASCII)
+_NO_GIT = re.compile(r"\.\.|\.$|\.lock$")
+"""What git takes in no name of a tag."""
 _NO_TAG = re.compile(r"main|HEAD|[0-9a-f]{40}")
 """Names that mean a branch or a commit to whoever asks the Hub for them."""
 
@@ -70,14 +74,20 @@ def publish(
         ArtifactError: the folder is not ours, is damaged or not evaluated, or needs consent.
         PublishError: the Hub refused.
     """
-    if not _REPO_ID.fullmatch(repo_id) or "--" in repo_id or ".." in repo_id or len(repo_id) > 96:
+    if (
+        not _REPO_ID.fullmatch(repo_id)
+        or _NO_REPO_ID.search(repo_id)
+        or len(repo_id) > LONGEST_REPO_ID
+    ):
         raise RecipeError(
             f"{shown(repo_id)} is not the id of a repository; expected <user or "
-            "organization>/<name> in letters, digits, '-', '_' and '.'"
+            "organization>/<name> in letters, digits, '-', '_' and '.', at most "
+            f"{LONGEST_REPO_ID} of them, without '--', '..' or '.git' at the end"
         )
-    if tag is not None and not _TAG.fullmatch(tag):
+    if tag is not None and (not _TAG.fullmatch(tag) or _NO_GIT.search(tag)):
         raise RecipeError(
-            f"--tag: {shown(tag)} cannot be a tag; use letters, digits, '.', '-', '_' and '+'"
+            f"--tag: {shown(tag)} cannot be a tag; use at most 128 letters, digits, '.', '-', '_' "
+            "and '+', without '..' and with no '.' or '.lock' at the end"
         )
     if tag is not None and _NO_TAG.fullmatch(tag):
         raise RecipeError(

@@ -34,7 +34,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-from distill_datasets.errors import ArtifactError, DamagedError
+from distill_datasets.errors import ArtifactError, DamagedError, cut
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -208,7 +208,7 @@ def read_json(path: Path) -> Any:  # noqa: ANN401
             f"{path.parent}: got a file, expected a folder that holds {path.name}"
         ) from error
     except OSError as error:
-        raise ArtifactError(f"{path}: cannot read this ({error.strerror})") from error
+        raise ArtifactError(f"{cut(str(path))}: cannot read this ({error.strerror})") from error
     except (ValueError, RecursionError) as error:  # not JSON or not UTF-8, or nested without end
         raise ArtifactError(f"{path}: not JSON ({error})") from error
 

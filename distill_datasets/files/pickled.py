@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy._core import multiarray
 
 from distill_datasets.errors import ArtifactError, cut
 
@@ -19,8 +18,8 @@ ENDINGS = (".pt", ".pth", ".bin", ".ckpt", ".tar")
 """Files whose names end like that are taken for ones of `torch.save`."""
 
 _REBUILDERS = [
-    (getattr(multiarray, name), f"numpy.{room}.multiarray.{name}")
-    for name in ("scalar", "_reconstruct")
+    (value.__reduce__()[0], f"numpy.{room}.multiarray.{name}")
+    for name, value in (("scalar", np.float64()), ("_reconstruct", np.empty(0)))
     for room in ("core", "_core")  # as numpy 1 and numpy 2 write it
 ]
 _NUMBERS = [type(np.dtype(kind)) for kind in "?bBhHiIlLqQefd"]
