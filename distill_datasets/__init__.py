@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from distill_datasets.api import Distillation, distill
+    from distill_datasets.api import Distillation, distill, evaluate, load, verify
     from distill_datasets.canvases.canvas import Canvas, CanvasSize, CanvasStart, Cells
     from distill_datasets.data.real import RealData
     from distill_datasets.distilled import Distilled
@@ -44,14 +44,20 @@ __all__ = [
     "Teacher",
     "Teachers",
     "distill",
+    "evaluate",
+    "load",
     "load_backbone",
     "load_recipe",
     "run",
+    "verify",
 ]
 
 _HOME = {
     "Distillation": "api",
     "distill": "api",
+    "evaluate": "api",
+    "load": "api",
+    "verify": "api",
     "load_backbone": "models.backbones",
     "load_recipe": "recipe",
     "run": "pipeline.run",

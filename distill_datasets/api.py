@@ -1,4 +1,4 @@
-"""Distilling from Python: a `datasets.Dataset` in, a `datasets.Dataset` out.
+"""Distilling from Python: a `datasets.Dataset` in, a `datasets.Dataset` out; and judging any set.
 
 A method's name and a budget become the sections of a recipe: modest settings that a laptop finishes
 in minutes; the papers' settings are the recipe files.
@@ -10,8 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distill_datasets.data.source import Source
-from distill_datasets.errors import DataError, RecipeError, did_you_mean
+from distill_datasets.errors import ArtifactError, DataError, RecipeError, did_you_mean
+from distill_datasets.evaluation.levels import Standard
+from distill_datasets.evaluation.standard import run_standard
+from distill_datasets.export.folder import read_manifest
 from distill_datasets.export.reading import load_rows
+from distill_datasets.export.verification import Look, looks
+from distill_datasets.layouts.target import resolve_target
+from distill_datasets.pipeline.judging import RealImages, judging
 from distill_datasets.pipeline.run import Outcome, run
 from distill_datasets.recipe import recipe_from
 
@@ -252,3 +258,69 @@ def _check_source(source: Source) -> None:
                 f"that was given; leave source.{key} out, or name the source in a recipe file and "
                 "use `distill-datasets run`"
             )
+
+
+def load(target: str | Path, config: str = "default", *, runs: str | Path = "runs") -> "Dataset":
+    """The rows of any distilled set, of whatever origin.
+
+    Args:
+        target: a published folder, a run, a Hub id (`owner/name@revision`), or a set of others,
+            which is imported.
+        config: a configuration of the published format: `default`, `exact`, `poster`, `recipe`.
+        runs: the folder of all runs; what is downloaded or imported goes below it.
+
+    Raises:
+        ArtifactError: there is no such set or configuration, or it is damaged.
+    """
+    folder = resolve_target(str(target), Path(runs))
+    configs = read_manifest(folder)["configs"]
+    if config not in configs:
+        raise ArtifactError(
+            f"{folder}: no configuration {config!r}; {did_you_mean(config, configs)}"
+        )
+    return load_rows(folder, config)
+
+
+def verify(target: str | Path, *, runs: str | Path = "runs") -> list[Look]:
+    """Look whether a set is what it says: hashes, copies of numbers, every row and image.
+
+    Args:
+        target: see `load`.
+        runs: see `load`.
+
+    Returns:
+        One look after the other: its name, whether it passed, and words.
+    """
+    return list(looks(resolve_target(str(target), Path(runs), check=False)))
+
+
+def evaluate(
+    target: str | Path,
+    source: str | Path | None = None,
+    *,
+    overrides: Iterable[str] = (),
+    settings: Standard | None = None,
+    seed: int = 0,
+    runs: str | Path = "runs",
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Measure any distilled set by the standard protocol, beside real images.
+
+    Args:
+        target: see `load`.
+        source: the real images, where the target does not tell: a Hub id or a path.
+        overrides: of the source, `source.key=value` each.
+        settings: how thoroughly; None is the quick level.
+        seed: of all students.
+        runs: the folder of all runs; calling again with equal arguments goes on there.
+        quiet: no progress bars.
+
+    Returns:
+        What `evaluation/standard.py` describes; accuracies in [0, 1].
+
+    Raises:
+        DistillError: one of its kinds, with a message for the user.
+    """
+    images = RealImages(None if source is None else str(source), None, tuple(overrides))
+    with judging(str(target), Path(runs), images, seed=seed, quiet=quiet) as judged:
+        return run_standard(judged.folder, judged.real, judged.run, settings)

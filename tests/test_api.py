@@ -13,12 +13,14 @@ from support.hub_client import Client
 from support.hub_server import HubServer
 from support.hub_state import User
 from support.image_sets import features, noise
+from support.outside_sets import DIGITS, save_folders
 from support.probe_problem import tiny_backbone
 
 import distill_datasets
 from distill_datasets import distill
 from distill_datasets.api import Distillation
-from distill_datasets.errors import DataError, RecipeError
+from distill_datasets.errors import ArtifactError, DataError, RecipeError
+from distill_datasets.evaluation.levels import Standard
 from distill_datasets.export.folder import verify
 
 SMALL = [
@@ -216,3 +218,19 @@ def test_public_names_can_be_imported_and_others_cannot() -> None:
 def test_the_package_itself_is_imported_in_a_moment() -> None:
     program = "import sys, distill_datasets; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_a_set_of_others_is_loaded_verified_and_measured(tmp_path: Path) -> None:
+    theirs, runs = save_folders(tmp_path / "syn"), tmp_path / "runs"
+
+    rows = distill_datasets.load(theirs, runs=runs)
+    assert len(rows) == 20 and rows.column_names == ["image", "label", "soft_label"]
+    with pytest.raises(ArtifactError, match="no configuration 'exakt'; valid names: default"):
+        distill_datasets.load(theirs, "exakt", runs=runs)
+    assert all(look.passed for look in distill_datasets.verify(theirs, runs=runs))
+
+    settings = Standard(students=2, steps=2, references=["random_real"])
+    found = distill_datasets.evaluate(
+        theirs, DIGITS, settings=settings, overrides=["source.limit=200"], runs=runs, quiet=True
+    )
+    assert [row["key"] for row in found["rows"]][:2] == ["default/HL", "random_real/HL"]

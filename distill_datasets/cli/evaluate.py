@@ -196,14 +196,14 @@ def verify(target: TargetArgument, runs: RunsOption = RUNS, as_json: AsJson = Fa
     Prints a line for each look; the exit code is 1 where one of them failed. Of a dataset on the
     Hub the files of one commit are downloaded and looked at.
     """
-    from distill_datasets.export.verification import checks
+    from distill_datasets.export.verification import looks
     from distill_datasets.layouts.target import resolve_target
 
     run.log_to_stderr(quiet=as_json)
     folder = resolve_target(target, runs, check=False)
     found = []
     console = Console(highlight=False, soft_wrap=True)
-    for check in checks(folder):
+    for check in looks(folder):
         found.append(check)
         if not as_json:
             mark = "[green]ok[/green]    " if check.passed else "[bold red]FAILED[/bold red]"

@@ -48,7 +48,7 @@ class Look(NamedTuple):
     words: str
 
 
-def checks(folder: Path) -> Iterator[Look]:
+def looks(folder: Path) -> Iterator[Look]:
     """Look at all of a published folder; what cannot be looked at after a fault is left out.
 
     Args:

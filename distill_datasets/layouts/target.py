@@ -105,7 +105,9 @@ def _described(folder: Path) -> str:
     return f"{folder}: {manifest['budget']['images']:,} images{accuracy}"
 
 
-def _imported(dataset: str, runs: Path, source: str | None, identity: object) -> Path:
+def _imported(
+    dataset: str, runs: Path, source: str | None, identity: object, commit: str | None = None
+) -> Path:
     """A foreign set, imported where an earlier call has not done so yet."""
     name = re.sub(r"[^\w.-]+", "-", Path(dataset).stem) or "set"
     folder = runs / IMPORTS / f"{name}-{fingerprint([identity, source])}"
@@ -114,7 +116,7 @@ def _imported(dataset: str, runs: Path, source: str | None, identity: object) ->
             return folder
         set_aside(folder, f"{folder}: {'; '.join(found[:3])}")
     try:
-        import_set(dataset, folder, told=Told(source=source))
+        import_set(dataset, folder, told=Told(source=source), revision=commit)
     except ArtifactError as error:
         if "--like" in str(error) or "--classes" in str(error):
             raise ArtifactError(
@@ -132,7 +134,7 @@ def _from_hub(
     if pinned.files and all(path != MANIFEST for path, _, _ in pinned.files):
         asked = dataset if revision is None else f"{dataset}@{revision}"
         logger.info("target: %s has no %s; it is imported", asked, MANIFEST)
-        return _imported(dataset, runs, source, [dataset, pinned.commit])
+        return _imported(dataset, runs, source, [dataset, pinned.commit], pinned.commit)
     folder = _downloaded(dataset, pinned, runs, check)
     manifest = read_manifest(folder)
     relabel = manifest.get("relabel")

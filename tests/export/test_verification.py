@@ -11,7 +11,7 @@ import pytest
 from support.sample_content import RESULTS, sample
 
 from distill_datasets.export.folder import MANIFEST, manifest_text, write_dataset
-from distill_datasets.export.verification import checks
+from distill_datasets.export.verification import looks
 from distill_datasets.files.artifacts import sha256_of
 
 
@@ -22,7 +22,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def failed(folder: Path) -> dict[str, str]:
-    return {check.name: check.words for check in checks(folder) if not check.passed}
+    return {check.name: check.words for check in looks(folder) if not check.passed}
 
 
 def told(folder: Path, path: str) -> None:
@@ -48,7 +48,7 @@ def changed_rows(
 
 
 def test_what_a_run_wrote_passes_every_look(folder: Path) -> None:
-    found = list(checks(folder))
+    found = list(looks(folder))
 
     assert all(check.passed for check in found)
     names = "manifest, files, files beside, agreement, load_dataset, images, exact"
@@ -96,6 +96,6 @@ def test_exact_rows_that_are_not_those_of_default_are_found(folder: Path) -> Non
 def test_a_file_beside_is_named_and_is_no_fault(folder: Path) -> None:
     (folder / "notes.txt").write_text("mine")
 
-    beside = next(check for check in checks(folder) if check.name == "files beside")
+    beside = next(check for check in looks(folder) if check.name == "files beside")
     assert beside.passed and "notes.txt" in beside.words
     assert failed(folder) == {}

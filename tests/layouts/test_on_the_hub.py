@@ -1,0 +1,143 @@
+"""TARGET on the Hub: one commit is downloaded, compared with its manifest, and measured."""
+
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import datasets
+import pytest
+from support.hub_client import Client
+from support.hub_server import HubServer
+from support.hub_state import User
+from support.outside_sets import DIGITS, MEAN, STD, digits, save_dm
+from support.sample_content import RESULTS, sample
+from support.toy_runs import Answer
+
+from distill_datasets.export.folder import write_dataset
+from distill_datasets.layouts.importing import Told, import_set
+from distill_datasets.layouts.values import MeanStd
+
+pytestmark = pytest.mark.timeout(120)  # a process imports torch and datasets
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[HubServer]:
+    with HubServer({"hf_writer": User("ann", "write")}) as server:
+        yield server
+        assert server.violations == []
+
+
+@pytest.fixture(scope="module")
+def client(server: HubServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    client = Client(server.url, tmp_path_factory.mktemp("home") / "hf")
+    yield client
+    client.close()
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    folder = tmp_path_factory.mktemp("set") / "set"
+    write_dataset(folder, sample(), RESULTS)
+    return files_of(folder)
+
+
+def call(client: Client, *arguments: str | Path) -> Answer:
+    return Answer(*client.ask("command", *map(str, arguments)))
+
+
+def test_a_dataset_of_the_hub_is_verified_at_its_commit(
+    server: HubServer, client: Client, files: dict[str, bytes], tmp_path: Path
+) -> None:
+    commit = server.commit("ann/good", files)
+
+    answer = call(client, "verify", "ann/good", "--runs", tmp_path)
+
+    assert answer.code == 0, answer.err
+    assert "ok     files: 10 files" in answer.out
+    (folder,) = (tmp_path / "downloads").iterdir()
+    assert folder.name == f"ann--good-{commit.oid[:12]}"
+
+
+def test_a_revision_is_the_one_that_is_looked_at(
+    server: HubServer, client: Client, files: dict[str, bytes], tmp_path: Path
+) -> None:
+    first = server.commit("ann/moving", files)
+    card = files["README.md"].replace(b"87.5", b"99.5")
+    server.commit("ann/moving", {"README.md": card})
+
+    assert call(client, "verify", "ann/moving", "--runs", tmp_path).code == 1
+    assert call(client, "verify", f"ann/moving@{first.oid}", "--runs", tmp_path).code == 0
+
+
+def test_a_dataset_that_contradicts_its_manifest_is_not_measured(
+    server: HubServer, client: Client, files: dict[str, bytes], tmp_path: Path
+) -> None:
+    server.commit("ann/changed", files | {"poster.png": b"another picture"})
+
+    answer = call(client, "evaluate", "ann/changed", "--runs", tmp_path, "--source", DIGITS)
+
+    assert answer.code == 2
+    assert "is not what its manifest says: poster.png: 15 bytes, expected" in answer.err
+
+
+def test_a_set_of_images_and_labels_on_the_hub_is_imported_and_measured(
+    server: HubServer, client: Client, tmp_path: Path
+) -> None:
+    images_NCHW, labels_N = digits()
+    names = [str(label) for label in range(10)]
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=names)}
+    )
+    rows = datasets.Dataset.from_dict(
+        {"image": list(images_NCHW[:, 0].numpy()), "label": labels_N.tolist()}, features=features
+    )
+    buffer = io.BytesIO()
+    rows.to_parquet(buffer)
+    server.commit(
+        "ann/theirs",
+        {
+            "data/train-0.parquet": buffer.getvalue(),
+            "README.md": b"---\nlicense: mit\n---\n",
+        },
+    )
+
+    answer = call(
+        client,
+        *("evaluate", "ann/theirs", "--source", DIGITS, "--runs", tmp_path, "--json"),
+        *("--students", "2", "--steps", "2", "standard.references=[random_real]"),
+    )
+
+    assert answer.code == 0, answer.err
+    assert json.loads(answer.out)["rows"][0]["images"] == 20
+    (folder,) = (tmp_path / "imports").iterdir()
+    imported = json.loads((folder / "distill.json").read_text())["imported"]
+    assert (imported["layout"], imported["dataset"]) == ("hub", "ann/theirs")
+    assert len(imported["revision"]) == 40
+
+
+def test_an_imported_set_is_published_as_it_was_imported_and_verified_there(
+    server: HubServer, client: Client, tmp_path: Path
+) -> None:
+    space = MeanStd([MEAN], [STD])
+    import_set(str(save_dm(tmp_path)), tmp_path / "set", told=Told(source=DIGITS), space=space)
+    server.commit("ann/imported", files_of(tmp_path / "set"))
+
+    answer = call(client, "verify", "ann/imported", "--runs", tmp_path / "runs")
+
+    assert answer.code == 0, answer.err
+
+
+def test_what_is_not_on_the_hub_says_so(client: Client, tmp_path: Path) -> None:
+    answer = call(client, "verify", "ann/nothing", "--runs", tmp_path)
+
+    assert answer.code == 2
+    assert "no file or folder 'ann/nothing', and as a dataset on the Hub: " in answer.err
