@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -24,8 +24,10 @@ import torch.nn.functional as F
 from distill_datasets.errors import ArtifactError
 from distill_datasets.evaluation.lossy import Kind, Lossy
 from distill_datasets.evaluation.references import (
+    Chooses,
     MakeStored,
     Room,
+    chosen_in,
     random_real,
     room_for,
     rooms_of,
@@ -262,7 +264,12 @@ class _Images(NamedTuple):
 
 
 def contestants(
-    target: Target, real: RealData, rest: RealData, seed: int, asked: Sequence[str]
+    target: Target,
+    real: RealData,
+    rest: RealData,
+    seed: int,
+    asked: Sequence[str],
+    choices: Mapping[str, Chooses],
 ) -> list[Contestant]:
     """Every row in every regime, in the order of the table of rows.
 
@@ -272,10 +279,12 @@ def contestants(
         rest: the source without the training images that are held out.
         seed: of the run.
         asked: the names of the rows beside the published one and those drawn for its labels.
+        choices: by the row, what chooses among the images of `rest`.
     """
     found = list[Contestant]()
     sets = {
-        regime: _real_sets(target, regime, real, rest, seed, asked) for regime in target.regimes
+        regime: _real_sets(target, regime, real, rest, seed, asked, choices)
+        for regime in target.regimes
     }
     for name, row in ROWS.items():
         if name == "full" and name in asked:
@@ -327,6 +336,7 @@ def _real_sets(
     rest: RealData,
     seed: int,
     asked: Sequence[str],
+    choices: Mapping[str, Chooses],
 ) -> dict[str, _Images]:
     """The sets of real images that are asked for, and those drawn for the published labels."""
     shape, pixels = real.shape, target.budget["pixels"]
@@ -353,6 +363,10 @@ def _real_sets(
             lambda draw: random_real(real, room.images, draw),
             lambda draw: random_real(rest, room.images, draw),
         )
+    for name, choice in choices.items():
+        room = room_for(shape, pixels)
+        chosen = chosen_in(rest, room, choice, seed)
+        sets[name] = _Images(room, raw(room), chosen, chosen)
     for kind in LOSSY:
         if kind in asked:
             sets[kind] = _lossy(target, regime, real, rest, seed, kind)

@@ -34,6 +34,7 @@ class Level(NamedTuple):
     test_images: at most.
     attacked: test images that are attacked and corrupted, at most.
     whole: passes over the whole set, and the most multiples of the steps that they may take.
+    proxies: networks that learn the source to choose images, and their passes.
     """
 
     students: int
@@ -46,6 +47,7 @@ class Level(NamedTuple):
     test_images: int
     attacked: int
     whole: tuple[int, int]
+    proxies: tuple[int, int]
 
 
 TIMES = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -54,18 +56,23 @@ QUICK_RATES, FULL_RATES = (0.001, 0.003, 0.01), (0.0003, 0.001, 0.003, 0.01, 0.0
 EVERY_IMAGE = 10**9
 LEVELS: dict[str, dict[int, Level]] = {
     "quick": {
-        40: Level(4, 2, 200, 64, 32, QUICK_RATES, 500, 2_000, 300, (5, 20)),
-        10_000: Level(3, 2, 200, 32, 32, QUICK_RATES, 200, 1_000, 100, (5, 20)),
+        40: Level(4, 2, 200, 64, 32, QUICK_RATES, 500, 2_000, 300, (5, 20), (1, 6)),
+        10_000: Level(3, 2, 200, 32, 32, QUICK_RATES, 200, 1_000, 100, (5, 20), (1, 6)),
     },
     "full": {
-        16: Level(5, 5, 1_000, 128, 128, FULL_RATES, 5_000, EVERY_IMAGE, 1_000, (50, 40)),
-        40: Level(5, 5, 2_000, 128, 128, FULL_RATES, 5_000, EVERY_IMAGE, 1_000, (50, 40)),
-        10_000: Level(5, 5, 4_000, 128, 128, FULL_RATES, 5_000, EVERY_IMAGE, 1_000, (50, 40)),
+        16: Level(5, 5, 1_000, 128, 128, FULL_RATES, 5_000, EVERY_IMAGE, 1_000, (50, 40), (2, 20)),
+        40: Level(5, 5, 2_000, 128, 128, FULL_RATES, 5_000, EVERY_IMAGE, 1_000, (50, 40), (2, 20)),
+        10_000: Level(
+            5, 5, 4_000, 128, 128, FULL_RATES, 5_000, EVERY_IMAGE, 1_000, (50, 40), (2, 20)
+        ),
     },
 }
 """By the level, then by the largest side in pixels."""
-QUICK_ROWS = ("random_real", "herding", "k_center", "class_mean", "k_means", "webp", "full")
-FULL_ROWS = (*QUICK_ROWS, "nearest", "random_values", "jpeg", "webp_half")
+QUICK_ROWS = (
+    *("random_real", "herding", "k_center", "class_mean", "k_means", "easy", "rded", "webp"),
+    "full",
+)
+FULL_ROWS = (*(*QUICK_ROWS, "nearest", "forgetting", "el2n", "random_values", "jpeg", "webp_half"),)
 OFFERED = tuple(name for name in ROWS if name in FULL_ROWS)
 """The rows of real images that may be asked for."""
 RESNET_FROM = 32

@@ -14,7 +14,7 @@ import functools
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import torch
 from torch.nn import functional
@@ -24,7 +24,6 @@ from distill_datasets.media.image import to_bytes
 from distill_datasets.runtime.draws import Draw, draws
 from distill_datasets.selection.coresets import ClassMean, Herding, KCenter, Measured, Nearest
 from distill_datasets.selection.random import Real
-from distill_datasets.selection.selection import Selection
 from distill_datasets.training.examples import Stored
 
 if TYPE_CHECKING:
@@ -38,6 +37,19 @@ MakeStored = Callable[[Draw], Stored]
 """The real images of one student, given its randomness."""
 
 T = TypeVar("T")
+
+
+class Chooses(Protocol):
+    """What chooses images of every class: a selection, or one with the networks that it asks."""
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+
+    def images(self, real: RealData, per_class: int, rng: torch.Generator) -> Tensor:
+        """Displayable images (K * per_class, C, H, W) of all classes in order."""
+
+
 CHOSEN: tuple[Measured, ...] = (Herding(), KCenter(), Nearest(), ClassMean())
 CENTERS = 2
 """Centers of a class for every image that the others show of it."""
@@ -102,18 +114,25 @@ def stored_references(
     """
     chosen = [selection.model_copy(update={"space": space}) for selection in CHOSEN]
     selections = {selection.name: selection for selection in chosen} | {"k_means": ClassMean()}
-    displayed = _Displayed(real)
     made: dict[str, MakeStored] = {}
     for name, room in rooms_of(real.shape, pixels).items():
         if name == "random_real" and room.shrunk:
-            made[name] = displayed.random(room)
+            made[name] = _Displayed(real).random(room)
         elif name == "random_real":
             made[name] = functools.partial(random_real, real, room.images)
-        elif room.shrunk:
-            made[name] = displayed.chosen(room, selections[name], draws(seed, "evaluate", name))
+        elif name == "k_means" and room.shrunk:
+            draw = draws(seed, "evaluate", name)
+            made[name] = _Displayed(real).chosen(room, selections[name], draw)
         else:
-            made[name] = chosen_real(real, room.images, selections[name], seed)
+            made[name] = chosen_in(real, room, selections[name], seed)
     return made
+
+
+def chosen_in(real: RealData, room: Room, choice: Chooses, seed: int) -> MakeStored:
+    """What students train on of one choice of images, which is made once."""
+    if room.shrunk:
+        return _Displayed(real).chosen(room, choice, draws(seed, "evaluate", choice.name))
+    return chosen_real(real, room.images, choice, seed)
 
 
 def once(make: Callable[[], T]) -> Callable[[], T]:
@@ -149,7 +168,7 @@ def random_real(real: RealData, images: int, draw: Draw) -> Stored:
     return Stored(images_BCHW, targets_BK, input_space=None)
 
 
-def chosen_real(real: RealData, images: int, selection: Selection, seed: int) -> MakeStored:
+def chosen_real(real: RealData, images: int, selection: Chooses, seed: int) -> MakeStored:
     """Images of a selection with hard labels, as evenly over the classes as the number allows.
 
     The selection is made once. Every student draws for itself which classes have an image more
@@ -197,7 +216,7 @@ class _Displayed:
         plain = plain.to(self.real.train.labels_N.device)
         return dataclasses.replace(self.real, normalization=plain)
 
-    def shrunk(self, selection: Selection, room: Room, rng: torch.Generator) -> Stored:
+    def shrunk(self, selection: Chooses, room: Room, rng: torch.Generator) -> Stored:
         """As many selected images of every class, in order, as a student sees them."""
         real, classes = self.real, self.real.shape.k
         per_class = room.images // classes
@@ -214,7 +233,7 @@ class _Displayed:
         """Random images of every class, shrunk; others for every student."""
         return lambda draw: self.shrunk(Real(), room, draw("random_real"))
 
-    def chosen(self, room: Room, selection: Selection, draw: Draw) -> MakeStored:
+    def chosen(self, room: Room, selection: Chooses, draw: Draw) -> MakeStored:
         """Images of a selection, which is made once, shrunk."""
         per_class = room.images // self.real.shape.k
         selected = once(lambda: self.shrunk(selection, room, draw("select", per_class)))

@@ -99,7 +99,14 @@ def run_standard(
     settings = settings or Standard()
     target = read_target(folder, real)
     students = Students(target, real, run, settings)
-    field = contestants(target, students.real, students.rest, run.seed, settings.asked)
+    field = contestants(
+        target,
+        students.real,
+        students.rest,
+        run.seed,
+        settings.asked,
+        students.choices(settings.asked),
+    )
     table = StandardTable(students, field, settings)
     logger.info("%s", table.announced())
     table.measure()
@@ -372,6 +379,7 @@ class StandardTable:
                     "regime": each.regime,
                     "key": each.key,
                     "augmented": moved,
+                    "lr": trials[0].lr,
                     "accuracy": Interval.of(accuracies).as_json(),
                 }
 

@@ -7,7 +7,7 @@ Shape suffixes: N images, B a batch, K classes, C channels, H W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,8 @@ from distill_datasets.evaluation.contestants import Contestant, Target
 from distill_datasets.evaluation.held_out import tenth_held_out, tested_on
 from distill_datasets.evaluation.levels import AUGMENT, Level, Standard
 from distill_datasets.evaluation.protocol import Evaluate
+from distill_datasets.evaluation.proxies import CHOSEN_BY_PROXIES, Consulted, Proxies
+from distill_datasets.evaluation.references import Chooses
 from distill_datasets.evaluation.robustness import probed
 from distill_datasets.evaluation.trials import dealt
 from distill_datasets.files.artifacts import (
@@ -119,14 +121,25 @@ class Students:
         )
         level = self.level
         numbers = f"{VERSION} {level.batch} {level.scored} {level.test_images} {run.seed}"
-        deciding = [numbers, target.identity, source_identity(real)]
-        self.folder = run.folder / f"standard-{fingerprint(deciding)}"
+        source = source_identity(real)
+        self.folder = run.folder / f"standard-{fingerprint([numbers, target.identity, source])}"
+        self._proxies_folder = run.folder / f"proxies-{fingerprint([numbers, source])}"
         self._probed = {
             each.key: (Probed(each, self.real), Probed(each, self.rest))
             for network in [self.network, *settings.others(self.network, shape)]
             for each in backbones_of(network)
             if each.key in real.features
         }
+
+    def choices(self, asked: Sequence[str]) -> dict[str, Chooses]:
+        """What chooses the images of these rows, where networks have to learn the source first."""
+        names = [name for name in CHOSEN_BY_PROXIES if name in asked]
+        if not names:
+            return {}
+        members, passes = self.level.proxies
+        proxies = Proxies(members, passes, self.level.width)
+        consulted = Consulted(proxies, self.rest, self.run, self._proxies_folder)
+        return {name: consulted.choice(name) for name in names}
 
     def train(self, stage: str, trials: Iterable[StandardTrial]) -> None:
         """Train those that no earlier run has finished, dealt to processes and threads."""
