@@ -23,7 +23,7 @@ from support.tiny import TOY, toy_real
 from distill_datasets.data.decoding import Split
 from distill_datasets.data.real import RealData
 from distill_datasets.errors import ArtifactError, RecipeError
-from distill_datasets.evaluation.audit.audit import audit, clean_rows
+from distill_datasets.evaluation.audit.audit import audit, clean_rows, halves
 from distill_datasets.evaluation.audit.comparison import binomial_tail
 from distill_datasets.evaluation.audit.findings import (
     CHECKS,
@@ -33,9 +33,9 @@ from distill_datasets.evaluation.audit.findings import (
     judged,
 )
 from distill_datasets.evaluation.audit.networks import Effort
-from distill_datasets.evaluation.audit.privacy import Asked, fisher, membership
+from distill_datasets.evaluation.audit.privacy import Asked, membership, membership_of_clean
 from distill_datasets.evaluation.audit.published import read_folder
-from distill_datasets.evaluation.audit.students import _clusters, _silhouette
+from distill_datasets.evaluation.audit.students import _clusters, _silhouette, trigger
 from distill_datasets.runtime.draws import rng_for
 from distill_datasets.runtime.processes import Run, Runtime
 
@@ -273,12 +273,6 @@ def test_the_binomial_tail_is_what_a_hand_computes() -> None:
     assert binomial_tail(1, 3, 0.5) == pytest.approx(0.875)
 
 
-def test_fishers_test_is_what_a_hand_computes() -> None:
-    # of C(8, 3) = 56 ways to choose the hits, 4 lie among the first four alone
-    assert fisher(3, 4, 0, 4) == pytest.approx(4 / 56)
-    assert fisher(0, 4, 3, 4) == pytest.approx(1)
-
-
 def test_the_silhouette_of_two_pairs_is_what_a_hand_computes() -> None:
     points = torch.tensor([[0.0], [1.0], [10.0], [11.0]])
     # a = 1 for all; b is 10.5, 9.5, 9.5, 10.5
@@ -305,6 +299,34 @@ def test_membership_of_images_that_networks_are_sure_of_is_found() -> None:
     honest = membership(own_X, shadows_SX, unused_SX, asked)
     own_X[:20] += 10
     told = membership(own_X, shadows_SX, unused_SX, asked)
-    assert judged("membership", honest).state == "not found"
-    assert judged("membership", told).state == "found"
+    clean = membership_of_clean(shadows_SX, unused_SX, asked)
+    assert len(clean) == 16
+    assert judged("membership", honest, clean).state == "not found"
+    assert judged("membership", told, clean).state == "found"
     assert told.value == pytest.approx(0.1, abs=0.03)
+
+
+def test_images_that_a_clean_set_shows_do_not_tell_what_clean_sets_have() -> None:
+    asked = Asked(torch.arange(200), torch.arange(200))
+    shadows_SX = torch.randn((16, 400), generator=rng_for(0))
+    used_SX = torch.zeros((16, 400), dtype=torch.bool)
+    used_SX[:, :20] = torch.rand((16, 20), generator=rng_for(1)) < 0.5
+    sure_SX = shadows_SX + 10 * used_SX
+    assert membership_of_clean(sure_SX, used_SX, asked) == membership_of_clean(
+        shadows_SX, used_SX, asked
+    )
+
+
+def test_a_pattern_that_is_small_for_its_class_is_a_trigger() -> None:
+    clean_SK = torch.tensor([[4.0, 8.0, 12.0]]) + torch.tensor([[-1.0], [0.0], [1.0]])
+    own_K = torch.tensor([4.0, 8.0, 7.0])
+    # one below the mean in units of a deviation of 1: a class that is small everywhere is none
+    assert trigger(own_K, clean_SK, ["a", "b", "c"]) == Measurement(5.0, ["c"])
+
+
+def test_halves_share_no_image_and_have_all_classes(material: Material) -> None:
+    real = material.real
+    first, second = halves(real, lambda *what: rng_for(0, *what))
+    assert sorted([*first.tolist(), *second.tolist()]) == list(range(len(real.train.labels_N)))
+    counts = [real.train.labels_N[half].bincount().tolist() for half in (first, second)]
+    assert counts == [[15, 15, 15], [15, 15, 15]]

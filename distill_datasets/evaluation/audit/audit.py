@@ -1,6 +1,7 @@
 """The audit: tier after tier, each a unit of its own that a later call finds again.
 
-Clean sets are random real images with the set's own label vectors, as many of every class; what
+Clean sets are random real images with the set's own label vectors, as many of every class, from the
+half of the training images that the reference network has not seen; what
 they have is kept by a fingerprint of the source and of these labels, so that a second audit of a
 set of that shape has them.
 
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from distill_datasets.data.decoding import Split
 from distill_datasets.errors import ArtifactError, RecipeError, did_you_mean
 from distill_datasets.evaluation.audit.comparison import SourceComparison, named_classes
 from distill_datasets.evaluation.audit.findings import (
@@ -32,11 +34,16 @@ from distill_datasets.evaluation.audit.privacy import (
     asked_about,
     confidence,
     membership,
+    membership_of_clean,
     on_noise,
 )
 from distill_datasets.evaluation.audit.published import Rows, read_folder
 from distill_datasets.evaluation.audit.rates import power_of
-from distill_datasets.evaluation.audit.students import measured_students
+from distill_datasets.evaluation.audit.students import (
+    measured_students,
+    pattern_sizes,
+    trigger,
+)
 from distill_datasets.files.artifacts import (
     fingerprint,
     intact,
@@ -53,7 +60,7 @@ if TYPE_CHECKING:
     from distill_datasets.data.real import RealData
     from distill_datasets.runtime.processes import Run
 
-VERSION = 1
+VERSION = 2
 IDENTIFYING = 256
 """Images of a split, evenly spaced, that tell one source from another."""
 
@@ -131,11 +138,14 @@ def _check_shape(folder: Path, rows: Rows, real: RealData) -> None:
 
 
 class _Clean(NamedTuple):
-    """What a clean set has: numbers of checks, and what its students say of images asked about."""
+    """What a clean set has: numbers of checks, and what its students tell.
+
+    That is `confidence_X` in images asked about, `used_X`, which of these it shows, and `sizes_K`,
+    the patterns that make images a class.
+    """
 
     values: dict[str, float]
-    confidence_X: Tensor
-    used_X: Tensor
+    told: dict[str, Tensor]
 
 
 class _Looked:
@@ -143,7 +153,10 @@ class _Looked:
 
     def __init__(self, rows: Rows, real: RealData, run: Run, effort: Effort, identity: str) -> None:
         self._rows, self._real, self._run, self._effort = rows, real, run, effort
-        self._asked = asked_about(real, draws(run.seed, "audit"))
+        self._asked = asked_about(real, self._draw())
+        known_N, self._unknown_N = halves(real, self._draw("halves"))
+        # networks know the images that they were trained on better than any others
+        self._known, self._unknown = _part(real, known_N), _part(real, self._unknown_N)
         source = [VERSION, _identity(real), run.seed, asdict(effort)]
         labels = [sha256_tensors([rows.labels_N, rows.targets_NK])]
         self._reference_path = run.folder / f"audit-reference-{fingerprint(source)}.safetensors"
@@ -169,19 +182,43 @@ class _Looked:
             work(one, self._run.runtime.mine(len(jobs)))
         self._run.runtime.wait()
         clean = [self._clean(number, deep) for number in sets]
-        measured, own_X = self._own(deep)
+        measured, told = self._own(deep)
+        values = {
+            name: [each.values[name] for each in clean if name in each.values] for name in measured
+        }
         if deep:
-            shadows_SX = torch.stack([each.confidence_X for each in clean])
-            used_SX = torch.stack([each.used_X for each in clean])
-            measured["membership"] = membership(own_X, shadows_SX, used_SX, self._asked)
-        found = {}
-        for name, value in measured.items():
-            if CHECKS[name].tier in tiers:
-                of_clean = [each.values[name] for each in clean if name in each.values]
-                found[name] = judged(name, value, of_clean, power_of(name))
+            self._compare(measured, values, told, [each.told for each in clean])
+        found = {
+            name: judged(name, value, values[name], power_of(name))
+            for name, value in measured.items()
+            if CHECKS[name].tier in tiers
+        }
         if "T3" in tiers and not self._rows.is_soft:
             found["labels on noise"] = unseen("labels on noise", "its labels are hard")
         return found
+
+    def _compare(
+        self,
+        measured: dict[str, Measurement],
+        values: dict[str, list[float]],
+        own: dict[str, Tensor],
+        clean: list[dict[str, Tensor]],
+    ) -> None:
+        """Add the checks whose numbers are comparisons with clean sets themselves.
+
+        A clean set's own number comes from a comparison with the other clean ones.
+        """
+        sizes_SK = torch.stack([each["sizes_K"] for each in clean])
+        names = self._real.class_names
+        measured["trigger"] = trigger(own["sizes_K"], sizes_SK, names)
+        values["trigger"] = [
+            trigger(size_K, torch.cat([sizes_SK[:place], sizes_SK[place + 1 :]]), names).value
+            for place, size_K in enumerate(sizes_SK)
+        ]
+        shadows_SX = torch.stack([each["confidence_X"] for each in clean])
+        used_SX = torch.stack([each["used_X"] for each in clean]).bool()
+        measured["membership"] = membership(own["confidence_X"], shadows_SX, used_SX, self._asked)
+        values["membership"] = membership_of_clean(shadows_SX, used_SX, self._asked)
 
     def _draw(self, *what: str | int) -> Draw:
         return draws(self._run.seed, "audit", *what)
@@ -189,7 +226,7 @@ class _Looked:
     def _train_reference(self) -> None:
         """Train the network of the source, unless an earlier audit has."""
         if self._run.runtime.is_main and intact(self._reference_path, read_tensors) is None:
-            module = reference_of(self._real, self._draw("reference"), self._effort)
+            module = reference_of(self._known, self._draw("reference"), self._effort)
             write_tensors(self._reference_path, dict(module.state_dict()))
         self._run.runtime.wait()
         module = self._effort.settings().network.build(self._real.shape)
@@ -197,25 +234,24 @@ class _Looked:
         self._reference = module.to(self._real.train.labels_N.device).eval()
         self._source = SourceComparison(self._real, self._reference)
 
-    def _own(self, deep: bool) -> tuple[dict[str, Measurement], Tensor]:
+    def _own(self, deep: bool) -> tuple[dict[str, Measurement], dict[str, Tensor]]:
         """What the set itself has."""
         path = self._folder / ("deep.safetensors" if deep else "shallow.safetensors")
         kept = intact(path, read_tensors)
         if kept is None:
             measured = named_classes(self._rows, self._real) | self._source.measured(self._rows)
-            own_X = torch.zeros(0)
+            told = dict[str, torch.Tensor]()
             if deep:
                 draw = self._draw("own")
-                more, own_X = self._trained(self._rows, draw)
+                more, told = self._trained(self._rows, draw)
                 measured |= more
                 if self._rows.is_soft:
                     value = on_noise(self._rows, self._real, draw, self._effort, hard=False)
                     measured["labels on noise"] = Measurement(value)
-            note = {name: list(each) for name, each in measured.items()}
-            write_tensors(path, {"confidence_X": own_X}, note)
-            kept = {"confidence_X": own_X}, note
-        tensors, note = kept
-        return {name: Measurement(*each) for name, each in note.items()}, tensors["confidence_X"]
+            kept = told, {name: list(each) for name, each in measured.items()}
+            write_tensors(path, *kept)
+        told, note = kept
+        return {name: Measurement(*each) for name, each in note.items()}, told
 
     def _clean(self, number: int, deep: bool) -> _Clean:
         """What a clean set has."""
@@ -223,33 +259,54 @@ class _Looked:
         kept = intact(path, read_tensors)
         if kept is None:
             draw = self._draw("clean", number)
-            rows, row_N = clean_rows(self._rows, self._real, draw)
+            rows, row_N = clean_rows(self._rows, self._unknown, draw)
             values = {name: each.value for name, each in self._source.measured(rows).items()}
-            said_X, used_X = torch.zeros(0), torch.zeros(0, dtype=torch.bool)
+            told = dict[str, torch.Tensor]()
             if deep:
-                more, said_X = self._trained(rows, draw)
+                more, told = self._trained(rows, draw)
                 values |= {name: each.value for name, each in more.items()}
-                shown_X = torch.isin(self._asked.train_X, row_N)
-                used_X = torch.cat([shown_X, torch.zeros(len(self._asked.test_X)).bool()])
+                shown_X = torch.isin(self._asked.train_X, self._unknown_N[row_N])
+                unused_X = torch.zeros(len(self._asked.test_X), dtype=torch.bool)
+                told["used_X"] = torch.cat([shown_X, unused_X])
                 if self._rows.is_soft:
                     hard = on_noise(rows, self._real, draw, self._effort, hard=True)
                     values["labels on noise"] = hard
-            tensors = {"confidence_X": said_X, "used_X": used_X}
-            write_tensors(path, tensors, values)
-            kept = tensors, values
-        tensors, values = kept
-        return _Clean(values, tensors["confidence_X"], tensors["used_X"].bool())
+            kept = told, values
+            write_tensors(path, *kept)
+        return _Clean(kept[1], kept[0])
 
-    def _trained(self, rows: Rows, draw: Draw) -> tuple[dict[str, Measurement], Tensor]:
-        """The numbers of T2, and what students say of the images asked about."""
+    def _trained(self, rows: Rows, draw: Draw) -> tuple[dict[str, Measurement], dict[str, Tensor]]:
+        """The numbers of T2, and what students tell that is compared with clean sets."""
         real = self._real
         examples = rows.stored(real.normalization.input_space).to(real.train.labels_N.device)
         students: Sequence[nn.Module] = [
             student_of(examples, real, _numbered(draw, number), self._effort)
             for number in range(self._effort.students)
         ]
-        measured = measured_students(rows, real, students, draw, self._effort)
-        return measured, confidence(real, students, self._asked)
+        measured = measured_students(rows, real, students)
+        return measured, {
+            "confidence_X": confidence(real, students, self._asked),
+            # the same images are to be turned in all sets
+            "sizes_K": pattern_sizes(real, students, self._draw("patterns"), self._effort),
+        }
+
+
+def halves(real: RealData, draw: Draw) -> tuple[Tensor, Tensor]:
+    """Two halves of the training rows, class by class; a class of one image has it in both."""
+    rng, first, second = draw("halves"), list[torch.Tensor](), list[torch.Tensor]()
+    for own_N in real.rows_of_class:
+        order_N = own_N.cpu()[torch.randperm(len(own_N), generator=rng)]
+        middle = -(-len(order_N) // 2)
+        first.append(order_N[:middle])
+        second.append(order_N[middle:] if len(order_N) > 1 else order_N)
+    return torch.cat(first).sort().values, torch.cat(second).sort().values
+
+
+def _part(real: RealData, rows_N: Tensor) -> RealData:
+    """The source with some of its training rows alone."""
+    images_NCHW, labels_N = real.train
+    train = Split(images_NCHW[rows_N.to(images_NCHW.device)], labels_N[rows_N.to(labels_N.device)])
+    return replace(real, train=train)
 
 
 def clean_rows(rows: Rows, real: RealData, draw: Draw) -> tuple[Rows, Tensor]:

@@ -73,9 +73,10 @@ class SourceComparison:
         for name, others in (("test images", self._test_prints),
                              ("training images", self._train_prints)):  # fmt: skip
             same_N = _identical(own, others)
-            also_N = find_overlap(own, others, InMemory())[1]
             found[name] = _counted(rows, same_N)
-            found[f"near {name}"] = _counted(rows, also_N & ~same_N)
+            if name == "test images":
+                also_N = find_overlap(own, others, InMemory())[1]
+                found["near test images"] = _counted(rows, also_N & ~same_N)
         cosine_N = self._cosine(rows)
         found["features of test images"] = _counted(rows, cosine_N > SAME_FEATURES)
         return found | {"copies": self._copies(rows)} | self._disagreement(rows)

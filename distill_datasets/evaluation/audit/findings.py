@@ -99,7 +99,7 @@ CHECKS = {
         ),
         Check(
             "near test images", "T1", "rows that look like a test image, by a thumbnail", "clean",
-            1, "plain images, such as digits in few pixels, look alike",
+            3, "plain images, such as digits in few pixels, look alike",
         ),
         Check(
             "features of test images", "T1", "rows whose features are those of a test image, "
@@ -109,10 +109,6 @@ CHECKS = {
         Check(
             "training images", "T1", "rows whose pixels are those of a training image", "none", 1,
             "a coreset consists of training images; it matters where these are private",
-        ),
-        Check(
-            "near training images", "T1", "rows that look like a training image, by a thumbnail",
-            "none", 1, "the set started from training images, or plain images look alike",
         ),
         Check(
             "copies", "T1", "rows that are nearer to a training image than nearly all test images "
@@ -145,13 +141,13 @@ CHECKS = {
             "an odd but honest image", "deviations",
         ),
         Check(
-            "trigger", "T2", "how much smaller the smallest pattern is that makes every image one "
-            "class than those of the other classes, in deviations", "clean", 2.0,
-            "a class, such as the digit one, that few pixels make", "deviations",
+            "trigger", "T2", "how much smaller than in clean sets the smallest pattern is that "
+            "makes every image one class, in deviations, for the class where that is most", "clean",
+            4.0, "a class of few or of plain images", "deviations",
         ),
         Check(
             "membership", "T3", "share of training images whose use shows in networks trained on "
-            "the set, where 1 % of test images seem used", "test", 0.02,
+            "the set, where 1 % of test images seem used", "clean", 0.02,
             "every set is made of training images; the share says how plainly. Noise as a start "
             "and many images per class lower it",
             "%",

@@ -94,26 +94,31 @@ def membership(own_X: Tensor, shadows_SX: Tensor, used_SX: Tensor, asked: Asked)
     count = len(asked.train_X)
     train_X, test_X = z_X[:count][enough_X[:count]], z_X[count:][enough_X[count:]]
     if not len(train_X) or not len(test_X):
-        return Measurement(0.0, p=1.0)
+        return Measurement(0.0)
     bound = float(test_X.quantile(1 - FALSE_ALARMS))
-    seen, alarms = int((train_X > bound).sum()), int((test_X > bound).sum())
+    seen = int((train_X > bound).sum())
     order_X = z_X[:count].argsort(descending=True)[: min(seen, 10)]
     named = [f"training image {int(row)}" for row in asked.train_X[order_X]]
-    return Measurement(seen / len(train_X), named, fisher(seen, len(train_X), alarms, len(test_X)))
+    return Measurement(seen / len(train_X), named)
 
 
-def fisher(hits: int, of: int, other_hits: int, other_of: int) -> float:
-    """Fisher's exact test: the chance of at least so many hits among the first, all being alike."""
-
-    def choose(n: int, k: int) -> float:
-        return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
-
-    drawn = hits + other_hits
-    logs = [
-        choose(of, k) + choose(other_of, drawn - k) - choose(of + other_of, drawn)
-        for k in range(max(hits, drawn - other_of), min(of, drawn) + 1)
-    ]
-    return min(1.0, math.fsum(map(math.exp, logs)))
+def membership_of_clean(shadows_SX: Tensor, used_SX: Tensor, asked: Asked) -> list[float]:
+    """The same share of every clean set, among images that it does not show, beside the others."""
+    found = []
+    for place in range(len(shadows_SX)):
+        others = [other for other in range(len(shadows_SX)) if other != place]
+        unused_X = ~used_SX[place]
+        train = len(asked.train_X)
+        left = Asked(asked.train_X[unused_X[:train]], asked.test_X[unused_X[train:]])
+        found.append(
+            membership(
+                shadows_SX[place][unused_X],
+                shadows_SX[others][:, unused_X],
+                used_SX[others][:, unused_X],
+                left,
+            ).value
+        )
+    return found
 
 
 def on_noise(rows: Rows, real: RealData, draw: Draw, effort: Effort, *, hard: bool) -> float:

@@ -31,10 +31,9 @@ MOST = 500
 DIRECTIONS = 10
 MINORITY = 0.35
 """A part of a class that is larger is no minority: honest classes fall into halves too."""
-FEWEST_CLASSES = 4
 SEARCHED = 32
 """Real images that a trigger has to turn."""
-MASK_WEIGHT = 0.03
+MASK_WEIGHT = 0.1
 MAD = 1.4826
 """Times the median deviation, of normal numbers, is their standard deviation."""
 
@@ -47,15 +46,14 @@ class _ClassSaid(NamedTuple):
 
 
 def measured_students(
-    rows: Rows, real: RealData, students: Sequence[nn.Module], draw: Draw, effort: Effort
+    rows: Rows, real: RealData, students: Sequence[nn.Module]
 ) -> dict[str, Measurement]:
-    """Every check of T2; those that need more rows or classes than there are give zero."""
+    """Every check of T2 but for triggers; those that need more rows than there are give zero."""
     features = [_features(rows, real, student) for student in students]
     return {
         "recall gap": _recall_gap(real, students),
         "activation clusters": _worst_class(rows, features, _clusters),
         "spectral signature": _worst_class(rows, features, _spectral),
-        "trigger": _trigger(real, students, draw, effort),
     }
 
 
@@ -152,24 +150,24 @@ def _spectral(features_MD: Tensor) -> _ClassSaid:
     return _ClassSaid(float(off_M.max()) / deviation, order_M)
 
 
-def _trigger(
+def pattern_sizes(
     real: RealData, students: Sequence[nn.Module], draw: Draw, effort: Effort
-) -> Measurement:
-    """The anomaly index of the class with the smallest reversed trigger.
+) -> Tensor:
+    """The size of the smallest pattern that makes images a class, (K,), mean over students."""
+    found = [_smallest_patterns(real, student, draw, effort) for student in students]
+    return torch.stack(found).mean(dim=0)
 
-    Source: Neural Cleanse (doi:10.1109/SP.2019.00031), whose index is the median less a class's
-    size, over 1.4826 median deviations; the sizes are means over students.
+
+def trigger(own_K: Tensor, clean_SK: Tensor, class_names: Sequence[str]) -> Measurement:
+    """How far the pattern of a class falls below those of the same class in clean sets.
+
+    Source: Neural Cleanse (doi:10.1109/SP.2019.00031), which compares the classes of one network
+    with each other; some classes honestly take half the pixels of others, so that here each is
+    compared with itself.
     """
-    if real.shape.k < FEWEST_CLASSES:
-        return Measurement(0.0)
-    sizes_K = torch.stack([
-        _smallest_patterns(real, student, draw, effort) for student in students
-    ]).mean(dim=0)  # fmt: skip
-    median = sizes_K.median()
-    deviation = MAD * (sizes_K - median).abs().median()
-    index_K = (median - sizes_K) / deviation.clamp(min=1e-6)
+    index_K = (clean_SK.mean(dim=0) - own_K) / clean_SK.std(dim=0).clamp(min=1e-3)
     target = int(index_K.argmax())
-    return Measurement(float(index_K[target]), [real.class_names[target]])
+    return Measurement(float(index_K[target]), [class_names[target]])
 
 
 def _smallest_patterns(real: RealData, student: nn.Module, draw: Draw, effort: Effort) -> Tensor:
