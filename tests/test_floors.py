@@ -14,6 +14,7 @@ HOUSE = """
 cli
 api
 planning
+presets
 pipeline
 recipe
 evaluation

@@ -5,6 +5,7 @@ torch and datasets take seconds to import, so nothing here imports them before a
 
 import json
 import logging
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from distill_datasets.cli.lazy_imports import put_off
-from distill_datasets.errors import Interrupted
+from distill_datasets.errors import Interrupted, RecipeError
 from distill_datasets.runtime.launch import is_main_process, processes_to_start, start
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ SLOW = (
 """What the modules of a recipe import and use only to compute."""
 
 RecipeArgument = Annotated[
-    Path,
+    str,
     typer.Argument(
         help="A YAML recipe, or the name of one that ships with the package: see "
         "`distill-datasets recipes`.",
@@ -44,6 +45,14 @@ Overrides = Annotated[
     typer.Argument(
         metavar="[SECTION.KEY=VALUE]...",
         help="Values that win over the recipe's, for example distill.steps=500.",
+        show_default=False,
+    ),
+]
+Method = Annotated[
+    str | None,
+    typer.Option(
+        help="Instead of a recipe: a method by its name in the field, for example dm, mtt, frepo, "
+        "rded or sre2l; the first argument is then a dataset. `distill-datasets list --methods`.",
         show_default=False,
     ),
 ]
@@ -64,6 +73,7 @@ def run(
     recipe: RecipeArgument,
     overrides: Overrides = None,
     profile: Profile = None,
+    method: Method = None,
     runs: Annotated[Path, typer.Option(help="Folder of all runs; resuming looks here.")] = Path(
         "runs"
     ),
@@ -88,7 +98,7 @@ def run(
     Several processes share the lanes of an outer step and the students: [bold]--processes N[/bold]
     on one machine, [bold]accelerate launch -m distill_datasets run RECIPE[/bold] on several.
     """
-    loaded = _load(recipe, overrides, profile, skip_bad_rows)
+    loaded = _load(recipe, overrides, profile, skip_bad_rows, method)
     if dry_run:
         _print_plan(loaded)
         return
@@ -111,6 +121,7 @@ def plan(
     recipe: RecipeArgument,
     overrides: Overrides = None,
     profile: Profile = None,
+    method: Method = None,
     skip_bad_rows: SkipBadRows = False,
     flops_per_second: Annotated[
         float | None,
@@ -131,7 +142,7 @@ def plan(
 
     With source.expected in the recipe nothing is read, and the dataset need not be there.
     """
-    loaded = _load(recipe, overrides, profile, skip_bad_rows)
+    loaded = _load(recipe, overrides, profile, skip_bad_rows, method)
     _print_plan(loaded, flops_per_second, probe, as_json)
 
 
@@ -156,10 +167,19 @@ def list_parts(
         bool,
         typer.Option("--keys", help="Every key of a recipe instead: type, default, meaning."),
     ] = False,
+    methods: Annotated[
+        bool, typer.Option("--methods", help="The names that --method takes instead.")
+    ] = False,
 ) -> None:
     """Show every part that a recipe can name, with its paper."""
     from distill_datasets.config import BUILT_IN, load, names
 
+    if methods:
+        from distill_datasets.presets import METHODS, SHIPPED
+
+        for method in METHODS:
+            typer.echo(f"{method:14}{SHIPPED.get(method, 'settings of its own')}")
+        return
     if keys:
         from distill_datasets.cli.keys import keys_of
         from distill_datasets.recipe import Recipe
@@ -177,12 +197,24 @@ def list_parts(
 
 
 def _load(
-    path: Path, overrides: list[str] | None, profile: str | None, skip_bad_rows: bool
+    recipe: str,
+    overrides: list[str] | None,
+    profile: str | None,
+    skip_bad_rows: bool,
+    method: str | None = None,
 ) -> "Recipe":
     from distill_datasets.recipe import load_recipe
 
     extra = ["source.skip_bad_rows=true"] if skip_bad_rows else []
-    return load_recipe(path, [*(overrides or []), *extra], profile)
+    listed = [*(overrides or []), *extra]
+    if method is None:
+        return load_recipe(recipe, listed, profile)
+    from distill_datasets.presets import recipe_for
+
+    if profile is not None:
+        raise RecipeError(f"--profile: got {profile!r} with --method, whose settings have none")
+    of = re.sub(r"[^a-z0-9._-]+", "-", Path(recipe).stem.lower()).strip("-._")
+    return recipe_for(recipe, method, listed, name="-".join(filter(None, [of, method])))
 
 
 def run_in(processes: int) -> None:

@@ -41,6 +41,7 @@ OPTIONS = {
     "": {"--install-completion", "--show-completion", "--version"},
     "run": {
         "--profile",
+        "--method",
         "--runs",
         "--output",
         "--track",
@@ -49,9 +50,9 @@ OPTIONS = {
         "--dry-run",
         "--quiet",
     },
-    "plan": {"--profile", "--skip-bad-rows", "--flops-per-second", "--probe", "--json"},
+    "plan": {"--profile", "--method", "--skip-bad-rows", "--flops-per-second", "--probe", "--json"},
     "check": {"--profile", "--skip-bad-rows"},
-    "list": {"--keys"},
+    "list": {"--keys", "--methods"},
     "evaluate": {
         *("--source", "--recipe", "--level", "--students", "--steps", "--seed", "--processes"),
         *("--runs", "--output", "--json", "--quiet"),
