@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distill_datasets.data.source import Source
-from distill_datasets.errors import ArtifactError, DataError, RecipeError
+from distill_datasets.errors import ArtifactError, DataError, RecipeError, did_you_mean
 from distill_datasets.evaluation.levels import Standard
 from distill_datasets.evaluation.standard import run_standard
 from distill_datasets.export.folder import read_manifest
