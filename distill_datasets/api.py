@@ -116,12 +116,21 @@ def distill(
         raise DataError(
             "distill: got None, expected a datasets.Dataset or DatasetDict, a folder or a Hub id"
         )
-    listed = list(overrides or ())
+    listed, title = list(overrides or ()), f"distill(method={method!r})"
     if isinstance(dataset, str | Path):
-        named = recipe_for(str(dataset), method, listed, ipc=ipc, backbone=backbone, seed=seed)
+        named = recipe_for(
+            str(dataset), method, listed, ipc=ipc, backbone=backbone, seed=seed, title=title
+        )
         return Distillation(run(named, runs=runs, quiet=quiet))
     recipe = recipe_for(
-        IN_MEMORY, method, listed, ipc=ipc, backbone=backbone, seed=seed, content=dataset
+        IN_MEMORY,
+        method,
+        listed,
+        ipc=ipc,
+        backbone=backbone,
+        seed=seed,
+        content=dataset,
+        title=title,
     )
     _check_source(recipe.source)
     return Distillation(run(recipe, runs=runs, quiet=quiet, dataset=dataset))

@@ -100,6 +100,7 @@ def recipe_for(
     seed: int = 0,
     content: Any = None,  # noqa: ANN401
     name: str | None = None,
+    title: str | None = None,
 ) -> Recipe:
     """A recipe of a method for a dataset, a few rows of which are looked at.
 
@@ -112,18 +113,19 @@ def recipe_for(
         seed: decides every random draw.
         content: the object that is read instead of what `dataset` names.
         name: of the runs; None: the method's.
+        title: what messages call the recipe.
 
     Raises:
         DistillError: no such method, problems of the overrides, or a dataset that cannot be read.
     """
-    listed, title = list(overrides), f"method {method!r}"
+    listed = list(overrides)
 
     def made(ipc: float | None, shape: Shape | None = None, rows: int | None = None) -> Recipe:
         sections = preset(method, ipc, backbone, shape, rows) | {"seed": seed}
         sections["source"] = sections["source"] | {"dataset": dataset}
         if name is not None:
             sections["name"] = name
-        return recipe_from(sections, listed, title=title)
+        return recipe_from(sections, listed, title=title or f"--method {method}")
 
     asked = made(ipc)
     source = open_source(asked.source, content)
