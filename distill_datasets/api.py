@@ -116,16 +116,16 @@ def distill(
         raise DataError(
             "distill: got None, expected a datasets.Dataset or DatasetDict, a folder or a Hub id"
         )
-    listed, title = list(overrides or ()), f"distill(method={method!r})"
+    title = f"distill(method={method!r})"
     if isinstance(dataset, str | Path):
         named = recipe_for(
-            str(dataset), method, listed, ipc=ipc, backbone=backbone, seed=seed, title=title
+            str(dataset), method, overrides, ipc=ipc, backbone=backbone, seed=seed, title=title
         )
         return Distillation(run(named, runs=runs, quiet=quiet))
     recipe = recipe_for(
         IN_MEMORY,
         method,
-        listed,
+        overrides,
         ipc=ipc,
         backbone=backbone,
         seed=seed,

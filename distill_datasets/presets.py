@@ -12,7 +12,7 @@ from distill_datasets.data.source import open_source
 from distill_datasets.errors import RecipeError, did_you_mean
 from distill_datasets.files.shipped import recipe_file
 from distill_datasets.files.yaml_text import from_yaml
-from distill_datasets.recipe import Recipe, recipe_from
+from distill_datasets.recipe import Recipe, listed_overrides, recipe_from
 from distill_datasets.runtime.draws import draws
 from distill_datasets.types import Shape
 
@@ -93,7 +93,7 @@ MATCHED_TOGETHER = 100
 def recipe_for(
     dataset: str,
     method: str,
-    overrides: Iterable[str] = (),
+    overrides: Iterable[str] | None = None,
     *,
     ipc: float | None = None,
     backbone: str | dict[str, Any] | None = None,
@@ -118,7 +118,7 @@ def recipe_for(
     Raises:
         DistillError: no such method, problems of the overrides, or a dataset that cannot be read.
     """
-    listed = list(overrides)
+    listed = listed_overrides(overrides)
 
     def made(ipc: float | None, shape: Shape | None = None, rows: int | None = None) -> Recipe:
         sections = preset(method, ipc, backbone, shape, rows) | {"seed": seed}

@@ -268,7 +268,7 @@ def recipe_from(
     merged = dict(content)
     for path, value in _profile(merged.pop("profiles", {}), profile, title).items():
         put(merged, path, value, f"{title}: profiles.{profile}.{path}")
-    for override in _listed(overrides):
+    for override in listed_overrides(overrides):
         path, value = parsed(override)
         put(merged, path, value, f"override {shown(override)}")
     try:
@@ -318,8 +318,12 @@ def _check_profile_key(path: object, value: object, what: str) -> None:
         )
 
 
-def _listed(overrides: object) -> list[str]:
-    """The overrides, when they are a list of texts; [] for None."""
+def listed_overrides(overrides: object) -> list[str]:
+    """The overrides, where they are texts, each of which may be read again; [] for None.
+
+    Raises:
+        RecipeError: they are something else.
+    """
     if overrides is None:
         return []
     expected = "expected a list of 'section.key=value'"
