@@ -18,8 +18,9 @@ Its program v0.2.0 puts percentages into the exponent; `percent` holds what that
 
 What `attribution` returns:
 
-    table           [{images: published|random, labels: hard|published, regime, key, lr, accuracy:
-                    interval, augmented: null where tuning chose, else true or false}]
+    table           [{images: published|random, labels: hard|published|recorded|teacher, regime,
+                    key, lr, accuracy: interval, augmented: null where tuning chose, else true or
+                    false}]
     image_share     [{regime, ...interval, verdict, draw: {half, verdict}}]; `draw` is the interval
                     in which the share of one more random draw falls: inside of it, S may be luck
     label_share     interval, or null where labels are hard or nothing is gained

@@ -10,11 +10,10 @@ Shape suffixes: N images, M published rows, B a batch, K classes, C channels, H 
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -33,6 +32,7 @@ from distill_datasets.evaluation.references import (
     rooms_of,
     stored_references,
 )
+from distill_datasets.evaluation.taught import Teaching, recorded, views_of
 from distill_datasets.export.folder import read_manifest
 from distill_datasets.export.reading import image_bytes, read_published
 from distill_datasets.files.artifacts import fingerprint
@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("distill_datasets")
 
+RANDOM = "random_rows"
+"""The row that stands in the place of the published images, whatever is asked for."""
 LOSSY: tuple[Kind, ...] = ("jpeg", "webp", "webp_half")
 READ = ("data/", "relabel/", "constants/")
 """Folders of a published dataset whose files decide what students see."""
@@ -111,7 +113,7 @@ class Target:
     @property
     def hard(self) -> Stored:
         """The same rows with the likeliest class of each for its label."""
-        return dataclasses.replace(self.stored, targets_NK=one_hot(self.classes_M, self.stored))
+        return replace(self.stored, targets_NK=one_hot(self.classes_M, self.stored))
 
     @property
     def regimes(self) -> list[Regime]:
@@ -208,7 +210,7 @@ def with_labels_of(stored: Stored, published: Stored) -> Stored:
         if len(rows):
             turn_N = torch.arange(len(own_N), device=rows.device) % len(rows)
             targets_NK[own_N] = published.targets_NK[rows[turn_N]].to(targets_NK)
-    return dataclasses.replace(stored, targets_NK=targets_NK)
+    return replace(stored, targets_NK=targets_NK)
 
 
 def one_for_every_row(real: RealData, classes_M: Tensor, draw: Draw) -> Stored:
@@ -253,6 +255,11 @@ class Contestant:
         """`row/regime`."""
         return f"{self.row.name}/{self.regime}"
 
+    @property
+    def views(self) -> bool:
+        """Whether students see views, to whose pixels the labels belong."""
+        return self.regime in ("SL-R", "SL+KD")
+
 
 class _Images(NamedTuple):
     """A set of real images: how many, how large, what they weigh, and how they are drawn."""
@@ -270,6 +277,7 @@ def contestants(
     seed: int,
     asked: Sequence[str],
     choices: Mapping[str, Chooses],
+    teaching: Mapping[Regime, Teaching] | None = None,
 ) -> list[Contestant]:
     """Every row in every regime, in the order of the table of rows.
 
@@ -280,7 +288,9 @@ def contestants(
         seed: of the run.
         asked: the names of the rows beside the published one and those drawn for its labels.
         choices: by the row, what chooses among the images of `rest`.
+        teaching: the teachers of SL-R, beside published views, and of SL+KD.
     """
+    teaching = teaching or {}
     found = list[Contestant]()
     sets = {
         regime: _real_sets(target, regime, real, rest, seed, asked, choices)
@@ -294,17 +304,63 @@ def contestants(
                 found.append(_published(target, row, regime, real))
             elif name in sets[regime]:
                 found.append(_of_images(target, row, regime, sets[regime][name]))
+        for regime, teachers in teaching.items():
+            if name == "default":
+                found.append(_of_views(target, row, regime, teachers, real, rest))
+            elif name == RANDOM or (regime == "SL+KD" and name in sets["HL"]):
+                images = sets["HL"][name]
+                found.append(_taught(target, row, regime, images, teachers, real, rest))
     return found
+
+
+def _of_views(
+    target: Target,
+    row: ResultRow,
+    regime: Regime,
+    teachers: Teaching,
+    real: RealData,
+    rest: RealData,
+) -> Contestant:
+    """The published images in views: with published labels, or with those of a teacher."""
+    plain = _published(target, row, "HL", real)
+    if regime == "SL-R":
+        relabel = views_of(target.folder)
+        assert relabel is not None, "the regime is one of published views"
+        make = tuning = recorded(target.folder, relabel, real)
+        weight = plain.bytes._replace(labels=int(target.manifest["relabel"]["bytes"]))
+    else:
+        images = _always(target.hard)
+        make, tuning = teachers.of(images, real), teachers.of(images, rest)
+        weight = plain.bytes._replace(labels=0, teacher=teachers.bytes)
+    return replace(plain, regime=regime, bytes=weight, make=make, tuning=tuning)
+
+
+def _taught(
+    target: Target,
+    row: ResultRow,
+    regime: Regime,
+    images: _Images,
+    teachers: Teaching,
+    real: RealData,
+    rest: RealData,
+) -> Contestant:
+    """Real images in views with the labels of the teachers."""
+    plain = _of_images(target, row, "HL", images)
+    labels = int(target.manifest["relabel"]["bytes"]) if regime == "SL-R" else 0
+    teacher = teachers.bytes if regime == "SL+KD" else 0
+    weight = plain.bytes._replace(labels=labels, teacher=teacher)
+    make, tuning = teachers.of(images.make, real), teachers.of(images.tuning, rest)
+    return replace(plain, regime=regime, bytes=weight, make=make, tuning=tuning)
+
+
+def _always(stored: Stored) -> MakeStored:
+    return lambda draw: stored
 
 
 def _published(target: Target, row: ResultRow, regime: Regime, real: RealData) -> Contestant:
     size, count = (real.shape.h, real.shape.w), target.stored.count
-    stored = target.hard if regime == "HL" else target.stored
+    make = _always(target.hard if regime == "HL" else target.stored)
     weight = target.weight(regime, count, target.image_bytes)
-
-    def make(_: Draw) -> Stored:
-        return stored
-
     return Contestant(row, regime, count, size, weight, make, make)
 
 
@@ -349,7 +405,7 @@ def _real_sets(
     for name, room in rooms_of(shape, pixels).items():
         sets[name] = _Images(room, raw(room), made[name], tuning[name])
     each, classes_M = Room(target.stored.count, (shape.h, shape.w), shrunk=False), target.classes_M
-    sets["random_rows"] = _Images(
+    sets[RANDOM] = _Images(
         each,
         raw(each),
         lambda draw: one_for_every_row(real, classes_M, draw),
@@ -370,7 +426,7 @@ def _real_sets(
     for kind in LOSSY:
         if kind in asked:
             sets[kind] = _lossy(target, regime, real, rest, seed, kind)
-    return {name: images for name, images in sets.items() if name in asked or name == "random_rows"}
+    return {name: images for name, images in sets.items() if name in asked or name == RANDOM}
 
 
 def _room_of_values(target: Target, regime: Regime, real: RealData) -> Room:

@@ -103,6 +103,11 @@ class Standard(Section):
     robustness: bool = Field(
         default=True, description="attack and corrupt test images, beside random real images"
     )
+    teacher: bool | None = Field(
+        default=None,
+        description="also with a teacher at training time (SL+KD), networks that have learned the "
+        "source; null: in the full level",
+    )
     students: int | None = Field(default=None, gt=0, le=1000, description="null: the level's")
     steps: int | None = Field(default=None, gt=0, le=10**7, description="null: the level's")
     checkpoint_seconds: float = Field(
@@ -133,6 +138,11 @@ class Standard(Section):
         """The other networks, without the students' own."""
         found = others_of(self.level, shape) if self.networks is None else self.networks
         return [network for network in found if network != own]
+
+    @property
+    def taught(self) -> bool:
+        """Whether SL+KD is measured."""
+        return self.level == "full" if self.teacher is None else self.teacher
 
     @property
     def asked(self) -> list[str]:

@@ -75,6 +75,7 @@ class Consulted:
         """Train those that no earlier run has finished, dealt to processes and threads."""
         self._proxies, self._real = proxies, real
         self._shape, self._device = real.shape, run.runtime.device
+        self.network = proxies.settings.network
         paths = [
             folder / f"proxy-{proxies.width}-{proxies.passes}-{proxies.lr:g}-{member}.safetensors"
             for member in range(proxies.members)
@@ -91,7 +92,7 @@ class Consulted:
 
         dealt(run, "difficulty", range(proxies.members), learn)
         self._found = [read_tensors(path)[0] for path in paths]
-        self._modules = list(self._built())
+        self.modules = list(self._built())
 
     def _built(self) -> Iterator[nn.Module]:
         for found in self._found:
@@ -102,7 +103,12 @@ class Consulted:
     @torch.no_grad()
     def __call__(self, images_BCHW: Tensor) -> Tensor:
         """Logits (M, B, K) of every network for images in the student's input space."""
-        return torch.stack([module(images_BCHW) for module in self._modules])
+        return torch.stack([module(images_BCHW) for module in self.modules])
+
+    @property
+    def bytes(self) -> int:
+        """Of all weights, as float32."""
+        return sum(4 * found["weights_P"].numel() for found in self._found)
 
     def mean(self, name: str) -> Tensor:
         """A score of every training image (N,), the mean over the networks."""

@@ -33,6 +33,8 @@ What `run_standard` returns, and writes as `standard.json` beside its unit files
                   [{regime, against: key, ...interval, verdict: better|worse|undecided|equal}]
     best          {regime: key} the best selection of real images, by its held-out accuracy
     attribution   see evaluation/attribution.py
+    teacher       {network, members, passes, accuracy, bytes}: networks that have learned the
+                  source and label views; null where no regime asks for any
     curve         [{key, times, steps, accuracy: interval, runs}]
     networks      [{network, regime, key, tuned, steps, accuracy: interval, runs}]
     transfer      [{regime, ratio}]: mean over other networks of what the published rows gain over
@@ -57,7 +59,13 @@ import torch
 
 from distill_datasets.evaluation.attribution import dd_ranking, image_share, label_share
 from distill_datasets.evaluation.baselines import described
-from distill_datasets.evaluation.contestants import Contestant, Target, contestants, read_target
+from distill_datasets.evaluation.contestants import (
+    RANDOM,
+    Contestant,
+    Target,
+    contestants,
+    read_target,
+)
 from distill_datasets.evaluation.levels import AUGMENT, NAME, Standard
 from distill_datasets.evaluation.results import Interval, paired
 from distill_datasets.evaluation.robustness import robustness
@@ -75,7 +83,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger("distill_datasets")
 
 STANDARD = "standard.json"
-OWN, RANDOM = "default", "random_rows"
+OWN = "default"
+LABELS_OF: dict[Regime, str] = {
+    "HL": "hard",
+    "SL-1": "published",
+    "SL-R": "recorded",
+    "SL+KD": "teacher",
+}
+"""Whose labels students of a regime read, in the table of the attribution."""
 
 
 def run_standard(
@@ -106,6 +121,7 @@ def run_standard(
         run.seed,
         settings.asked,
         students.choices(settings.asked),
+        students.teaching(settings),
     )
     table = StandardTable(students, field, settings)
     logger.info("%s", table.announced())
@@ -124,6 +140,7 @@ class StandardTable:
         self.students, self.field, self.settings = students, list(field), settings
         self.network = students.network
         self.of_key = {each.key: each for each in field}
+        self.regimes = [each.regime for each in field if each.row.name == OWN]
         self.chosen: dict[str, Choice] = {}
         self.best: dict[Regime, Contestant] = {}
         self.missing = list[str]()
@@ -144,7 +161,7 @@ class StandardTable:
     def announced(self) -> str:
         """What it takes, before it is done: students, steps, floating-point operations."""
         level, rows = self.students.level, len(self.field)
-        regimes = len(self.students.target.regimes)
+        regimes = len(self.regimes)
         per_row = 2 * len(level.rates) * self.students.tunes + level.students
         longer = sum(times for times in self.settings.times if times != 1) * level.fewer
         wider = 2 * len(level.rates) * self.students.tunes + level.fewer
@@ -228,7 +245,7 @@ class StandardTable:
         ]
 
     def _choose_best(self) -> None:
-        for regime in self.students.target.regimes:
+        for regime in self.regimes:
             rivals = self.rivals(regime)
             if rivals:
                 self.best[regime] = max(rivals, key=self._held_out)
@@ -247,9 +264,13 @@ class StandardTable:
 
     def _arms(self, contestant: Contestant) -> list[StandardTrial]:
         """Students with augmentation and without, each at its own step size."""
-        if self.network.frozen() is not None:
+        if not self._is_moved(contestant):
             return []
         return [trial for moved in (False, True) for trial in self.arm(contestant, moved)]
+
+    def _is_moved(self, contestant: Contestant) -> bool:
+        """Whether students could be augmented: features and labeled views are taken as they are."""
+        return self.network.frozen() is None and not contestant.views
 
     def arm(self, contestant: Contestant, moved: bool) -> list[StandardTrial]:
         """Students that are augmented, or that are not."""
@@ -258,7 +279,7 @@ class StandardTable:
 
     def followed(self) -> list[Contestant]:
         """The published rows and the best reference of every regime."""
-        own = [self.of_key[f"{OWN}/{regime}"] for regime in self.students.target.regimes]
+        own = [self.of_key[f"{OWN}/{regime}"] for regime in self.regimes]
         return [*own, *self.best.values()]
 
     def _longer(self, contestant: Contestant) -> list[StandardTrial]:
@@ -287,12 +308,13 @@ class StandardTable:
         networks = self.networks()
         return {
             "protocol": protocol_of(self.students, self.settings),
-            "target": target_of(self.students.target),
+            "target": target_of(self.students.target, self.regimes),
             "source": source_of(self.students.real),
             "rows": rows,
             "differences": differences,
             "best": best,
             "attribution": self.attribution(),
+            "teacher": self.teacher(),
             "curve": self.curve(),
             "networks": networks,
             "transfer": list(self.transfer(networks)),
@@ -342,7 +364,9 @@ class StandardTable:
 
     def attribution(self) -> dict[str, Any]:
         """Shares of images and labels, arms of augmentation, and the scores of DD-Ranking."""
-        regimes = self.students.target.regimes
+        regimes = self.regimes
+        stored = [regime for regime in regimes if regime != "SL+KD"]
+        plain = self.students.target.regimes
         shares = [
             {
                 "regime": regime,
@@ -353,9 +377,9 @@ class StandardTable:
             for regime in regimes
         ]
         labels = None
-        if len(regimes) > 1:
+        if len(stored) > 1:
             labels = label_share(
-                self.accuracies(f"{OWN}/{regimes[-1]}"),
+                self.accuracies(f"{OWN}/{stored[-1]}"),
                 self.accuracies(f"{OWN}/HL"),
                 self.accuracies(f"{RANDOM}/HL"),
             )
@@ -363,19 +387,19 @@ class StandardTable:
             "table": list(self._arms_table()),
             "image_share": shares,
             "label_share": None if labels is None else labels.as_json(),
-            "dd_ranking": self._dd_ranking(regimes[-1]),
+            "dd_ranking": self._dd_ranking(plain[-1]),
         }
 
     def _arms_table(self) -> Iterator[dict[str, Any]]:
         for each in self._pair():
             arms: list[tuple[bool | None, list[StandardTrial]]] = [(None, self.finals(each))]
-            if self.network.frozen() is None:
+            if self._is_moved(each):
                 arms += [(moved, self.arm(each, moved)) for moved in (True, False)]
             for moved, trials in arms:
                 accuracies = list(self.students.accuracies(trials).values())
                 yield {
                     "images": "published" if each.row.name == OWN else "random",
-                    "labels": "hard" if each.regime == "HL" else "published",
+                    "labels": LABELS_OF[each.regime],
                     "regime": each.regime,
                     "key": each.key,
                     "augmented": moved,
@@ -404,6 +428,17 @@ class StandardTable:
             (arms[True][0], arms[True][1]),
             (arms[False][0], arms[False][1]),
         )
+
+    def teacher(self) -> dict[str, Any] | None:
+        """The networks that label views of real images, where a regime has such labels."""
+        if not {"SL-R", "SL+KD"} & set(self.regimes):
+            return None
+        if "SL-R" in self.regimes:
+            self.missing.append(
+                "SL-R of real images with the labels of the very teacher that labeled the published "
+                "ones: the folder does not hold it, and networks of this evaluation label them"
+            )
+        return self.students.teacher()
 
     def curve(self) -> list[dict[str, Any]]:
         """Accuracy against steps."""
@@ -531,7 +566,7 @@ def protocol_of(students: Students, settings: Standard) -> dict[str, Any]:
     }
 
 
-def target_of(target: Target) -> dict[str, Any]:
+def target_of(target: Target, regimes: Sequence[Regime]) -> dict[str, Any]:
     """What was measured."""
     manifest = target.manifest
     return {
@@ -539,7 +574,7 @@ def target_of(target: Target) -> dict[str, Any]:
         "folder": target.folder.name,
         "identity": target.identity,
         "classes": manifest["classes"],
-        "regimes": target.regimes,
+        "regimes": regimes,
         "budget": target.budget,
         "selection": "its settings may have been chosen on all training images",
     }

@@ -7,6 +7,7 @@ Shape suffixes: N images, B a batch, K classes, C channels, H W pixels.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from distill_datasets.errors import DivergedError
+from distill_datasets.evaluation.baselines import described
 from distill_datasets.evaluation.contestants import Contestant, Target
 from distill_datasets.evaluation.held_out import tenth_held_out, tested_on
 from distill_datasets.evaluation.levels import AUGMENT, Level, Standard
@@ -23,6 +25,12 @@ from distill_datasets.evaluation.protocol import Evaluate
 from distill_datasets.evaluation.proxies import CHOSEN_BY_PROXIES, Consulted, Proxies
 from distill_datasets.evaluation.references import Chooses
 from distill_datasets.evaluation.robustness import probed
+from distill_datasets.evaluation.taught import (
+    Teaching,
+    drawn_alike,
+    views_at_training,
+    views_of,
+)
 from distill_datasets.evaluation.trials import dealt
 from distill_datasets.files.artifacts import (
     fingerprint,
@@ -41,6 +49,7 @@ from distill_datasets.training.checkpoint import TrainingCheckpoint
 from distill_datasets.training.linear_probe import CLASSIFIER, Probed
 from distill_datasets.training.loop import steps_of
 from distill_datasets.training.metrics import Answers, answers
+from distill_datasets.training.rows import Regime
 from distill_datasets.training.student import train_student
 from distill_datasets.views.augment import Augment
 
@@ -131,15 +140,48 @@ class Students:
             if each.key in real.features
         }
 
+    @functools.cached_property
+    def consulted(self) -> Consulted:
+        """Networks that have learned the source without what is held out."""
+        members, passes = self.level.proxies
+        proxies = Proxies(members, passes, self.level.width)
+        return Consulted(proxies, self.rest, self.run, self._proxies_folder)
+
     def choices(self, asked: Sequence[str]) -> dict[str, Chooses]:
         """What chooses the images of these rows, where networks have to learn the source first."""
         names = [name for name in CHOSEN_BY_PROXIES if name in asked]
-        if not names:
-            return {}
+        return {name: self.consulted.choice(name) for name in names}
+
+    def teaching(self, settings: Standard) -> dict[Regime, Teaching]:
+        """The teachers of the regimes in which students see labeled views."""
+        shape, draw = self.real.shape, draws(self.run.seed, "standard", "views")
+        found = dict[Regime, Teaching]()
+        if self.network.frozen() is not None or self.real.normalization.kind != "mean_std":
+            return found
+        if self.target.manifest["relabel"] is not None:
+            relabel = views_of(self.target.folder)
+            if relabel is not None:
+                found["SL-R"] = Teaching(self.consulted, drawn_alike(relabel), draw)
+        if settings.taught:
+            views = views_at_training(min(shape.h, shape.w), max(2, self.level.batch))
+            found["SL+KD"] = Teaching(self.consulted, views, draw)
+        return found
+
+    def teacher(self) -> dict[str, Any]:
+        """Who labels views, and the mean accuracy of these networks on the test images."""
         members, passes = self.level.proxies
-        proxies = Proxies(members, passes, self.level.width)
-        consulted = Consulted(proxies, self.rest, self.run, self._proxies_folder)
-        return {name: consulted.choice(name) for name in names}
+        at_once = images_at_once(self.real.shape, self.run.runtime.device)
+        right = [
+            answers(module, self.real.test_batches(at_once)).score().accuracy
+            for module in self.consulted.modules
+        ]
+        return {
+            "network": described(self.consulted.network),
+            "members": members,
+            "passes": passes,
+            "accuracy": sum(right) / len(right),
+            "bytes": self.consulted.bytes,
+        }
 
     def train(self, stage: str, trials: Iterable[StandardTrial]) -> None:
         """Train those that no earlier run has finished, dealt to processes and threads."""
@@ -169,10 +211,10 @@ class Students:
         """What decides the step size and the augmentation of a row."""
         if not self.tunes:
             return []
-        frozen = network.frozen() is not None
+        still = network.frozen() is not None or contestant.views
         return [
             StandardTrial(contestant, 0, network, lr, moved, self.level.steps, held_out=True)
-            for moved in ((False,) if frozen else (False, True))
+            for moved in ((False,) if still else (False, True))
             for lr in self.level.rates
         ]
 
