@@ -251,9 +251,11 @@ class StandardTable:
                 self.best[regime] = max(rivals, key=self._held_out)
 
     def rivals(self, regime: Regime) -> list[Contestant]:
-        """Real images of no more pixels, values or bytes than are published."""
-        equal = ("equal", "values", "bytes")
-        return [each for each in self.field if each.regime == regime and each.row.images in equal]
+        """Real images of no more pixels, values or bytes; beside recorded views, as many images."""
+        same = [each for each in self.field if each.regime == regime]
+        if regime == "SL-R":
+            return [each for each in same if each.row.name == RANDOM]
+        return [each for each in same if each.row.images in ("equal", "values", "bytes")]
 
     def _held_out(self, contestant: Contestant) -> float:
         return self.chosen[contestant.key].held_out or 0.0
@@ -435,8 +437,8 @@ class StandardTable:
             return None
         if "SL-R" in self.regimes:
             self.missing.append(
-                "SL-R of real images with the labels of the very teacher that labeled the published "
-                "ones: the folder does not hold it, and networks of this evaluation label them"
+                "SL-R of real images with labels of the teacher of the published ones: the folder "
+                "does not hold it, and networks of this evaluation label them"
             )
         return self.students.teacher()
 
