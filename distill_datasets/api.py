@@ -14,7 +14,9 @@ from distill_datasets.errors import ArtifactError, DataError, RecipeError, did_y
 from distill_datasets.evaluation.levels import Standard
 from distill_datasets.evaluation.standard import run_standard
 from distill_datasets.export.folder import read_manifest
+from distill_datasets.export.notebook import as_html
 from distill_datasets.export.reading import load_rows
+from distill_datasets.export.summary import percent
 from distill_datasets.export.verification import Look, looks
 from distill_datasets.layouts.target import resolve_target
 from distill_datasets.pipeline.judging import RealImages, judging
@@ -31,7 +33,7 @@ IN_MEMORY = "in-memory"
 """What a recipe calls the source when it is an object of Python."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Distillation:
     """A distilled dataset: its folder, its measured results, and itself as a `Dataset`."""
 
@@ -51,6 +53,15 @@ class Distillation:
     def dataset(self) -> "Dataset":
         """The training rows: `image` (PNG, 8 bit), `label`, `soft_label`."""
         return load_rows(self.folder, "default")
+
+    def __repr__(self) -> str:
+        """The folder and the accuracy of the published rows, in a line."""
+        (accuracy, *_) = [percent(row["accuracy"]) for row in self.results] or ["not measured"]
+        return f"Distillation({str(self.folder)!r}, {accuracy} %)"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return as_html(self.folder, self.results)
 
     def push_to_hub(
         self,

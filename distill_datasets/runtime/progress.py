@@ -1,7 +1,8 @@
 """Bars for long work: the stage, how far it is, its loss, its speed and the time left.
 
-Drawn only by the main process, on a terminal, unless the user asked for quiet; elsewhere a line
-goes to the log about ten times per bar, so that a log file still tells how far the work is.
+Drawn only by the main process, on a terminal or in a notebook, unless the user asked for quiet;
+elsewhere a line goes to the log about ten times per bar, so that a log file still tells how far the
+work is.
 """
 
 import logging
@@ -9,7 +10,8 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from importlib.util import find_spec
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import (
@@ -57,6 +59,20 @@ class TerminalBar:
         self._progress.update(self._task, total=total)
 
 
+class NotebookBar:
+    """A bar of tqdm, which draws in the output of a cell."""
+
+    def __init__(self, bar: Any) -> None:  # noqa: ANN401 - tqdm has no types
+        self._bar = bar
+
+    def advance(self, steps: int, **numbers: float) -> None:
+        self._bar.set_postfix({name: f"{value:.4g}" for name, value in numbers.items()}, False)
+        self._bar.update(steps)
+
+    def expect(self, total: int) -> None:
+        self._bar.total = total
+
+
 class LogBar:
     """About ten log lines."""
 
@@ -94,6 +110,15 @@ def progress_bar(stage: str, total: int, *, shown: bool) -> Iterator[Bar]:
         total: number of steps.
         shown: False on other processes than the main one and when the user asked for quiet.
     """
+    if shown and Console().is_jupyter:
+        # tqdm.auto warns where the widgets of notebooks are not installed, and draws text then
+        if find_spec("ipywidgets") is not None:
+            from tqdm.notebook import tqdm
+        else:
+            from tqdm import tqdm
+        with tqdm(desc=stage, total=total) as drawn:
+            yield NotebookBar(drawn)
+        return
     if not (shown and sys.stderr.isatty()):
         yield LogBar(stage, total) if shown else NoBar()
         return
