@@ -156,16 +156,21 @@ def read_target(folder: Path, real: RealData) -> Target:
     # one input space for real and distilled pixels: what differs is the images alone
     space = real.normalization.input_space
     stored = Stored(stored.images_NCHW, targets_NK, space).to(real.train.labels_N.device)
-    files = [file for file in manifest["files"] if file["path"].startswith(READ)]
     zca = given.get("constants") if kind == "zca" else None
     return Target(
         folder,
         manifest,
         stored,
-        fingerprint([[file["path"], file["sha256"]] for file in files]),
+        identity_of(manifest),
         image_bytes(folder),
         0 if zca is None else int(zca["bytes"]),
     )
+
+
+def identity_of(manifest: dict[str, Any]) -> str:
+    """A fingerprint of the files of a published folder that students read."""
+    files = [file for file in manifest["files"] if file["path"].startswith(READ)]
+    return fingerprint([[file["path"], file["sha256"]] for file in files])
 
 
 def in_order(

@@ -30,6 +30,7 @@ from distill_datasets.evaluation.report.report import page, report
 from distill_datasets.evaluation.report.subject import (
     Contender,
     Subject,
+    find_standard,
     read_subject,
     welch,
 )
@@ -220,14 +221,22 @@ def test_the_standard_protocol_is_shown_in_its_regimes(tmp_path: Path, real: Rea
     images_NCHW, labels_N = some_real(real, 2)
     targets_NK = torch.nn.functional.one_hot(labels_N, 10).float() * 0.8 + 0.02
     folder = publish(tmp_path / "set", real, images_NCHW, targets_NK)
-    settings = Standard(network=Mlp(), students=2, steps=20, references=["random_real"])
+    settings = Standard(
+        network=Mlp(), networks=[Mlp(depth=0)], times=[2.0], students=2, steps=4,
+        references=["random_real"],
+    )  # fmt: skip
     found = run_standard(folder, real, alone(tmp_path / "runs"), settings)
-    (measured,) = (tmp_path / "runs").glob(f"*/{STANDARD}")
+    measured = find_standard(folder, tmp_path / "runs")
+    assert measured is not None
+    assert [measured] == list((tmp_path / "runs").glob(f"*/{STANDARD}"))
+    assert find_standard(written(tmp_path / "other"), tmp_path / "runs") is None
     text = Page(page([read_subject(folder, measured)])).text
     assert "hard labels: images and the number of a class" in text
     assert "soft labels: one vector of shares for every image" in text
     best = next(row for row in found["rows"] if row["key"] == "default/SL-1")["accuracy"]
     assert f"{100 * best['mean']:.1f} ± {100 * best['half']:.1f} %" in text
+    for words in ("training steps", "Images or labels", "mlp (depth=0", "Attacked by PGD"):
+        assert words in text
     for row in found["differences"]:
         assert f"{100 * row['mean']:+.1f} ± {100 * row['half']:.1f}" in text
 

@@ -218,6 +218,9 @@ class Finding:
             said += f"; {len(self.clean)} clean sets have {low} to {high}, median {middle}"
         if self.p is not None:
             said += f"; p {'<' if self.p < 0.001 else '='} {max(self.p, 0.001):.3f}"
+        if self.state == "not found" and self.power:
+            shown = [f"{fault} in {times}" for fault, times in self.power.items()]
+            said += f"; this check has found, of planted faults: {'; '.join(shown)}"
         return said
 
     def as_json(self) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from distill_datasets.files.artifacts import read_json
 
+MOST_NAMED = 3
 TABLE = Path(__file__).parents[2] / "assets" / "audit" / "rates.json"
 
 
@@ -19,11 +20,12 @@ def measured_rates() -> dict[str, Any]:
 
 
 def power_of(check: str) -> dict[str, str]:
-    """Every planted fault that a check found, and the clean sets that it accused, in words."""
+    """How often a check found the faults that it finds best, and accused clean sets, in words."""
     rates = measured_rates()
-    return {
-        fault: f"{found[check]} of {rates['seeds']}"
-        for fault, found in rates["found"].items()
-        if found.get(check) or fault == rates["clean"]
-        if check in found
-    }
+    counts = {fault: found[check] for fault, found in rates["found"].items() if found.get(check)}
+    alarms = counts.pop(rates["clean"], 0)
+    best = sorted(counts, key=lambda fault: -counts[fault])[:MOST_NAMED]
+    said = {fault: f"{counts[fault]} of {rates['seeds']}" for fault in best}
+    if not any(check in found for found in rates["found"].values()):
+        return {}
+    return said | {rates["clean"]: f"{alarms} of {rates['seeds']}"}

@@ -20,14 +20,17 @@ from distill_datasets.evaluation.report import further, views
 from distill_datasets.evaluation.report.charts import bytes_in_words
 from distill_datasets.evaluation.report.comparison import comparison_of, titles
 from distill_datasets.evaluation.report.gallery import gallery_of
-from distill_datasets.evaluation.report.subject import Subject, read_subject
+from distill_datasets.evaluation.report.subject import Subject, find_standard, read_subject
 from distill_datasets.files.artifacts import write_text
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
 def report(
-    targets: Sequence[Path], output: Path, standards: Mapping[Path, Path] | None = None
+    targets: Sequence[Path],
+    output: Path,
+    standards: Mapping[Path, Path] | None = None,
+    runs: Path | None = None,
 ) -> Path:
     """Write a page about one set, or about several side by side.
 
@@ -35,6 +38,7 @@ def report(
         targets: published folders; of several, the first is what the others are compared with.
         output: the HTML file to make; nothing is overwritten.
         standards: what the standard protocol wrote of a folder, where it has measured it.
+        runs: the folder of all runs, where that is looked for otherwise; None looks nowhere.
 
     Returns:
         The file.
@@ -49,7 +53,10 @@ def report(
             f"{output}: there already, and nothing is overwritten; choose another file with "
             "--output or move it away"
         )
-    measured = standards or {}
+    measured = dict(standards or {})
+    if runs is not None:
+        found = {folder: find_standard(folder, runs) for folder in targets}
+        measured = {each: path for each, path in found.items() if path is not None} | measured
     subjects = [read_subject(folder, measured.get(folder)) for folder in targets]
     write_text(output, page(subjects))
     return output

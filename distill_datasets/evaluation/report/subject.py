@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from distill_datasets.errors import ArtifactError
 from distill_datasets.evaluation.audit.published import Rows, read_folder
+from distill_datasets.evaluation.contestants import identity_of
 from distill_datasets.evaluation.results import Interval, student_t
+from distill_datasets.evaluation.standard import STANDARD
 from distill_datasets.export.content import per_class
 from distill_datasets.export.folder import read_manifest
 from distill_datasets.files.artifacts import read_json
@@ -175,6 +177,30 @@ def read_standard(path: Path) -> dict[str, Any]:
     return said
 
 
+def find_standard(folder: Path, runs: Path) -> Path | None:
+    """What the standard protocol has measured of a published folder, below a folder of runs.
+
+    Of several measurements the one of the full level, then of most students and steps.
+    """
+    identity = identity_of(read_manifest(folder))
+    found = list[tuple[tuple[bool, int, int], Path]]()
+    for path in sorted(runs.rglob(STANDARD)):
+        said = intact_standard(path)
+        if said is not None and said["target"].get("identity") == identity:
+            protocol = said["protocol"]
+            worth = (protocol["level"] == "full", protocol["students"], protocol["steps"])
+            found.append((worth, path))
+    return max(found, key=lambda each: each[0])[1] if found else None
+
+
+def intact_standard(path: Path) -> dict[str, Any] | None:
+    """What the standard protocol wrote; None where a file of that name is something else."""
+    try:
+        return read_standard(path)
+    except ArtifactError:
+        return None
+
+
 def _by_standard(said: dict[str, Any], common: dict[str, Any]) -> Subject:
     contenders = [_standard_row(row) for row in said["rows"]]
     protocol = said["protocol"]
@@ -187,19 +213,44 @@ def _by_standard(said: dict[str, Any], common: dict[str, Any]) -> Subject:
     return Subject(
         **common,
         contenders=contenders,
-        curve=[
-            Point(each["key"], f"{each['times']:g}x", each["steps"], _interval(each["accuracy"]))
-            for each in said.get("curve") or []
-        ],
-        networks=[
-            Point(each["key"], each["network"], protocol["steps"], _interval(each["accuracy"]))
-            for each in said.get("networks") or []
-        ],
+        curve=_with_own(
+            [
+                Point(
+                    each["key"], f"{each['times']:g}x", each["steps"], _interval(each["accuracy"])
+                )
+                for each in said.get("curve") or []
+            ],
+            contenders,
+            lambda point, own: point.steps == own.steps,
+        ),
+        networks=_with_own(
+            [
+                Point(each["key"], each["network"], protocol["steps"], _interval(each["accuracy"]))
+                for each in said.get("networks") or []
+            ],
+            contenders,
+            lambda point, own: point.where == own.where,
+        ),
         differences=said["differences"],
         protocol=words,
         chance=said["source"].get("chance"),
         standard=said,
     )
+
+
+def _with_own(
+    points: list[Point], contenders: list[Contender], same: Callable[[Point, Point], bool]
+) -> list[Point]:
+    """The points with those of the table itself, which is at the steps and network of all rows."""
+    added = []
+    for key in dict.fromkeys(point.key for point in points):
+        for each in contenders:
+            if each.key == key:
+                facts = each.facts
+                own = Point(key, facts["network"], facts["steps"], each.accuracy)
+                if not any(same(point, own) for point in points if point.key == key):
+                    added.append(own)
+    return [*added, *points]
 
 
 def _standard_row(row: dict[str, Any]) -> Contender:
