@@ -277,10 +277,14 @@ def _print_plan(
 
 def _print_outcome(outcome: "Outcome") -> None:
     from distill_datasets.export.content import per_class
-    from distill_datasets.export.summary import at_chance
+    from distill_datasets.export.reading import has_hard_labels
+    from distill_datasets.export.summary import at_chance, statement
 
     console = Console(highlight=False, soft_wrap=True)
     _print_results(console, outcome.results)
+    said = statement(outcome.results, hard=has_hard_labels(outcome.folder))
+    if said is not None:
+        console.print(f"\n{said}", markup=False)
     warning = at_chance(outcome.results)
     if warning is not None:
         console.print(f"\n[bold red]WARNING, at chance:[/bold red] {escape(warning)}")

@@ -35,7 +35,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from distill_datasets.evaluation.results import Interval, paired, student_t
+from distill_datasets.training.intervals import Interval, paired, student_t
 
 Accuracies = Mapping[int, float]
 """The accuracy of every student of a row, by its seed."""

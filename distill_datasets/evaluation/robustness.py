@@ -26,8 +26,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from distill_datasets.evaluation.results import Interval
 from distill_datasets.media.image import jpeg, open_image, to_bytes, to_pixels
+from distill_datasets.training.intervals import Interval
 
 if TYPE_CHECKING:
     from torch import Tensor

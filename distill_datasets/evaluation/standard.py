@@ -67,7 +67,6 @@ from distill_datasets.evaluation.contestants import (
     read_target,
 )
 from distill_datasets.evaluation.levels import AUGMENT, NAME, Standard
-from distill_datasets.evaluation.results import Interval, paired
 from distill_datasets.evaluation.robustness import robustness
 from distill_datasets.evaluation.statement import statement
 from distill_datasets.evaluation.students import Choice, StandardTrial, Students
@@ -75,6 +74,7 @@ from distill_datasets.files.artifacts import write_json
 from distill_datasets.models.architecture import Architecture
 from distill_datasets.models.flops import WEIGHT_GRADIENT, cost
 from distill_datasets.runtime.processes import Run
+from distill_datasets.training.intervals import Interval, paired
 from distill_datasets.training.rows import Regime
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ class StandardTable:
         regimes = len(self.regimes)
         per_row = 2 * len(level.rates) * self.students.tunes + level.students
         longer = sum(times for times in self.settings.times if times != 1) * level.fewer
-        wider = 2 * len(level.rates) * self.students.tunes + level.fewer
+        wider = len(level.rates) * self.students.tunes + level.fewer
         whole = [each.images for each in self.field if each.row.images == "all"]
         steps = level.steps * (
             per_row * rows
@@ -210,7 +210,7 @@ class StandardTable:
                 trial
                 for each in self.followed()
                 for other in self.others
-                for trial in students.tuning(each, other)
+                for trial in self._tuning_on(each, other)
             ],
         )
         self.train(
@@ -292,8 +292,21 @@ class StandardTable:
         choice, level = self.chosen[contestant.key], self.students.level
         return self.students.final(contestant, self.network, choice, times, level.fewer)
 
+    def _tuning_on(self, contestant: Contestant, network: Architecture) -> list[StandardTrial]:
+        """Step sizes of another network; augmentation stays as the row's own network has it."""
+        moved = self._moved_on(contestant, network)
+        tried = self.students.tuning(contestant, network)
+        return [trial for trial in tried if trial.augmented == moved]
+
+    def _moved_on(self, contestant: Contestant, network: Architecture) -> bool:
+        return network.frozen() is None and self.chosen[contestant.key].augmented
+
+    def _choice_on(self, contestant: Contestant, network: Architecture) -> Choice:
+        moved = self._moved_on(contestant, network)
+        return self.students.choice(contestant, network, moved)
+
     def _on(self, contestant: Contestant, network: Architecture) -> list[StandardTrial]:
-        choice = self.students.choice(contestant, network)
+        choice = self._choice_on(contestant, network)
         level = self.students.level
         return self.students.final(contestant, network, choice, students=level.fewer)
 
@@ -462,7 +475,7 @@ class StandardTable:
                 "network": described(other),
                 "regime": each.regime,
                 "key": each.key,
-                "tuned": self.students.choice(each, other)._asdict(),
+                "tuned": self._choice_on(each, other)._asdict(),
                 "steps": self.students.level.steps,
                 **self._scored(self._on(each, other)),
             }

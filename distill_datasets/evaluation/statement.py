@@ -1,7 +1,7 @@
 """One sentence made from the table of the standard protocol, so that nobody picks the words.
 
-    With hard labels and equal bytes these images do not beat the best of 7 real selections (class
-    means): -11.6 +- 2.6 points; with the published labels: -11.4 +- 1.1 points.
+    With hard labels and no more pixels, values or bytes these images do worse than the best of 8
+    real selections (class means): -11.6 +- 2.6 points; with the published labels: -11.4 +- 1.1.
 
 The best selection is the one with the best held-out accuracy, so that test images choose nothing.
 """
@@ -11,13 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-WORDS = {
-    "better": "beat",
-    "worse": "do worse than",
-    "undecided": "do not beat",
-    "equal": "equal",
-}
-"""By the verdict of the difference."""
+from distill_datasets.export.summary import BEATS, points
+
 LABELED = {
     "SL-1": "with the published labels",
     "SL-R": "with the recorded labels of a teacher",
@@ -51,7 +46,7 @@ def statement(
     many = f"the best of {count} real selections" if count > 1 else "the one real selection"
     text = (
         f"With hard labels and no more pixels, values or bytes these images "
-        f"{WORDS[first['verdict']]} {many} ({words[best['HL']]}): {points(first)}"
+        f"{BEATS[first['verdict']]} {many} ({words[best['HL']]}): {points(first)}"
     )
     for regime, labeled in LABELED.items():
         if regime in found:
@@ -59,11 +54,3 @@ def statement(
             against = "" if same else f" against {words[best[regime]]}"
             text += f"; {labeled}{against}: {points(found[regime])}"
     return text + "."
-
-
-def points(interval: Mapping[str, Any]) -> str:
-    """A difference in points of accuracy, with its 95 % interval."""
-    mean = f"{100 * interval['mean']:+.1f}"
-    if interval["half"] is None:
-        return f"{mean} points (one student, no interval)"
-    return f"{mean} ± {100 * interval['half']:.1f} points"

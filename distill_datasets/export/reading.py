@@ -57,6 +57,17 @@ def image_bytes(exported: Path) -> int:
     return sum(sizes)
 
 
+def has_hard_labels(exported: Path) -> bool:
+    """Whether every label of `default` is a class alone."""
+    for path in sorted((exported / "data").glob("train-*.parquet")):
+        column = pq.read_table(path, columns=["soft_label"]).column("soft_label")
+        shares = pc.list_flatten(column)
+        # a label that sums to one is a class where every share is nothing or all
+        if not pc.all(pc.or_(pc.equal(shares, 0.0), pc.equal(shares, 1.0))).as_py():
+            return False
+    return True
+
+
 @contextmanager
 def _loaded(folder: Path, config: str, *, in_memory: bool) -> Iterator["Dataset"]:
     """One config, held in memory or mapped from a file that is gone afterwards.

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from distill_datasets.training.intervals import Interval
+from distill_datasets.training.rows import ROWS
+
 Row = dict[str, Any]
+BEATS = {"better": "beat", "worse": "do worse than", "undecided": "do not beat", "equal": "equal"}
+"""By the verdict of a difference."""
+ENOUGH = 3
+"""Students from which on the rows at their tuned step sizes are compared."""
 
 
 class Wider(NamedTuple):
@@ -107,3 +115,67 @@ def _by_network(row: Row) -> dict[str, list[str]]:
 
 def _short(accuracy: dict[str, Any]) -> str:
     return f"{100 * accuracy['mean']:.1f}"
+
+
+def statement(results: Sequence[Row], *, hard: bool) -> str | None:
+    """One sentence that says whether the published images beat real ones, made from the results.
+
+    The best selection is the one with the best held-out accuracy, or where nothing was tuned the
+    one with the best accuracy, which favors the real images. Students of two rows start from
+    weights of their own, so the interval is that of Welch's test.
+
+    Args:
+        results: rows as in `results.json`.
+        hard: whether a published label is a class alone.
+
+    Returns:
+        None where no selection of real images was measured.
+    """
+    rows = {row["from"]: row for row in results}
+    relabeled = "teacher" in rows
+    own = "hard" if relabeled and "hard" in rows else "default"
+    rivals = [row for row in results if ROWS[row["from"]].images in ("equal", "bytes")]
+    with_classes = [row for row in rivals if ROWS[row["from"]].classes_alone]
+    with_teachers = [row for row in rivals if not ROWS[row["from"]].classes_alone]
+    if not relabeled:
+        given = "hard" if hard else "the published"
+        than = "" if hard else ", which have hard labels"
+        return _compared(f"With {given} labels", rows["default"], rivals, than)
+    parts = [
+        _compared("With hard labels", rows[own], with_classes) if own == "hard" else None,
+        _compared("With the teachers' labels", rows["default"], with_teachers),
+    ]
+    return " ".join(part for part in parts if part) or None
+
+
+def _compared(beginning: str, own: Row, rivals: Sequence[Row], which: str = "") -> str | None:
+    if not rivals:
+        return None
+    best = max(rivals, key=_chosen_by)
+    found = Interval.between(*(_accuracies(row, best) for row in (own, best)))
+    count = f"the best of {len(rivals)} real selections" if len(rivals) > 1 else "real images"
+    return (
+        f"{beginning} these images {BEATS[found.verdict]} {count}{which} "
+        f"({ROWS[best['from']].printed}): {points(found.as_json())}."
+    )
+
+
+def _chosen_by(row: Row) -> float:
+    tuned_row = row.get("tuned")
+    return float(row["accuracy"]["mean"] if tuned_row is None else tuned_row["held_out"])
+
+
+def _accuracies(row: Row, best: Row) -> list[float]:
+    """Of all students; at the tuned step size where both rows have enough of them there."""
+    runs = row["runs"]
+    if all("tuned" in each and len(each["tuned"]["runs"]) >= ENOUGH for each in (row, best)):
+        runs = row["tuned"]["runs"]
+    return [run["accuracy"] for run in runs]
+
+
+def points(interval: Mapping[str, Any]) -> str:
+    """A difference in points of accuracy, with its 95 % interval."""
+    mean = f"{100 * interval['mean']:+.1f}"
+    if interval["half"] is None:
+        return f"{mean} points (one student, no interval)"
+    return f"{mean} ± {100 * interval['half']:.1f} points"

@@ -14,12 +14,12 @@ from typing import Any
 
 from distill_datasets.data.opening import EMBEDDED, locate
 from distill_datasets.errors import ArtifactError, DataError
-from distill_datasets.evaluation.results import Interval, paired
 from distill_datasets.export.folder import MANIFEST, read_manifest, recipe_of
 from distill_datasets.pipeline.content import environment
 from distill_datasets.pipeline.run import run
 from distill_datasets.recipe import Recipe, recipe_from
 from distill_datasets.runtime.processes import Runtime
+from distill_datasets.training.intervals import Interval, paired
 
 logger = logging.getLogger("distill_datasets")
 

@@ -13,7 +13,7 @@ from distill_datasets.evaluation.attribution import (
     label_share,
     of_a_draw,
 )
-from distill_datasets.evaluation.results import Interval, paired, student_t
+from distill_datasets.training.intervals import Interval, paired, student_t
 
 
 @pytest.mark.parametrize("freedom", [1, 2, 4, 7, 30, 31, 60, 1000])

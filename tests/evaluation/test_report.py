@@ -35,11 +35,11 @@ from distill_datasets.evaluation.report.subject import (
     welch,
 )
 from distill_datasets.evaluation.report.views import recall_strip
-from distill_datasets.evaluation.results import Interval
 from distill_datasets.evaluation.standard import STANDARD, run_standard
 from distill_datasets.export.folder import write_dataset
 from distill_datasets.files.artifacts import write_json
 from distill_datasets.models.convnets import Mlp
+from distill_datasets.training.intervals import Interval
 
 HOSTILE = ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "'); --x: url(http://x)"]
 VOID = {"meta", "img", "br", "hr", "input", "link", "line", "circle", "rect"}

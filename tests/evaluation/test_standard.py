@@ -19,10 +19,10 @@ from distill_datasets.data.decoding import Split
 from distill_datasets.data.real import RealData
 from distill_datasets.evaluation import students
 from distill_datasets.evaluation.levels import Standard
-from distill_datasets.evaluation.results import Interval, paired
 from distill_datasets.evaluation.standard import STANDARD, run_standard
 from distill_datasets.evaluation.students import guess
 from distill_datasets.models.convnets import Mlp
+from distill_datasets.training.intervals import Interval, paired
 from distill_datasets.training.metrics import Answers
 from distill_datasets.types import Batch
 

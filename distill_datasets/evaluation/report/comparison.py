@@ -19,7 +19,7 @@ from distill_datasets.evaluation.report.views import (
     ticks_of,
     with_interval,
 )
-from distill_datasets.evaluation.results import Interval, paired
+from distill_datasets.training.intervals import Interval, paired
 
 MOST_RECIPE_ROWS = 60
 WORST_CLASSES = 12

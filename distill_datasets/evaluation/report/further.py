@@ -18,7 +18,7 @@ from distill_datasets.evaluation.report.views import (
     ticks_of,
     with_interval,
 )
-from distill_datasets.evaluation.results import Interval
+from distill_datasets.training.intervals import Interval
 
 Said = Mapping[str, Any]
 CLEAN, EVERY = "undisturbed", "all corruptions"

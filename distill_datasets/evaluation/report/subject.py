@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from distill_datasets.errors import ArtifactError
 from distill_datasets.evaluation.audit.published import Rows, read_folder
 from distill_datasets.evaluation.contestants import identity_of
-from distill_datasets.evaluation.results import Interval, student_t
 from distill_datasets.evaluation.standard import STANDARD
 from distill_datasets.export.content import per_class
 from distill_datasets.export.folder import read_manifest
 from distill_datasets.files.artifacts import read_json
+from distill_datasets.training.intervals import Interval, student_t
 from distill_datasets.files.yaml_text import from_yaml
 from distill_datasets.training.rows import ROWS
 

@@ -22,7 +22,7 @@ from distill_datasets.evaluation.report.subject import (
     network_in_words,
     short_name,
 )
-from distill_datasets.evaluation.results import Interval
+from distill_datasets.training.intervals import Interval
 from distill_datasets.training.rows import ROWS
 
 HEIGHT_PX, TOP_PX, BOTTOM_PX = 300, 22, 286
