@@ -5,7 +5,6 @@ here, for all that plan with it.
 """
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from distill_datasets.models.architecture import Architecture
 from distill_datasets.types import Shape
@@ -24,6 +23,8 @@ STEP_BACK = 7.93
 
 def cost(architecture: Architecture, shape: Shape) -> tuple[float, int]:
     """Floating-point operations of one forward pass on one image, and the number of weights."""
+    from torch.utils.flop_counter import FlopCounterMode  # recipes that are checked import no torch
+
     module = architecture.on_meta(shape).eval()
     with torch.device("meta"):
         image = torch.empty(1, shape.c, shape.h, shape.w)
