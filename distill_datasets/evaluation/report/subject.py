@@ -23,8 +23,8 @@ from distill_datasets.evaluation.standard import STANDARD
 from distill_datasets.export.content import per_class
 from distill_datasets.export.folder import read_manifest
 from distill_datasets.files.artifacts import read_json
-from distill_datasets.training.intervals import Interval, student_t
 from distill_datasets.files.yaml_text import from_yaml
+from distill_datasets.training.intervals import Interval, student_t
 from distill_datasets.training.rows import ROWS
 
 if TYPE_CHECKING:
