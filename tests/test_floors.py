@@ -133,8 +133,8 @@ def test_every_module_stands_on_a_floor() -> None:
     assert {room(module) for module in FILES} == FLOOR.keys()
 
 
-def test_the_readme_lists_the_rooms_from_the_top_down() -> None:
-    text = (ROOT.parent / "README.md").read_text(encoding="utf-8")
+def test_the_guide_lists_the_rooms_from_the_top_down() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
     listed = re.findall(r"(?m)^  (\w+)(?:/|\.py) ", text)
     assert listed == [line.split()[0] for line in HOUSE.split("\n") if line]
 

@@ -1,4 +1,4 @@
-"""A result as a table: `python -m tests.benchmarks.table FILE` prints Markdown for the README."""
+"""A result as a table: `python -m tests.benchmarks.table FILE` prints Markdown for recipes/RESULTS.md."""
 
 import json
 import sys
@@ -64,7 +64,7 @@ def rich_table(result: dict[str, Any]) -> Table:
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """For the README."""
+    """For recipes/RESULTS.md."""
     rows = [COLUMNS, ["---"] * len(COLUMNS), *lines(result)]
     table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
     return f"{table}\n\n{caption(result)}\n"
