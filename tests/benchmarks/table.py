@@ -1,4 +1,4 @@
-"""A result as a table: `python -m tests.benchmarks.table FILE` prints Markdown for recipes/RESULTS.md."""
+"""A result as a table: `python -m tests.benchmarks.table FILE` prints it for recipes/RESULTS.md."""
 
 import json
 import sys
