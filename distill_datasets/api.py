@@ -21,6 +21,7 @@ from distill_datasets.export.verification import Look, looks
 from distill_datasets.layouts.target import resolve_target
 from distill_datasets.pipeline.judging import RealImages, judging
 from distill_datasets.pipeline.run import Outcome, run
+from distill_datasets.planning.construction import construction
 from distill_datasets.presets import recipe_for
 
 if TYPE_CHECKING:
@@ -222,4 +223,6 @@ def evaluate(
     """
     images = RealImages(None if source is None else str(source), None, tuple(overrides))
     with judging(str(target), Path(runs), images, seed=seed, quiet=quiet) as judged:
-        return run_standard(judged.folder, judged.real, judged.run, settings)
+        shape, rows = judged.real.shape, len(judged.real.train.labels_N)
+        made = construction(judged.folder, shape, rows)
+        return run_standard(judged.folder, judged.real, judged.run, settings, made)

@@ -90,11 +90,14 @@ def evaluate(
     run.log_to_stderr(quiet or as_json)
     from distill_datasets.evaluation.standard import run_standard
     from distill_datasets.pipeline.judging import judging, standard_from
+    from distill_datasets.planning.construction import construction
 
     asked = standard_from(settings)
     try:
         with judging(target, runs, images, seed=seed, quiet=quiet or as_json) as judged:
-            found = run_standard(judged.folder, judged.real, judged.run, asked)
+            shape, rows = judged.real.shape, len(judged.real.train.labels_N)
+            made = construction(judged.folder, shape, rows)
+            found = run_standard(judged.folder, judged.real, judged.run, asked, made)
     except KeyboardInterrupt as error:
         raise Interrupted("the same command goes on from the students that are done") from error
     if is_main_process():

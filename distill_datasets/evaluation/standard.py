@@ -40,7 +40,10 @@ What `run_standard` returns, and writes as `standard.json` beside its unit files
     transfer      [{regime, ratio}]: mean over other networks of what the published rows gain over
                   the best reference, divided by the gain on the students' own network
     robustness    see evaluation/robustness.py; [] where not asked
-    cost          {students, steps, flops} of this evaluation
+    cost          {students, steps, flops} of this evaluation; `construction`: {stages, total,
+                  break_even}, floating-point operations by the stage, teachers included, and how
+                  many trainings on the whole set cost as much as making the set and as many
+                  trainings on it; null where the folder holds no recipe of this library
     statement     one sentence, see evaluation/statement.py; null without a selection
     missing       sentences: what was not measured and why
 
@@ -92,7 +95,11 @@ LABELS_OF: dict[Regime, str] = {
 
 
 def run_standard(
-    folder: Path, real: RealData, run: Run, settings: Standard | None = None
+    folder: Path,
+    real: RealData,
+    run: Run,
+    settings: Standard | None = None,
+    construction: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Measure a published folder by the standard protocol.
 
@@ -102,6 +109,7 @@ def run_standard(
             needs the features of its backbone in it, which `run_features` puts there.
         run: seed, folder of the unit files, processes and device.
         settings: how thoroughly; None is the quick level.
+        construction: what it took to make the folder, as `planning.construction` tells.
 
     Returns:
         The object that this module describes; also written as `standard.json`.
@@ -121,7 +129,7 @@ def run_standard(
         students.choices(settings.asked),
         students.teaching(settings),
     )
-    table = StandardTable(students, field, settings)
+    table = StandardTable(students, field, settings, construction)
     logger.info("%s", table.announced())
     table.measure()
     found = table.found()
@@ -134,7 +142,13 @@ def run_standard(
 class StandardTable:
     """The rows of an evaluation, measured in rounds, as one decides what the next one trains."""
 
-    def __init__(self, students: Students, field: Sequence[Contestant], settings: Standard) -> None:
+    def __init__(
+        self,
+        students: Students,
+        field: Sequence[Contestant],
+        settings: Standard,
+        construction: dict[str, Any] | None = None,
+    ) -> None:
         self.students, self.field, self.settings = students, list(field), settings
         self.network = students.network
         self.of_key = {each.key: each for each in field}
@@ -144,6 +158,7 @@ class StandardTable:
         self.missing = list[str]()
         self.trained = dict[str, StandardTrial]()
         self.attacked = list[StandardTrial]()
+        self.construction = construction
         self.others = list(self._usable(settings.others(self.network, students.real.shape)))
 
     def _usable(self, networks: Sequence[Architecture]) -> Iterator[Architecture]:
@@ -517,15 +532,29 @@ class StandardTable:
         return found
 
     def cost(self) -> dict[str, Any]:
-        """What this evaluation takes, whoever has done it."""
-        work = sum(
-            trial.steps
-            * self._step_work(trial.network)
-            * min(1.0, trial.contestant.images / self.students.level.batch)
-            for trial in self.trained.values()
-        )
+        """What this evaluation takes, whoever has done it, and what making the set took."""
+        if self.construction is None:
+            self.missing.append("cost of construction: no recipe of this library made the folder")
+            made = None
+        else:
+            made = {**self.construction, "break_even": self._break_even(self.construction["total"])}
         return {
             "students": len(self.trained),
             "steps": sum(trial.steps for trial in self.trained.values()),
-            "flops": work,
+            "flops": sum(map(self._work, self.trained.values())),
+            "construction": made,
         }
+
+    def _work(self, trial: StandardTrial) -> float:
+        """Floating-point operations of a training."""
+        batch = min(1.0, trial.contestant.images / self.students.level.batch)
+        return trial.steps * self._step_work(trial.network) * batch
+
+    def _break_even(self, made: float | None) -> float | None:
+        """How many trainings on the published rows pay for making them."""
+        if made is None or "full/HL" not in self.of_key:
+            return None
+        whole, own = (
+            self._work(self.finals(self.of_key[key])[0]) for key in ("full/HL", f"{OWN}/HL")
+        )
+        return made / (whole - own) if whole > own else None
