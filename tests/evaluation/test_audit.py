@@ -245,6 +245,7 @@ def test_a_number_is_found_only_beyond_all_clean_sets_and_far_from_their_mean() 
     assert judged("recall gap", Measurement(0.19), clean).state == "not found"
     assert judged("recall gap", Measurement(0.21), clean).state == "not found"
     assert judged("recall gap", Measurement(0.5), clean).state == "found"
+    assert judged("recall gap", Measurement(0.5), clean, stretch=2.0).state == "not found"
     assert judged("recall gap", Measurement(0.5)).state == "not found"
 
 

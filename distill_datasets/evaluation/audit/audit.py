@@ -10,6 +10,7 @@ Shape suffixes: N rows, S clean sets, X images asked about, C channels, H W pixe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -61,6 +62,8 @@ if TYPE_CHECKING:
     from distill_datasets.runtime.processes import Run
 
 VERSION = 2
+LEAST_REST = 0.1
+"""Of the images that clean sets are drawn from, the share that counts as left out of each."""
 IDENTIFYING = 256
 """Images of a split, evenly spaced, that tell one source from another."""
 
@@ -163,6 +166,15 @@ class _Looked:
         self._clean_folder = run.folder / f"audit-clean-{fingerprint([source, labels])}"
         self._folder = run.folder / f"audit-{fingerprint([source, identity])}"
 
+    @property
+    def _stretch(self) -> float:
+        """How much more sets of other images would differ than draws that share some.
+
+        n of N images, drawn without replacement, have a mean of variance s^2 / n (1 - n / N).
+        """
+        share = len(self._rows.labels_N) / len(self._unknown_N)
+        return 1 / math.sqrt(max(LEAST_REST, 1 - share))
+
     def findings(self, tiers: set[Tier]) -> dict[str, Finding]:
         """Of these tiers."""
         self._train_reference()
@@ -189,7 +201,7 @@ class _Looked:
         if deep:
             self._compare(measured, values, told, [each.told for each in clean])
         found = {
-            name: judged(name, value, values[name], power_of(name))
+            name: judged(name, value, values[name], power_of(name), self._stretch)
             for name, value in measured.items()
             if CHECKS[name].tier in tiers
         }

@@ -247,6 +247,7 @@ def judged(
     measured: Measurement,
     clean: Sequence[float] = (),
     power: dict[str, str] | None = None,
+    stretch: float = 1.0,
 ) -> Finding:
     """The finding of a check.
 
@@ -255,12 +256,13 @@ def judged(
         measured: what it gave of the set.
         clean: what it gave of clean sets; only where the check compares with them.
         power: how often it found planted faults.
+        stretch: how much more independent sets would differ than these clean ones.
     """
     check = CHECKS[name]
     reached, p = measured.value >= check.least, measured.p
     if check.null == "clean":
         p = (1 + sum(each >= measured.value for each in clean)) / (1 + len(clean))
-        reached = reached and bool(clean) and _beyond(measured.value, clean)
+        reached = reached and bool(clean) and _beyond(measured.value, clean, stretch)
     elif check.null == "test":
         reached = reached and p is not None and p <= LARGEST_P
     state: State = "found" if reached else "not found"
@@ -272,9 +274,9 @@ def unseen(name: str, why: str) -> Finding:
     return Finding(CHECKS[name], "not looked at", why=why)
 
 
-def _beyond(value: float, clean: Sequence[float]) -> bool:
+def _beyond(value: float, clean: Sequence[float], stretch: float) -> bool:
     """Whether a number is larger than all of clean sets, and far from their mean."""
-    spread = statistics.stdev(clean) if len(clean) > 1 else math.inf
+    spread = stretch * statistics.stdev(clean) if len(clean) > 1 else math.inf
     return value > max(clean) and value >= statistics.fmean(clean) + DEVIATIONS * spread
 
 
