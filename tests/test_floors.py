@@ -283,6 +283,7 @@ def test_the_command_line_imports_nothing_slow_before_a_verb_needs_it() -> None:
         "cli",
         "cli.evaluate",
         "cli.lazy_imports",
+        "cli.pages",
         "cli.recipes",
         "cli.run",
         "cli.share",

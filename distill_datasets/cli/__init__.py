@@ -6,7 +6,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from distill_datasets.cli import evaluate, recipes, run, share
+from distill_datasets.cli import evaluate, pages, recipes, run, share
 from distill_datasets.errors import DistillError
 from distill_datasets.runtime.launch import PeerLost, means_lost_peer, process_index, report
 
@@ -46,6 +46,8 @@ app.add_typer(recipes.app, name="recipes")
 app.command("list")(run.list_parts)
 app.command()(evaluate.evaluate)
 app.command()(evaluate.audit)
+app.command()(pages.report)
+app.command()(pages.compare)
 app.command()(evaluate.verify)
 app.command()(evaluate.reproduce)
 app.command()(share.publish)

@@ -61,6 +61,8 @@ OPTIONS = {
         *("--source", "--recipe", "--tiers", "--seed", "--processes", "--runs", "--output"),
         *("--json", "--quiet"),
     },
+    "report": {"--output", "--runs"},
+    "compare": {"--output", "--runs"},
     "verify": {"--runs", "--output", "--json"},
     "reproduce": {"--source", "--processes", "--runs", "--output", "--json", "--quiet"},
     "import": {
@@ -135,6 +137,8 @@ def test_help_teaches_every_verb(verb: str) -> None:
         "evaluate": ["standard.network=resnet18", "same command goes on", "owner/name@v1"],
         "audit": ["clean sets of its shape", "may be there all the same"],
         "reproduce": ["whether bytes, then accuracies, agree"],
+        "report": ["asks for nothing from a network", "side by side"],
+        "compare": ["side by side", "95 % interval"],
         "verify": ["a line for each look", "exit code is 1"],
         "import": ["MTT, TESLA and DATM", "images_best.pt --to mtt", "Nothing in a file is run"],
         "init": ["probe", "scratch", "poster", "distill-datasets run FILE"],

@@ -9,6 +9,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from support.published import alone, digits, publish, some_real
@@ -337,6 +339,26 @@ def test_a_file_that_is_no_measurement_is_refused(tmp_path: Path) -> None:
     write_json(tmp_path / "standard.json", {"rows": []})
     with pytest.raises(ArtifactError, match="not what `distill-datasets evaluate` writes"):
         read_subject(written(tmp_path / "set"), tmp_path / "standard.json")
+
+
+def test_a_manifest_that_lacks_something_is_refused_by_its_name(tmp_path: Path) -> None:
+    folder = written(tmp_path / "set")
+    manifest = json.loads((folder / "distill.json").read_text(encoding="utf-8"))
+    del manifest["budget"]
+    write_json(folder / "distill.json", manifest)
+    with pytest.raises(ArtifactError, match=r"distill\.json: not as this library writes it"):
+        read_subject(folder)
+
+
+def test_images_that_cannot_be_decoded_are_left_out_of_the_page(tmp_path: Path) -> None:
+    folder = written(tmp_path / "set")
+    path = folder / "data" / "train-00000-of-00001.parquet"
+    table = pq.read_table(path)
+    images = table.column("image").to_pylist()
+    images[0] = {"bytes": b"no image", "path": None}
+    column = pa.array(images, table.schema.field("image").type)
+    pq.write_table(table.set_column(0, table.schema.field("image"), column), path)
+    assert len(parsed(folder).of("button")) == 5
 
 
 def contender(*accuracies: float) -> Contender:

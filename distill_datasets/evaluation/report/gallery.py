@@ -9,14 +9,11 @@ import base64
 from typing import TYPE_CHECKING, NamedTuple
 
 from distill_datasets.evaluation.report.subject import Subject, likeliest
-from distill_datasets.export.pictures import by_class
 from distill_datasets.media.image import png, webp
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-MOST_IMAGES = 200
-MOST_CLASSES = 200
 ENLARGED_SIDE = 64
 """Images of fewer pixels a side are enlarged without smoothing."""
 HEAVY_BYTES = 20_000
@@ -77,37 +74,37 @@ class Gallery(NamedTuple):
 
 def gallery_of(subject: Subject) -> Gallery | None:
     """The images of a set; None where none can be read."""
-    rows, names = subject.rows, subject.class_names
-    if rows is None:
+    examples, names = subject.examples, subject.class_names
+    if examples is None:
         return None
-    most = max(1, MOST_IMAGES // max(1, min(len(names), MOST_CLASSES)))
-    chosen = by_class(rows.targets_NK, min(most, 10))
-    counts = rows.targets_NK.argmax(dim=1).bincount(minlength=len(names)).tolist()
     classes = [
         OfClass(
             name,
-            counts[label],
+            total,
             [
                 Shown(
-                    uri_of(rows.images_NCHW[place]),
-                    rows.row_N[place],
-                    [Share(*each) for each in likeliest(rows.targets_NK[place], names)],
+                    uri_of(examples.images[row]),
+                    row,
+                    [Share(*each) for each in likeliest(examples.targets_NK[row], names)],
                 )
-                for place in chosen[label]
+                for row in rows
+                if row in examples.images
             ],
         )
-        for label, name in enumerate(names)
-        if chosen[label]
-    ][:MOST_CLASSES]
-    side = tuple(rows.images_NCHW.shape[2:])
+        for name, rows, total in zip(names, examples.chosen, examples.counts_K, strict=True)
+        if any(row in examples.images for row in rows)
+    ]
+    if not classes:
+        return None
+    height, width = next(iter(examples.images.values())).shape[1:]
     return Gallery(
         classes,
         sum(len(each.images) for each in classes),
-        len(rows.row_N),
-        [name for label, name in enumerate(names) if not counts[label]],
-        max(side) < ENLARGED_SIDE,
+        len(examples.targets_NK),
+        [name for name, total in zip(names, examples.counts_K, strict=True) if not total],
+        max(height, width) < ENLARGED_SIDE,
         _poster(subject),
-        (int(side[0]), int(side[1])),
+        (int(height), int(width)),
     )
 
 

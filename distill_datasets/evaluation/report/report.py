@@ -46,18 +46,49 @@ def report(
     Raises:
         ArtifactError: a folder or a measurement is not what it should be, or the file is there.
     """
-    if not targets:
-        raise ArtifactError("report: got no folder, expected at least one published folder")
+    check_free(output)
+    return write_page(read_subjects(targets, standards, runs), output)
+
+
+def check_free(output: Path) -> None:
+    """Find out before any work whether a page may be written.
+
+    Raises:
+        ArtifactError: the file is there.
+    """
     if output.exists():
         raise ArtifactError(
             f"{output}: there already, and nothing is overwritten; choose another file with "
             "--output or move it away"
         )
+
+
+def read_subjects(
+    targets: Sequence[Path],
+    standards: Mapping[Path, Path] | None = None,
+    runs: Path | None = None,
+) -> list[Subject]:
+    """What a page says of each set; the arguments are those of `report`.
+
+    Raises:
+        ArtifactError: a folder or a measurement is not what it should be.
+    """
+    if not targets:
+        raise ArtifactError("report: got no folder, expected at least one published folder")
     measured = dict(standards or {})
     if runs is not None:
         found = {folder: find_standard(folder, runs) for folder in targets}
         measured = {each: path for each, path in found.items() if path is not None} | measured
-    subjects = [read_subject(folder, measured.get(folder)) for folder in targets]
+    return [read_subject(folder, measured.get(folder)) for folder in targets]
+
+
+def write_page(subjects: Sequence[Subject], output: Path) -> Path:
+    """Write the page about sets that were read.
+
+    Raises:
+        ArtifactError: the file is there, or cannot be written.
+    """
+    check_free(output)
     write_text(output, page(subjects))
     return output
 

@@ -16,12 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from distill_datasets.errors import ArtifactError
-from distill_datasets.evaluation.audit.published import Rows, read_folder
+from distill_datasets.errors import ArtifactError, shown
 from distill_datasets.evaluation.contestants import identity_of
+from distill_datasets.evaluation.report.examples import ShownExamples, read_examples
 from distill_datasets.evaluation.standard import STANDARD
 from distill_datasets.export.content import per_class
-from distill_datasets.export.folder import read_manifest
+from distill_datasets.export.folder import MANIFEST, read_manifest
 from distill_datasets.files.artifacts import read_json
 from distill_datasets.files.yaml_text import from_yaml
 from distill_datasets.training.intervals import Interval, student_t
@@ -90,7 +90,7 @@ class Subject:
     folder: Path
     manifest: dict[str, Any]
     recipe: dict[str, Any]
-    rows: Rows | None
+    examples: ShownExamples | None
     contenders: list[Contender]
     curve: list[Point]
     networks: list[Point]
@@ -150,12 +150,23 @@ def read_subject(folder: Path, standard: Path | None = None) -> Subject:
     """
     manifest = read_manifest(folder)
     measured = {} if standard is None else read_standard(standard)
+    try:
+        return _subject(folder, manifest, measured)
+    except (KeyError, TypeError, AttributeError, IndexError, OSError) as error:
+        raise ArtifactError(
+            f"{standard or folder / MANIFEST}: not as this library writes it ({shown(error)}); "
+            "`distill-datasets verify` says what else differs"
+        ) from error
+
+
+def _subject(folder: Path, manifest: dict[str, Any], measured: dict[str, Any]) -> Subject:
+    """What a folder and a measurement say together."""
     recipe = from_yaml((folder / "recipe.yaml").read_text(encoding="utf-8"))
     common = {
         "folder": folder,
         "manifest": manifest,
         "recipe": recipe if isinstance(recipe, dict) else {},
-        "rows": read_folder(folder).rows,
+        "examples": read_examples(folder, manifest),
     }
     if measured:
         return _by_standard(measured, common)

@@ -1,0 +1,85 @@
+"""The verbs that show what was measured: report and compare.
+
+Like all others, none imports torch or datasets before it needs them.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from distill_datasets.cli import run
+from distill_datasets.errors import RecipeError
+
+TargetsArgument = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="TARGET...",
+        help="Published folders, runs, or Hub ids (owner/name@revision).",
+        show_default=False,
+    ),
+]
+RunsOption = Annotated[
+    Path,
+    typer.Option(help="Folder of all runs; what `evaluate` has measured is looked for here."),
+]
+OutputOption = Annotated[
+    Path, typer.Option("--output", help="The HTML file to make; nothing is overwritten.")
+]
+
+
+def report(
+    targets: TargetsArgument,
+    output: OutputOption = Path("report.html"),
+    runs: RunsOption = Path("runs"),
+) -> None:
+    """Write one HTML page about a dataset: its images, and all that was measured of it.
+
+    The page holds its pictures, asks for nothing from a network and runs nothing. What
+    [bold]distill-datasets evaluate[/bold] has measured is preferred to the results of the recipe's
+    own students. Of several datasets it shows them side by side, as compare does.
+    """
+    _write(targets, output, runs)
+
+
+def compare(
+    targets: TargetsArgument,
+    output: OutputOption = Path("compare.html"),
+    runs: RunsOption = Path("runs"),
+) -> None:
+    """Set two or more datasets side by side: here as a table, and as an HTML page.
+
+    Differences are those to the first, with their 95 % interval: student by student where all were
+    measured by [bold]distill-datasets evaluate[/bold] in the same way, of independent students
+    otherwise.
+    """
+    if len(targets) < 2:
+        raise RecipeError(
+            f"compare: got {len(targets)} target, expected at least 2; for one use "
+            "distill-datasets report"
+        )
+    _write(targets, output, runs)
+
+
+def _write(targets: list[str], output: Path, runs: Path) -> None:
+    run.log_to_stderr(quiet=False)
+    from distill_datasets.evaluation.report.report import check_free, read_subjects, write_page
+    from distill_datasets.layouts.target import resolve_target
+
+    check_free(output)
+    subjects = read_subjects([resolve_target(target, runs) for target in targets], runs=runs)
+    write_page(subjects, output)
+    console = Console(highlight=False, soft_wrap=True)
+    if len(subjects) > 1:
+        from distill_datasets.evaluation.report.comparison import aligned_rows, titles
+
+        table = Table("", *map(escape, titles(subjects)), box=None, header_style="bold")
+        for row in aligned_rows(subjects):
+            table.add_row(row.name, *map(escape, row.cells))
+        console.print(table)
+    elif subjects[0].standard.get("statement"):
+        console.print(subjects[0].standard["statement"], markup=False)
+    console.print(f"page     {output}", markup=False)
