@@ -223,6 +223,7 @@ def evaluate(
     """
     images = RealImages(None if source is None else str(source), None, tuple(overrides))
     with judging(str(target), Path(runs), images, seed=seed, quiet=quiet) as judged:
+        judged.see(settings or Standard())
         shape, rows = judged.real.shape, len(judged.real.train.labels_N)
         made = construction(judged.folder, shape, rows)
         return run_standard(judged.folder, judged.real, judged.run, settings, made)

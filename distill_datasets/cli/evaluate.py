@@ -95,6 +95,7 @@ def evaluate(
     asked = standard_from(settings)
     try:
         with judging(target, runs, images, seed=seed, quiet=quiet or as_json) as judged:
+            judged.see(asked)
             shape, rows = judged.real.shape, len(judged.real.train.labels_N)
             made = construction(judged.folder, shape, rows)
             found = run_standard(judged.folder, judged.real, judged.run, asked, made)

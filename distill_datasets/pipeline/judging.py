@@ -22,11 +22,13 @@ from distill_datasets.files.artifacts import sha256_of, told_when_full
 from distill_datasets.hub.pinned import library_bars
 from distill_datasets.layouts.real_images import real_images, seed_of
 from distill_datasets.layouts.target import resolve_target
+from distill_datasets.models.backbones import backbones_of
 from distill_datasets.pipeline.checks import check_outside, check_runs
 from distill_datasets.recipe import load_recipe, parsed, problem_lines, put
 from distill_datasets.runtime.processes import Run, Runtime
 from distill_datasets.runtime.stopping import Stop
-from distill_datasets.stages.source import load_source
+from distill_datasets.stages.features import run_features
+from distill_datasets.stages.source import LoadedSource, load_source
 
 if TYPE_CHECKING:
     from distill_datasets.data.real import RealData
@@ -51,11 +53,32 @@ class RealImages:
 
 @dataclass(frozen=True)
 class Judged:
-    """A published folder, its real images, and the run that measures it."""
+    """A published folder, its real images, and the run that measures it.
+
+    `shared` is the run in the folder of all runs, where what depends on the source alone lies.
+    """
 
     folder: Path
-    real: RealData
+    source: LoadedSource
     run: Run
+    shared: Run
+
+    @property
+    def real(self) -> RealData:
+        """The real images."""
+        return self.source.real
+
+    def see(self, settings: Standard) -> None:
+        """Let the frozen backbones of the protocol's networks look at the real images, once.
+
+        Those that are not installed are left out; the protocol says so.
+        """
+        shape = self.real.shape
+        own = settings.students_network(settings.numbers(max(shape.h, shape.w)))
+        networks = [own, *settings.others(own, shape)]
+        frozen = [each for network in networks for each in backbones_of(network)]
+        there = {each.key: each for each in frozen if each.absent() is None}
+        run_features(list(there.values()), self.source, self.shared)
 
 
 @contextmanager
@@ -97,9 +120,10 @@ def judging(
         library_bars(shown=not quiet),
     ):
         # the same seed as of the run that distilled cuts off the same test images
-        loaded = load_source(source, Run(seed_of(folder), runs, runtime, shown=not quiet))
+        shared = Run(seed_of(folder), runs, runtime, shown=not quiet)
+        loaded = load_source(source, shared)
         own = runs / EVALUATIONS / name_of(folder)
-        yield Judged(folder, loaded.real, Run(seed, own, runtime, shown=not quiet))
+        yield Judged(folder, loaded, Run(seed, own, runtime, shown=not quiet), shared)
     runtime.accelerator.end_training()
 
 

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from support.published import alone, digits, publish, some_real
+from support.probe_problem import tiny_backbone
+from support.published import alone, digits, loaded_digits, publish, some_real
 from torch import nn
 
 from distill_datasets.data.decoding import Split
@@ -21,7 +22,9 @@ from distill_datasets.evaluation import students
 from distill_datasets.evaluation.levels import Standard
 from distill_datasets.evaluation.standard import STANDARD, run_standard
 from distill_datasets.evaluation.students import guess
+from distill_datasets.models.backbones import LinearProbe
 from distill_datasets.models.convnets import Mlp
+from distill_datasets.stages.features import run_features
 from distill_datasets.training.intervals import Interval, paired
 from distill_datasets.training.metrics import Answers
 from distill_datasets.types import Batch
@@ -149,6 +152,25 @@ def test_networks_that_have_learned_the_source_choose_images_of_it(
     before = proxy.stat().st_mtime_ns
     run_standard(folder, real, alone(tmp_path / "runs"), settings)
     assert proxy.stat().st_mtime_ns == before
+
+
+def test_a_linear_probe_is_measured_once_its_features_are_there(tmp_path: Path) -> None:
+    loaded, backbone = loaded_digits(tmp_path), tiny_backbone(tmp_path)
+    images_NCHW, labels_N = some_real(loaded.real, 1)
+    targets_NK = F.one_hot(labels_N, 10).float()
+    folder = publish(tmp_path / "set", loaded.real, images_NCHW, targets_NK)
+    probe = LinearProbe(backbone=backbone)
+    beside = Standard(**{**ALONE, "networks": [probe]}, students=2, steps=3)
+    without = run_standard(folder, loaded.real, alone(tmp_path / "runs"), beside)
+    assert without["networks"] == [] and "were not computed" in without["missing"][0]
+    run_features([backbone], loaded, alone(tmp_path))
+    found = run_standard(folder, loaded.real, alone(tmp_path / "runs"), beside)
+    assert [row["key"] for row in found["networks"]] == ["default/HL"]
+    assert len(found["networks"][0]["runs"]) == 2
+    own = Standard(**{**ALONE, "network": probe, "robustness": True}, students=2, steps=3)
+    found = run_standard(folder, loaded.real, alone(tmp_path / "runs"), own)
+    assert {arm["augmented"] for arm in found["attribution"]["table"]} == {None}
+    assert found["robustness"] == [] and any("attacks" in why for why in found["missing"])
 
 
 def test_what_was_chosen_is_what_held_out_images_like_best(tmp_path: Path, real: RealData) -> None:

@@ -14,15 +14,19 @@ from distill_datasets.data.source import Source, open_source
 from distill_datasets.export.content import DisplayPixels
 from distill_datasets.export.folder import write_dataset
 from distill_datasets.runtime.processes import Run, Runtime
-from distill_datasets.stages.source import load_source
+from distill_datasets.stages.source import LoadedSource, load_source
 from support.sample_content import bytes_sample
 
 
-def digits(folder: Path) -> RealData:
+def loaded_digits(folder: Path) -> LoadedSource:
     """The handwritten digits that ship with the package."""
-    runtime = Runtime()
     source = open_source(Source(dataset="embedded:uci-digits"))
-    return load_source(source, Run(0, folder, runtime, shown=False)).real
+    return load_source(source, Run(0, folder, Runtime(), shown=False))
+
+
+def digits(folder: Path) -> RealData:
+    """The same as real images."""
+    return loaded_digits(folder).real
 
 
 def alone(folder: Path, seed: int = 0) -> Run:
