@@ -80,6 +80,6 @@ def _write(targets: list[str], output: Path, runs: Path) -> None:
         for row in aligned_rows(subjects):
             table.add_row(row.name, *map(escape, row.cells))
         console.print(table)
-    elif subjects[0].standard.get("statement"):
-        console.print(subjects[0].standard["statement"], markup=False)
+    elif subjects[0].statement is not None:
+        console.print(subjects[0].statement, markup=False)
     console.print(f"page     {output}", markup=False)

@@ -31,7 +31,15 @@ from distill_datasets.export.content import (
     per_class,
 )
 from distill_datasets.export.licenses import license_fields, license_names
-from distill_datasets.export.summary import at_chance, percent, transfer, tuned, wider, worst
+from distill_datasets.export.summary import (
+    at_chance,
+    percent,
+    statement,
+    transfer,
+    tuned,
+    wider,
+    worst,
+)
 from distill_datasets.files.parquet import Feature
 from distill_datasets.files.yaml_text import to_yaml
 from distill_datasets.media.image import png, to_bytes
@@ -78,6 +86,7 @@ def card(
         repo=PLACEHOLDER,
         follows=content.student.get("follows", {}),
         draws=_draws(content),
+        statement=statement(results, hard=_has_hard_labels(content)) if results else None,
         as_png=sum(len(png(to_bytes(image))) for image in content.originals)
         if content.label_cells
         else None,
@@ -87,6 +96,11 @@ def card(
         classifier=CLASSIFIER,
         **_results(content, results or []),
     )
+
+
+def _has_hard_labels(content: Content) -> bool:
+    """Whether every label is a class alone."""
+    return bool((content.targets_NK.max(dim=1).values >= 1).all())
 
 
 def labels_card(content: Content, labels: ViewLabels) -> str:

@@ -16,7 +16,9 @@ def written(folder: Path) -> Path:
 def test_report_writes_a_page_and_says_where(tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     answer = command("report", written(tmp_path / "a"), "--output", page, "--runs", tmp_path)
-    assert (answer.code, answer.out.split()) == (0, ["page", str(page)])
+    sentence, said = answer.out.splitlines()
+    assert answer.code == 0 and sentence.startswith("With the published labels these images beat")
+    assert said.split() == ["page", str(page)]
     assert "quickstart" in page.read_text(encoding="utf-8")
 
 

@@ -33,8 +33,8 @@ from distill_datasets.evaluation.report.subject import (
     Contender,
     Subject,
     find_standard,
+    independent,
     read_subject,
-    welch,
 )
 from distill_datasets.evaluation.report.views import recall_strip
 from distill_datasets.evaluation.standard import STANDARD, run_standard
@@ -159,6 +159,7 @@ def test_accuracies_have_their_interval_and_differences_decide_by_it(tmp_path: P
     assert "+37.5 ± 5.4 better" in text
     assert "-11.5 ± 5.4 worse" in text
     assert "mlp (depth=1)" in text
+    assert "With the published labels these images beat real images, which have hard labels" in text
 
 
 def test_the_same_set_twice_has_a_difference_of_nothing(tmp_path: Path) -> None:
@@ -306,7 +307,9 @@ def full_standard(subject: Path) -> dict[str, Any]:
             "label_share": interval(0.66),
             "dd_ranking": {"regime": "SL-1", "hlr": 0.2, "ior": 0.1, "lrs": 0.25, "ars": 0.26},
         },
-        "cost": {"students": 20, "steps": 2000, "flops": 3.2e12},
+        "cost": {"students": 20, "steps": 2000, "flops": 3.2e12, "construction":
+                 {"stages": {"distill": 5e12}, "total": 5e12, "break_even": 3}},
+        "transfer": [{"regime": "SL-1", "ratio": 0.5}],
         "statement": "With hard labels these images beat nothing yet.",
         "missing": ["vit: images are too small"],
     }  # fmt: skip
@@ -329,6 +332,8 @@ def test_every_part_of_the_standard_protocol_is_on_the_page(tmp_path: Path) -> N
         "1e-5 is taken for no: 50.0 %",
         "ECE 0.123",
         "20 students, 2,000 steps, 3.2e+12",
+        "5e+12 floating-point operations (distill 5e+12); it pays from 3 trainings",
+        "SL-1: on other networks the gain over the best reference is 0.50 times",
         "vit: images are too small",
         "resnet (width=16)",
     ):
@@ -369,10 +374,10 @@ def contender(*accuracies: float) -> Contender:
 def test_the_interval_of_independent_means_is_what_a_hand_computes() -> None:
     one, other = contender(0.1, 0.3), contender(0.5, 0.5)
     # variances .02 and 0: 1 degree of freedom, 12.706205 sqrt(.02 / 2)
-    found = welch(one, other)
+    found = independent(one, other)
     assert found.mean == pytest.approx(-0.3)
     assert found.half == pytest.approx(12.706205 * 0.1)
-    assert welch(one, contender(0.5)).half is None
+    assert independent(one, contender(0.5)).half is None
 
 
 def test_of_many_classes_the_worst_and_the_best_are_shown(tmp_path: Path) -> None:

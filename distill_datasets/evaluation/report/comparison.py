@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from distill_datasets.evaluation.report.charts import accuracy_scale, bytes_in_words
-from distill_datasets.evaluation.report.subject import Contender, Subject, welch
+from distill_datasets.evaluation.report.subject import Contender, Subject, independent
 from distill_datasets.evaluation.report.views import (
     Dot,
     Strip,
@@ -69,7 +69,7 @@ def difference(one: Contender, other: Contender, *, same_students: bool) -> Inte
     """Of two sets: student by student where both were measured by the same ones."""
     if same_students and one.by_seed.keys() & other.by_seed.keys():
         return paired(one.by_seed, other.by_seed)
-    return welch(one, other)
+    return independent(one, other)
 
 
 def same_students(one: Subject, other: Subject) -> bool:

@@ -165,11 +165,29 @@ def _disturbed(
 
 
 def costs_of(subject: Subject) -> list[tuple[str, str]]:
-    """What measuring it took, in pairs of a term and words."""
+    """What making and measuring it took, in pairs of a term and words."""
     cost = subject.standard.get("cost")
     if not cost:
         return []
     said = [f"{cost['students']:,} students", f"{cost['steps']:,} steps"]
     if cost.get("flops"):
         said.append(f"{cost['flops']:.2g} floating-point operations")
-    return [("cost of measuring", ", ".join(said))]
+    found = [("cost of measuring", ", ".join(said))]
+    made = cost.get("construction")
+    if made:
+        stages = [f"{name} {count:.2g}" for name, count in made["stages"].items()]
+        words = f"{made['total']:.2g} floating-point operations ({', '.join(stages)})"
+        if made.get("break_even") is not None:
+            words += f"; it pays from {made['break_even']:,.0f} trainings on the whole set on"
+        found.append(("cost of making it", words))
+    return found
+
+
+def transfer_of(subject: Subject) -> list[str]:
+    """How much of the gain other networks have, a sentence for every regime."""
+    return [
+        f"{each['regime']}: on other networks the gain over the best reference is "
+        f"{each['ratio']:.2f} times that on the students' own."
+        for each in subject.standard.get("transfer") or []
+        if each.get("ratio") is not None
+    ]

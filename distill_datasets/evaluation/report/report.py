@@ -119,7 +119,7 @@ def _parts(subject: Subject, name: str) -> dict[str, Any]:
         "subject": subject,
         "main": subject.main,
         "best": subject.best_real,
-        "statement": subject.standard.get("statement"),
+        "statement": subject.statement,
         "missing": subject.standard.get("missing") or [],
         "facts": views.facts_of(subject),
         "gallery": gallery_of(subject),
@@ -136,6 +136,7 @@ def _parts(subject: Subject, name: str) -> dict[str, Any]:
         "confusion": views.confusion_of(subject),
         "attribution": further.attribution_of(subject),
         "robustness": further.robustness_of(subject),
+        "transfer": further.transfer_of(subject),
         "costs": further.costs_of(subject),
         "recipe": (subject.folder / "recipe.yaml").read_text(encoding="utf-8"),
     }

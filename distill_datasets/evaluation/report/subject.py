@@ -10,7 +10,6 @@ Shape suffixes: N examples, K classes, C channels, H W pixels.
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,9 +21,11 @@ from distill_datasets.evaluation.report.examples import ShownExamples, read_exam
 from distill_datasets.evaluation.standard import STANDARD
 from distill_datasets.export.content import per_class
 from distill_datasets.export.folder import MANIFEST, read_manifest
+from distill_datasets.export.reading import has_hard_labels
+from distill_datasets.export.summary import statement
 from distill_datasets.files.artifacts import read_json
 from distill_datasets.files.yaml_text import from_yaml
-from distill_datasets.training.intervals import Interval, student_t
+from distill_datasets.training.intervals import Interval
 from distill_datasets.training.rows import ROWS
 
 if TYPE_CHECKING:
@@ -97,6 +98,7 @@ class Subject:
     differences: list[dict[str, Any]]
     protocol: str
     chance: float | None
+    statement: str | None
     standard: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -245,6 +247,7 @@ def _by_standard(said: dict[str, Any], common: dict[str, Any]) -> Subject:
         differences=said["differences"],
         protocol=words,
         chance=said["source"].get("chance"),
+        statement=said.get("statement"),
         standard=said,
     )
 
@@ -316,12 +319,13 @@ def _by_recipe(results: list[dict[str, Any]], common: dict[str, Any]) -> Subject
             ),
         ],
         differences=[
-            {"regime": None, "against": each.key, **welch(first, each).as_json()}
+            {"regime": None, "against": each.key, **independent(first, each).as_json()}
             for each in contenders
             if first is not None and not each.published and ROWS[each.name].images != "none"
         ],
         protocol=words,
         chance=facts.get("chance"),
+        statement=statement(results, hard=has_hard_labels(common["folder"])) if facts else None,
     )
 
 
@@ -363,24 +367,9 @@ def network_in_words(network: str) -> str:
     return f"{name} ({', '.join(kept)})" if kept else name
 
 
-def welch(one: Contender, other: Contender) -> Interval:
-    """The difference of two means of independent students, with its 95 % interval.
-
-    Source: B. L. Welch, 1947: degrees of freedom from both variances, rounded down.
-    """
-    values = [list(each.by_seed.values()) for each in (one, other)]
-    difference = statistics.fmean(values[0]) - statistics.fmean(values[1])
-    if min(map(len, values)) < 2:
-        return Interval(difference, None, None)
-    parts = [statistics.variance(each) / len(each) for each in values]
-    total = sum(parts)
-    if total == 0:
-        return Interval(difference, 0.0, 0.0)
-    freedom = total**2 / sum(
-        part**2 / (len(each) - 1) for part, each in zip(parts, values, strict=True)
-    )
-    half = student_t(max(1, int(freedom))) * math.sqrt(total)
-    return Interval(difference, half, math.sqrt(total))
+def independent(one: Contender, other: Contender) -> Interval:
+    """The difference of two rows whose students have nothing in common."""
+    return Interval.between([*one.by_seed.values()], [*other.by_seed.values()])
 
 
 def likeliest(targets_K: Tensor, names: list[str], most: int = 5) -> list[tuple[str, float]]:
