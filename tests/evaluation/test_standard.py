@@ -20,8 +20,8 @@ from distill_datasets.data.decoding import Split
 from distill_datasets.data.real import RealData
 from distill_datasets.evaluation import students
 from distill_datasets.evaluation.levels import Standard
+from distill_datasets.evaluation.protocol import Evaluate
 from distill_datasets.evaluation.standard import STANDARD, run_standard
-from distill_datasets.evaluation.students import guess
 from distill_datasets.models.backbones import LinearProbe
 from distill_datasets.models.convnets import Mlp
 from distill_datasets.stages.features import run_features
@@ -189,21 +189,41 @@ def test_what_was_chosen_is_what_held_out_images_like_best(tmp_path: Path, real:
     assert chosen[0] == chosen[1]  # test images have no say
 
 
-def test_the_last_step_counts_and_not_the_best_one(
+class Peaking(nn.Module):
+    """A student that is best after half of its steps and forgets until the last."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        self.share = {2: 0.9, 4: 0.85, 8: 0.6}[steps]
+
+
+def test_a_set_whose_best_step_is_five_points_above_its_last_reports_the_last(
     tmp_path: Path, real: RealData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looked = []
 
-    def counted(module: nn.Module, batches: Iterator[Batch]) -> Answers:
-        looked.append(sum(len(batch.images_BCHW) for batch in batches))
-        return guess(real)
+    def trained(settings: Evaluate, steps: int, *_: Any, **__: Any) -> nn.Module:  # noqa: ANN401
+        return Peaking(steps)
 
-    monkeypatch.setattr(students, "answers", counted)
+    def asked(module: Peaking, batches: Iterator[Batch]) -> Answers:
+        labels_N = torch.cat([batch.targets_BK.argmax(dim=1) for batch in batches])
+        looked.append(len(labels_N))
+        right = round(module.share * len(labels_N))
+        said_N = torch.cat([labels_N[:right], (labels_N[right:] + 1) % 10])
+        return Answers(F.one_hot(said_N, 10).float(), labels_N)
+
+    monkeypatch.setattr(students, "train_student", trained)
+    monkeypatch.setattr(students, "answers", asked)
     images_NCHW, labels_N = some_real(real, 1)
     folder = publish(tmp_path / "set", real, images_NCHW, F.one_hot(labels_N, 10).float())
-    run_standard(folder, real, alone(tmp_path / "runs"), Standard(**ALONE, students=2, steps=7))
-    # two rows of two students each, and at most as many without or with augmentation
-    assert 4 <= looked.count(len(real.test.labels_N)) <= 8
+    settings = Standard(**{**ALONE, "times": [0.5, 1, 2]}, students=2, steps=4)
+    found = run_standard(folder, real, alone(tmp_path / "runs"), settings)
+    at = {point["times"]: point["accuracy"]["mean"] for point in found["curve"]}
+    assert at[0.5] == pytest.approx(0.9, abs=0.002) and at[1] == pytest.approx(0.85, abs=0.002)
+    assert found["rows"][0]["accuracy"]["mean"] == at[1]
+    # two rows of two students, with and without augmentation, and two further points of the curve:
+    # every student of these has read the test images once
+    assert looked.count(len(real.test.labels_N)) == 2 * 2 * 2 + 2 * 2
 
 
 def test_a_plain_program_finds_the_same(tmp_path: Path, real: RealData) -> None:
