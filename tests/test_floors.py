@@ -286,6 +286,7 @@ def test_the_command_line_imports_nothing_slow_before_a_verb_needs_it() -> None:
         "cli.pages",
         "cli.recipes",
         "cli.run",
+        "cli.sets",
         "cli.share",
         "files",
         "files.shipped",

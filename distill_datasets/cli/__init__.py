@@ -6,7 +6,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from distill_datasets.cli import evaluate, pages, recipes, run, share
+from distill_datasets.cli import evaluate, pages, recipes, run, sets, share
 from distill_datasets.errors import DistillError
 from distill_datasets.runtime.launch import PeerLost, means_lost_peer, process_index, report
 
@@ -50,6 +50,10 @@ app.command()(pages.report)
 app.command()(pages.compare)
 app.command()(evaluate.verify)
 app.command()(evaluate.reproduce)
+app.command()(sets.show)
+app.command()(sets.diff)
+app.command()(sets.pull)
+app.command()(sets.export)
 app.command()(share.publish)
 app.command("import")(share.import_set)
 

@@ -281,7 +281,7 @@ def _print_outcome(outcome: "Outcome") -> None:
     from distill_datasets.export.summary import at_chance, statement
 
     console = Console(highlight=False, soft_wrap=True)
-    _print_results(console, outcome.results)
+    print_results(console, outcome.results)
     said = statement(outcome.results, hard=has_hard_labels(outcome.folder))
     if said is not None:
         console.print(f"\n{said}", markup=False)
@@ -305,7 +305,7 @@ def _print_outcome(outcome: "Outcome") -> None:
     console.print('images, soft_labels = rows["image"], rows["soft_label"]', markup=False)
 
 
-def _print_results(console: Console, results: list[dict[str, Any]]) -> None:
+def print_results(console: Console, results: list[dict[str, Any]]) -> None:
     """The table of the rows, and that of longer training and of other networks."""
     from distill_datasets.export.summary import percent, transfer, tuned, wider, worst
     from distill_datasets.training.rows import ROWS

@@ -79,7 +79,7 @@ def write_dataset(
     labels = content.relabel
     if labels is not None and labels.shards is not None:
         _write_shards(sibling_of(folder), content, labels, made and sibling_of(made))
-    with _appearing(folder) as temporary:
+    with appearing(folder) as temporary:
         return _write(temporary, content, results, made)
 
 
@@ -194,7 +194,7 @@ def verify(folder: Path) -> list[str]:
 
 
 @contextmanager
-def _appearing(folder: Path) -> Iterator[Path]:
+def appearing(folder: Path) -> Iterator[Path]:
     """A folder to fill, which gets the name of `folder` by one rename; after an error nothing."""
     try:
         # beside its place and hidden: a rename across file systems would be a copy
@@ -287,7 +287,7 @@ def _write_shards(
     check_shards(folder, content.recipe_sha256)
     if (folder / MANIFEST).exists():
         return
-    with _appearing(folder) as temporary:
+    with appearing(folder) as temporary:
         if made is not None and (made / MANIFEST).exists():
             for entry in read_json(made / MANIFEST)["files"]:
                 _link(made / entry["path"], temporary / entry["path"])
