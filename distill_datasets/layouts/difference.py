@@ -10,7 +10,7 @@ from distill_datasets.export.reading import load_rows
 from distill_datasets.export.summary import percent
 
 
-class Line(NamedTuple):
+class Discrepancy(NamedTuple):
     """One value that differs: where it stands, and what each folder has there."""
 
     what: str
@@ -18,7 +18,7 @@ class Line(NamedTuple):
     second: str
 
 
-def differences(first: Path, second: Path) -> list[Line]:
+def differences(first: Path, second: Path) -> list[Discrepancy]:
     """The values that differ: of the set, its recipe, its results and its files.
 
     Args:
@@ -31,7 +31,7 @@ def differences(first: Path, second: Path) -> list[Line]:
     left, right = _facts(first), _facts(second)
     keys = [*left, *(key for key in right if key not in left)]
     return [
-        Line(key, left.get(key, "-"), right.get(key, "-"))
+        Discrepancy(key, left.get(key, "-"), right.get(key, "-"))
         for key in keys
         if left.get(key) != right.get(key)
     ]

@@ -30,7 +30,7 @@ INFO = "info.json"
 SHARD_ROWS = 10_000
 
 
-class Rows(NamedTuple):
+class WrittenRows(NamedTuple):
     """What is written.
 
     Attributes:
@@ -73,7 +73,7 @@ def write_layout(folder: Path, layout: str, to: Path) -> Path:
     return to
 
 
-def _rows(folder: Path) -> Rows:
+def _rows(folder: Path) -> WrittenRows:
     manifest = read_manifest(folder)
     table = load_rows(folder, "default").with_format("numpy")
     info = {
@@ -85,7 +85,7 @@ def _rows(folder: Path) -> Rows:
         "mean": manifest["input"]["mean"],
         "std": manifest["input"]["std"],
     }
-    return Rows(
+    return WrittenRows(
         np.stack([np.asarray(image) for image in table["image"]]),
         np.asarray(table["label"], dtype=np.int64),
         np.stack([np.asarray(soft, dtype=np.float32) for soft in table["soft_label"]]),
@@ -94,7 +94,7 @@ def _rows(folder: Path) -> Rows:
     )
 
 
-def _imagefolder(rows: Rows, to: Path) -> None:
+def _imagefolder(rows: WrittenRows, to: Path) -> None:
     """train/CLASS/ROW.png, and the soft labels of all rows, in their order, as an array."""
     folders = class_folders(rows.names)
     for row, (image, label) in enumerate(zip(rows.images_NHWC, rows.labels_N, strict=True)):
@@ -104,7 +104,7 @@ def _imagefolder(rows: Rows, to: Path) -> None:
     np.save(to / "soft_labels.npy", rows.soft_NK)
 
 
-def _npz(rows: Rows, to: Path) -> None:
+def _npz(rows: WrittenRows, to: Path) -> None:
     images_NHWC = rows.images_NHWC if rows.images_NHWC.ndim == 4 else rows.images_NHWC[..., None]
     np.savez_compressed(
         to / "rows.npz",
@@ -115,7 +115,7 @@ def _npz(rows: Rows, to: Path) -> None:
     )
 
 
-def _pt(rows: Rows, to: Path) -> None:
+def _pt(rows: WrittenRows, to: Path) -> None:
     """A dictionary of tensors, which `torch.load(weights_only=True)` reads."""
     images_NHWC = rows.images_NHWC if rows.images_NHWC.ndim == 4 else rows.images_NHWC[..., None]
     content = {
@@ -129,7 +129,7 @@ def _pt(rows: Rows, to: Path) -> None:
     torch.save(content, to / "rows.pt")
 
 
-def _webdataset(rows: Rows, to: Path) -> None:
+def _webdataset(rows: WrittenRows, to: Path) -> None:
     """Tars of KEY.png, KEY.cls and KEY.soft.npy."""
     for first in range(0, len(rows.labels_N), SHARD_ROWS):
         path = to / f"train-{first // SHARD_ROWS:05d}.tar"
@@ -160,7 +160,7 @@ def class_folders(names: list[str]) -> list[str]:
     return found
 
 
-WRITTEN: dict[str, Callable[[Rows, Path], None]] = {
+WRITTEN: dict[str, Callable[[WrittenRows, Path], None]] = {
     "imagefolder": _imagefolder,
     "npz": _npz,
     "pt": _pt,
