@@ -91,4 +91,8 @@ class ImageFiles:
 
 
 ANYWHERE = ImageFiles(Path(os.curdir), (Path(os.sep),), "hf://")
-"""What a dataset object may name: whoever made it in Python has opened files already."""
+"""What a dataset object may name: whoever made it in Python has opened files already.
+
+Paths of a user's own table cannot be told from those of a stranger's, so that all are read, and
+`provenance.of_memory` says where they lie.
+"""

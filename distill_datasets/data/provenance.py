@@ -15,13 +15,14 @@ from typing import Any, NamedTuple, NoReturn
 
 from distill_datasets.data import columns
 from distill_datasets.data.folders import ImageFolder
-from distill_datasets.errors import DataError
+from distill_datasets.errors import DataError, cut
 from distill_datasets.hub import pinned as hub
 
 logger = logging.getLogger("distill_datasets")
 
 MEMORY_NAME = "in memory"
 HASHED_AT_ONCE = 1024
+LISTED_FOLDERS = 3
 
 
 class SourceFile(NamedTuple):
@@ -195,8 +196,8 @@ def _hash_rows(split: str, rows: Any) -> SourceFile:  # noqa: ANN401
     return SourceFile(split, digest.hexdigest(), count)
 
 
-def _fingerprint(rows: Any) -> str:  # noqa: ANN401
-    """What `datasets` keeps of a dataset, and the state of files that its images only name."""
+def _named_files(rows: Any) -> list[str]:  # noqa: ANN401
+    """The files that rows of a `Dataset` name in place of an image's bytes."""
     import datasets
     import pyarrow.compute as pc
 
@@ -206,14 +207,34 @@ def _fingerprint(rows: Any) -> str:  # noqa: ANN401
             for chunk in rows.data.column(column).chunks:
                 alone = pc.and_not(chunk.field("path").is_valid(), chunk.field("bytes").is_valid())
                 named.update(chunk.field("path").filter(alone).to_pylist())
+    return sorted(named)
+
+
+def _fingerprint(rows: Any, named: list[str]) -> str:  # noqa: ANN401
+    """What `datasets` keeps of a dataset, and the state of files that its images only name."""
     if not named:
         return str(rows._fingerprint)
     digest = hashlib.sha256(rows._fingerprint.encode())
-    for path in map(Path, sorted(named)):
+    for path in map(Path, named):
         if path.exists():
             status = path.stat()
             digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
     return digest.hexdigest()
+
+
+def _tell_named(split: str, named: list[str]) -> None:
+    """Say where files lie that are read because rows name them.
+
+    Whoever made a dataset object in Python may name any file; of one that others made, rows could
+    name a picture that is private.
+    """
+    folders = sorted({path.rpartition("/")[0] or "." for path in named})
+    more = f", ... ({len(folders):,} folders)" if len(folders) > LISTED_FOLDERS else ""
+    logger.warning(
+        "rows of the split %r name %d files in place of bytes, in %s%s: they are read, and what is "
+        "distilled may show them; where others made this dataset, see that they belong to it",
+        split, len(named), ", ".join(map(cut, folders[:LISTED_FOLDERS])), more,
+    )  # fmt: skip
 
 
 def of_memory(splits: Mapping[str, Any]) -> Provenance:
@@ -232,7 +253,9 @@ def of_memory(splits: Mapping[str, Any]) -> Provenance:
                 split,
             )
         if isinstance(rows, datasets.Dataset):
-            files.append(SourceFile(split, _fingerprint(rows), rows.num_rows))
+            if named := _named_files(rows):
+                _tell_named(split, named)
+            files.append(SourceFile(split, _fingerprint(rows, named), rows.num_rows))
         else:
             files.append(_hash_rows(split, rows))
     return Provenance(MEMORY_NAME, files=tuple(files))

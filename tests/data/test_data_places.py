@@ -298,6 +298,23 @@ def test_files_that_a_dataset_in_memory_only_names_are_part_of_what_it_is(tmp_pa
     assert of_memory({"train": held}).files[0].sha256 == held._fingerprint
 
 
+def test_where_files_lie_that_rows_of_a_dataset_in_memory_name_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    paths = [tmp_path / "photos" / f"{row}.png" for row in range(4)]
+    paths[0].parent.mkdir()
+    for row, path in enumerate(paths):
+        gray(row).save(path)
+    content = {"image": list(map(str, paths)), "label": [0, 1, 0, 1]}
+    rows = datasets.Dataset.from_dict(content).cast_column("image", datasets.Image())
+    of_memory({"train": rows, "test": dataset([0, 1])})
+    assert caplog.messages == [
+        f"rows of the split 'train' name 4 files in place of bytes, in {tmp_path}/photos: they are "
+        "read, and what is distilled may show them; where others made this dataset, see that they "
+        "belong to it"
+    ]
+
+
 def test_a_transform_is_not_applied_and_that_is_said(caplog: pytest.LogCaptureFixture) -> None:
     rows = dataset([0, 1])
     of_memory({"train": rows, "test": rows.with_format("torch")})
