@@ -15,7 +15,7 @@ from distill_datasets.export.folder import write_dataset
 LONG = "x" * 5000
 ID, TAG, FOLDER = "is not the id of a repository", "cannot be a tag", "give the folder of a dataset"
 PUBLISH: dict[str, tuple[list[str], str]] = {
-    "no arguments": ([], "Missing argument 'folder'"),
+    "no arguments": ([], "Missing argument"),
     "no such folder": (["absent", "a/b"], f"absent/distill.json: no such file; {FOLDER}"),
     "a folder with a long name": ([LONG, "a/b"], "cannot read this (File name too long)"),
     "a name of two lines": (["a\nb", "a/b"], FOLDER),
