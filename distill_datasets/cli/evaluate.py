@@ -13,10 +13,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from distill_datasets.cli import run
-from distill_datasets.errors import Interrupted, RecipeError
+from distill_datasets.errors import Interrupted, RecipeError, did_you_mean
 from distill_datasets.runtime.launch import is_main_process, processes_to_start
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from distill_datasets.evaluation.audit.findings import Finding
     from distill_datasets.pipeline.judging import RealImages
     from distill_datasets.pipeline.reproduce import Reproduction
@@ -67,6 +69,17 @@ def evaluate(
     students: Annotated[int | None, typer.Option(min=1, help="Of every row.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Of every student.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of all students.")] = 0,
+    use: Annotated[
+        str | None,
+        typer.Option(
+            help="Instead: replay, as the memory of a network that learns classes in tasks; or "
+            "search, to put 24 networks in order."
+        ),
+    ] = None,
+    to: Annotated[
+        Path | None,
+        typer.Option("--to", help="New folder for a set of others with its results, to publish."),
+    ] = None,
     processes: Processes = None,
     runs: RunsOption = RUNS,
     as_json: AsJson = False,
@@ -82,6 +95,8 @@ def evaluate(
     [bold]distill-datasets evaluate owner/name@v1[/bold]
     [bold]distill-datasets evaluate syn_data/ --source uoft-cs/cifar10 --students 5[/bold]
     """
+    if use is not None:
+        _check_use(use, overrides or [], level, to)
     given = {"level": level, "students": students, "steps": steps}
     standard = [f"standard.{key}={value}" for key, value in given.items() if value is not None]
     images, settings = _sorted_out([*(overrides or []), *standard], source, recipe)
@@ -89,12 +104,23 @@ def evaluate(
         return
     run.log_to_stderr(quiet or as_json)
     from distill_datasets.evaluation.standard import run_standard
+    from distill_datasets.layouts.measured import check_imported, write_measured
     from distill_datasets.pipeline.judging import judging, standard_from
     from distill_datasets.planning.construction import construction
 
+    if use is not None:
+        numbers = {"students": students, "steps": steps}
+        chosen = {name: value for name, value in numbers.items() if value is not None}
+        with judging(target, runs, images, seed=seed, quiet=quiet or as_json) as judged:
+            found = _use(use)(judged.folder, judged.real, judged.run, **chosen)
+        if is_main_process():
+            _print_json(found) if as_json else _print_use(found)
+        return
     asked = standard_from(settings)
     try:
         with judging(target, runs, images, seed=seed, quiet=quiet or as_json) as judged:
+            if to is not None:
+                check_imported(judged.folder, to)
             judged.see(asked)
             shape, rows = judged.real.shape, len(judged.real.train.labels_N)
             made = construction(judged.folder, shape, rows)
@@ -102,10 +128,14 @@ def evaluate(
     except KeyboardInterrupt as error:
         raise Interrupted("the same command goes on from the students that are done") from error
     if is_main_process():
+        if to is not None:
+            write_measured(judged.folder, found, to)
         if as_json:
-            typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
+            _print_json(found)
         else:
             _print_standard(found)
+            if to is not None:
+                typer.echo(f"written to {to}; share it: distill-datasets publish {to} ORG/NAME")
 
 
 def audit(
@@ -242,6 +272,31 @@ def _sorted_out(
     return RealImages(source, recipe, of_source), rest
 
 
+USES = ("replay", "search")
+
+
+def _check_use(use: str, overrides: list[str], level: str | None, to: Path | None) -> None:
+    """Refuse what a use does not take."""
+    if use not in USES:
+        raise RecipeError(f"--use: no use {use!r}; {did_you_mean(use, USES)}")
+    if (
+        level is not None
+        or to is not None
+        or any(not one.startswith("source.") for one in overrides)
+    ):
+        raise RecipeError(
+            f"--use {use}: takes --students, --steps, --seed and source.key=value; leave --level, "
+            "--to and standard.key=value out"
+        )
+
+
+def _use(name: str) -> "Callable[..., dict[str, Any]]":
+    from distill_datasets.evaluation.uses.replay import run_replay
+    from distill_datasets.evaluation.uses.search import run_search
+
+    return run_replay if name == "replay" else run_search
+
+
 def _shared(processes: int | None) -> bool:
     """Whether several processes were started, and have done what this one was asked for."""
     count = processes_to_start(processes)
@@ -278,6 +333,43 @@ def _print_standard(found: dict[str, Any]) -> None:
     for line in (found.get("statement"), *found.get("missing", [])):
         if line:
             console.print(line, markup=False)
+
+
+def _print_use(found: dict[str, Any]) -> None:
+    """What a set is worth as a memory, or in a search, beside what stands for it."""
+    console = Console(highlight=False, soft_wrap=True)
+    apart = {each["against"]: _percent(each, "+") for each in found["differences"]}
+    kept = f"{found['bytes']:,} bytes; {found['real_per_class']} real images of each class"
+    if found["use"] == "replay":
+        table = Table("memory", "mean, %", "at the end, %", "published minus it", box=None)
+        for row in found["rows"]:
+            cells = (_percent(row["average"]), _percent(row["final"]), apart.get(row["memory"]))
+            table.add_row(row["words"], *cells)
+        said = f"{found['tasks']} tasks of {found['steps']} steps, accuracy on the classes seen"
+    else:
+        table = Table("trained on", "Spearman", "Kendall", "regret, %", "best of 3, %", box=None)
+        for row in found["rows"]:
+            table.add_row(
+                row["words"],
+                _correlation(row["spearman"]),
+                _correlation(row["kendall"]),
+                f"{100 * row['regret']:.1f}",
+                f"{100 * row['regret_of_three']:.1f}",
+            )
+        said = f"{len(found['networks'])} networks, truth after {found['whole_steps']} steps"
+    console.print(table)
+    console.print(
+        f"\n{said}, {found['students']} students; {kept}; intervals are 95 %", markup=False
+    )
+
+
+def _correlation(interval: dict[str, Any]) -> str:
+    half = "" if interval["half"] is None else f" ± {interval['half']:.2f}"
+    return f"{interval['mean']:.2f}{half}"
+
+
+def _print_json(found: dict[str, Any]) -> None:
+    typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
 
 
 def _percent(interval: dict[str, Any], sign: str = "") -> str:

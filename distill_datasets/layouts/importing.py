@@ -87,6 +87,8 @@ def import_set(
     """
     told = told or Told()
     check_writable(to)
+    if told.source is not None:
+        _found(told.source, "--source: ")
     outside, where = read_outside(dataset, layout, told.classes, experiment, config, revision)
     logger.info("import: %s is read as %s", dataset, outside.layout)
     if outside.whitened and space != WHITENED:
@@ -170,12 +172,12 @@ def read_names(text: str) -> list[str]:
     return names
 
 
-def _found(dataset: str) -> Path | None:
+def _found(dataset: str, what: str = "") -> Path | None:
     """Where a set lies; None is on the Hub."""
     try:
         return locate(dataset)
     except DataError as error:
-        raise ArtifactError(str(error).removeprefix("source.dataset: ")) from error
+        raise ArtifactError(what + str(error).removeprefix("source.dataset: ")) from error
 
 
 def _hashed(files: list[Path], root: Path) -> list[dict[str, Any]]:

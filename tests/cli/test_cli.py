@@ -55,7 +55,7 @@ OPTIONS = {
     "list": {"--keys", "--methods"},
     "evaluate": {
         *("--source", "--recipe", "--level", "--students", "--steps", "--seed", "--processes"),
-        *("--runs", "--output", "--json", "--quiet"),
+        *("--use", "--to", "--runs", "--output", "--json", "--quiet"),
     },
     "audit": {
         *("--source", "--recipe", "--tiers", "--seed", "--processes", "--runs", "--output"),

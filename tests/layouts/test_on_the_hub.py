@@ -136,6 +136,36 @@ def test_an_imported_set_is_published_as_it_was_imported_and_verified_there(
     assert answer.code == 0, answer.err
 
 
+def test_a_measured_import_is_published_with_its_results_and_the_same_rows(
+    server: HubServer, client: Client, tmp_path: Path
+) -> None:
+    space = MeanStd([MEAN], [STD])
+    told = Told(source=DIGITS, license="mit")
+    first = import_set(str(save_dm(tmp_path)), tmp_path / "set", told=told, space=space)
+
+    measured = call(
+        client,
+        *("evaluate", tmp_path / "set", "--to", tmp_path / "measured", "--runs", tmp_path / "runs"),
+        *("--students", "2", "--steps", "2", "standard.references=[random_real]", "--quiet"),
+    )
+    assert measured.code == 0, measured.err
+    answer = client.ask("publish", str(tmp_path / "measured"), "ann/measured", token="hf_writer")
+    assert "error" not in answer, answer
+    assert call(client, "verify", "ann/measured", "--runs", tmp_path / "runs").code == 0
+
+    second = json.loads((tmp_path / "measured" / "distill.json").read_text())
+    rows = [row["from"] for row in second["results"]]
+    assert rows[0] == "default" and "random_real" in rows
+    same = {file["path"]: file["sha256"] for file in first["files"]}
+    assert all(
+        same[file["path"]] == file["sha256"]
+        for file in second["files"]
+        if file["path"].startswith(("data/", "exact/"))
+    )
+    refused = call(client, "evaluate", tmp_path / "set", "--to", tmp_path / "measured")
+    assert refused.code == 2 and "nothing in it will be overwritten" in refused.err
+
+
 def test_what_is_not_on_the_hub_says_so(client: Client, tmp_path: Path) -> None:
     answer = call(client, "verify", "ann/nothing", "--runs", tmp_path)
 
