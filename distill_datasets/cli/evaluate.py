@@ -108,30 +108,29 @@ def evaluate(
     from distill_datasets.pipeline.judging import judging, standard_from
     from distill_datasets.planning.construction import construction
 
-    if use is not None:
-        numbers = {"students": students, "steps": steps}
-        chosen = {name: value for name, value in numbers.items() if value is not None}
-        with judging(target, runs, images, seed=seed, quiet=quiet or as_json) as judged:
-            found = _use(use)(judged.folder, judged.real, judged.run, **chosen)
-        if is_main_process():
-            _print_json(found) if as_json else _print_use(found)
-        return
+    numbers = {"students": students, "steps": steps}
     asked = standard_from(settings)
     try:
         with judging(target, runs, images, seed=seed, quiet=quiet or as_json) as judged:
-            if to is not None:
-                check_imported(judged.folder, to)
-            judged.see(asked)
-            shape, rows = judged.real.shape, len(judged.real.train.labels_N)
-            made = construction(judged.folder, shape, rows)
-            found = run_standard(judged.folder, judged.real, judged.run, asked, made)
+            if use is not None:
+                chosen = {name: value for name, value in numbers.items() if value is not None}
+                found = _use(use)(judged.folder, judged.real, judged.run, **chosen)
+            else:
+                if to is not None:
+                    check_imported(judged.folder, to)
+                judged.see(asked)
+                shape, rows = judged.real.shape, len(judged.real.train.labels_N)
+                made = construction(judged.folder, shape, rows)
+                found = run_standard(judged.folder, judged.real, judged.run, asked, made)
     except KeyboardInterrupt as error:
         raise Interrupted("the same command goes on from the students that are done") from error
     if is_main_process():
         if to is not None:
             write_measured(judged.folder, found, to)
         if as_json:
-            _print_json(found)
+            typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
+        elif use is not None:
+            _print_use(found)
         else:
             _print_standard(found)
             if to is not None:
@@ -366,10 +365,6 @@ def _print_use(found: dict[str, Any]) -> None:
 def _correlation(interval: dict[str, Any]) -> str:
     half = "" if interval["half"] is None else f" ± {interval['half']:.2f}"
     return f"{interval['mean']:.2f}{half}"
-
-
-def _print_json(found: dict[str, Any]) -> None:
-    typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
 
 
 def _percent(interval: dict[str, Any], sign: str = "") -> str:

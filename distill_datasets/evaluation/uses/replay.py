@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from distill_datasets.errors import ArtifactError
 from distill_datasets.evaluation.contestants import Target, read_target
-from distill_datasets.evaluation.results import Interval, paired
+from distill_datasets.training.intervals import Interval, paired
 from distill_datasets.evaluation.uses.units import (
     kept_bytes,
     measured,

@@ -19,7 +19,7 @@ import torch
 
 from distill_datasets.evaluation.contestants import Target, read_target
 from distill_datasets.evaluation.held_out import tenth_held_out
-from distill_datasets.evaluation.results import Interval, paired
+from distill_datasets.training.intervals import Interval, paired
 from distill_datasets.evaluation.uses.units import (
     kept_bytes,
     measured,
