@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from distill_datasets.errors import ArtifactError
 from distill_datasets.evaluation.contestants import Target, read_target
-from distill_datasets.training.intervals import Interval, paired
 from distill_datasets.evaluation.uses.units import (
     kept_bytes,
     measured,
@@ -37,6 +36,7 @@ from distill_datasets.runtime.memory import images_at_once
 from distill_datasets.runtime.processes import Run
 from distill_datasets.selection.coresets import herded
 from distill_datasets.training.examples import Stored
+from distill_datasets.training.intervals import Interval, paired
 from distill_datasets.training.student import train_student
 
 if TYPE_CHECKING:

@@ -19,7 +19,6 @@ import torch
 
 from distill_datasets.evaluation.contestants import Target, read_target
 from distill_datasets.evaluation.held_out import tenth_held_out
-from distill_datasets.training.intervals import Interval, paired
 from distill_datasets.evaluation.uses.units import (
     kept_bytes,
     measured,
@@ -33,6 +32,7 @@ from distill_datasets.runtime.draws import draws
 from distill_datasets.runtime.memory import images_at_once
 from distill_datasets.runtime.processes import Run
 from distill_datasets.training.examples import Examples
+from distill_datasets.training.intervals import Interval, paired
 from distill_datasets.training.metrics import score
 from distill_datasets.training.student import train_student
 
