@@ -29,6 +29,7 @@ from distill_datasets.data.tables import (
     check_declared,
     one_kind,
     split_files,
+    unlike,
     with_rows,
 )
 from distill_datasets.data.tars import Tars
@@ -514,6 +515,8 @@ class Place:
 
     def _read(self, *, streaming: bool) -> Any:  # noqa: ANN401
         """Tables, and what `datasets` alone knows to read."""
+        import datasets
+
         path = self.path
         if path is not None and path.is_file() and path.suffix in ARCHIVES:
             raise DataError(
@@ -534,7 +537,16 @@ class Place:
         builder = self._builder(streaming=streaming, local=True)
         if streaming:
             return builder.as_streaming_dataset()
-        builder.download_and_prepare()
+        try:
+            builder.download_and_prepare()
+        except datasets.exceptions.DatasetsError as error:
+            parquet = (name for name in self._read_files if name.lower().endswith(".parquet"))
+            if (why := unlike(self._root, parquet)) is None:
+                raise
+            raise DataError(
+                f"source.dataset: {self.dataset!r} cannot be read as one table: {why}; write them "
+                "with the same columns, or point source.dataset at one of them"
+            ) from error
         return builder.as_dataset()
 
     def _check_old_information(self) -> None:

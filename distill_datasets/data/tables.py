@@ -13,10 +13,10 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from distill_datasets.data.account import LISTED_FILES, Account, FoundSplit, LeftOut
-from distill_datasets.data.columns import MOST_CLASSES
+from distill_datasets.data.columns import MOST_CLASSES, shortened
 from distill_datasets.data.folders import SPLIT_OF_WORD
 from distill_datasets.data.listing import ARCHIVES, TABLES
 from distill_datasets.errors import DataError
@@ -206,6 +206,30 @@ def check_declared(name: str, file: BinaryIO) -> None:
             "classes can be distilled; write it with fewer class names, or with plain integers as "
             "labels"
         )
+
+
+def unlike(root: Path, names: Iterable[str]) -> str | None:
+    """Two Parquet files whose columns differ, in words; None where all agree."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    first, columns = "", dict[str, Any]()
+    for name in names:
+        try:
+            schema = pq.read_schema(root / name)
+        except (OSError, pa.ArrowException):  # damaged, which is told as that
+            return None
+        own = {field.name: field.type for field in schema}
+        if not first:
+            first, columns = name, own
+        for column in [*columns, *own]:
+            if columns.get(column) != own.get(column):
+                theirs, ours = (each.get(column, "not there") for each in (columns, own))
+                return (
+                    f"the column {shortened(column)} is {theirs} in {first!r} and {ours} in "
+                    f"{name!r}"
+                )
+    return None
 
 
 def with_rows(root: Path, splits: Mapping[str, list[str]]) -> dict[str, list[str]]:

@@ -99,3 +99,15 @@ def test_two_kinds_of_files_in_one_folder_are_refused(tmp_path: Path) -> None:
     (tmp_path / "pets" / "train.tar").write_bytes(b"")
     with pytest.raises(DataError, match=r"files of several kinds, for example 'train.parquet', 't"):
         open_source(Source(dataset=str(tmp_path / "pets"))).peek()
+
+
+def test_two_files_whose_columns_differ_are_named(tmp_path: Path) -> None:
+    write(tmp_path / "pets" / "a.parquet", 0)
+    words = pa.table({"image": [png(gray(9))] * 2, "label": ["cat", "dog"]})
+    pq.write_table(words, tmp_path / "pets" / "b.parquet")
+    with pytest.raises(
+        DataError,
+        match=r"as one table: the column 'label' is int64 in 'a.parquet' and string in "
+        r"'b.parquet'; write them with the same columns",
+    ):
+        open_source(Source(dataset=str(tmp_path / "pets"))).read(draw)
