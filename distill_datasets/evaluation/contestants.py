@@ -34,8 +34,8 @@ from distill_datasets.evaluation.references import (
 )
 from distill_datasets.evaluation.taught import Teaching, recorded, views_of
 from distill_datasets.export.folder import read_manifest
-from distill_datasets.export.reading import image_bytes, read_published
-from distill_datasets.files.artifacts import fingerprint
+from distill_datasets.export.reading import image_bytes, poster_bytes, read_published
+from distill_datasets.files.artifacts import canonical_json, fingerprint
 from distill_datasets.runtime.draws import Draw, draws
 from distill_datasets.training.examples import Examples, Stored, Whole
 from distill_datasets.training.rows import ROWS, Regime, ResultRow
@@ -57,11 +57,12 @@ READ = ("data/", "relabel/", "constants/")
 class StoredBytes(NamedTuple):
     """What a student needs, in bytes as it is stored.
 
-    images: files of the published images, and of lossy ones; other real images as raw 8-bit values.
+    images: files of the published images or of the posters that they are cut from, and of lossy
+        ones; other real images as raw 8-bit values.
     labels: a class number of one or two bytes, or float32 for every class.
     teacher: the weights of what labels while a student trains.
     zca: the whitening matrix.
-    decoder: what makes images of the rows; published rows are images.
+    decoder: the geometry that cuts rows from posters; other rows are images.
     """
 
     images: int
@@ -84,7 +85,8 @@ class Target:
         manifest: what it says of itself.
         stored: its rows as a student reads them, with the published labels.
         identity: a fingerprint of the files that students read.
-        image_bytes: of the files of all images.
+        image_bytes: of the files of all images; of posters where the rows are their very crops.
+        decoder_bytes: of the geometry that cuts rows from posters, 0 where nothing is cut.
         zca_bytes: of the whitening, 0 where there is none.
     """
 
@@ -93,6 +95,7 @@ class Target:
     stored: Stored
     identity: str
     image_bytes: int
+    decoder_bytes: int
     zca_bytes: int
 
     @property
@@ -129,6 +132,13 @@ class Target:
         """What so many images of so many bytes take with their labels."""
         return StoredBytes(images, count * self.label_bytes(regime), zca=self.zca_bytes)
 
+    def own_weight(self, regime: Regime) -> StoredBytes:
+        """What the published rows take; labels as they are stored where rows are cut."""
+        own = self.weight(regime, self.stored.count, self.image_bytes)
+        if self.decoder_bytes and regime == "SL-1":
+            own = own._replace(labels=min(own.labels, 4 * self.budget["label_values"]))
+        return own._replace(decoder=self.decoder_bytes)
+
 
 def read_target(folder: Path, real: RealData) -> Target:
     """Read a published folder that shall be measured on a source.
@@ -155,14 +165,17 @@ def read_target(folder: Path, real: RealData) -> Target:
     targets_NK = in_order(stored.targets_NK, manifest["classes"], real.class_names, folder)
     # one input space for real and distilled pixels: what differs is the images alone
     space = real.normalization.input_space
-    stored = Stored(stored.images_NCHW, targets_NK, space).to(real.train.labels_N.device)
+    stored = Stored(stored.images_NCHW, targets_NK, space)
+    posters = poster_bytes(folder, stored.images_NCHW) if "poster" in manifest["configs"] else None
+    decoder = 0 if posters is None else len(canonical_json(manifest["geometry"]))
     zca = given.get("constants") if kind == "zca" else None
     return Target(
         folder,
         manifest,
-        stored,
+        stored.to(real.train.labels_N.device),
         identity_of(manifest),
-        image_bytes(folder),
+        image_bytes(folder) if posters is None else posters,
+        decoder,
         0 if zca is None else int(zca["bytes"]),
     )
 
@@ -365,7 +378,7 @@ def _always(stored: Stored) -> MakeStored:
 def _published(target: Target, row: ResultRow, regime: Regime, real: RealData) -> Contestant:
     size, count = (real.shape.h, real.shape.w), target.stored.count
     make = _always(target.hard if regime == "HL" else target.stored)
-    weight = target.weight(regime, count, target.image_bytes)
+    weight = target.own_weight(regime)
     return Contestant(row, regime, count, size, weight, make, make)
 
 
@@ -449,8 +462,8 @@ def _lossy(
     target: Target, regime: Regime, real: RealData, rest: RealData, seed: int, kind: Kind
 ) -> _Images:
     # the form is chosen where nothing that scores is seen, and holds for both
-    label = target.label_bytes(regime)
-    budget = target.image_bytes + label * target.stored.count
+    label, own = target.label_bytes(regime), target.own_weight(regime)
+    budget = own.images + own.labels + own.decoder
     lossy = Lossy(rest, budget, seed, kind, filled=True, label=label)
     count, weight = lossy.weighed(real, draws(seed, "standard", kind, 0))
     room = Room(count, lossy.form.size, shrunk=True)

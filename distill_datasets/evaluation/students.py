@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     from distill_datasets.data.real import RealData
     from distill_datasets.types import Batch
 
-VERSION = 1
+VERSION = 2
 MOST_CONFUSION = 100
 """Classes up to which the confusion is kept."""
 HASHED = 4096

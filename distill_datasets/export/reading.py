@@ -3,11 +3,12 @@
 Shape suffixes: N examples, B a batch, K classes, C channels, H W pixels.
 """
 
+import json
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow.compute as pc
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from distill_datasets.data.normalization import InputSpace
 from distill_datasets.hub.pinned import library_bars
+from distill_datasets.media.image import open_image, to_pixels
 from distill_datasets.training.examples import Stored
 from distill_datasets.types import Shape
 
@@ -55,6 +57,32 @@ def image_bytes(exported: Path) -> int:
         for column in pq.read_table(path, columns=["image"]).column("image").iterchunks()
     ]
     return sum(sizes)
+
+
+def poster_bytes(exported: Path, examples_NCHW: Tensor) -> int | None:
+    """What the 8-bit pictures of all posters weigh, where the examples are their very crops.
+
+    Args:
+        exported: a published folder.
+        examples_NCHW: the images of `default`, in 8 bits.
+
+    Returns:
+        None where nothing is cut from posters, or a crop is not the example of its place.
+    """
+    paths = sorted((exported / "poster").glob("train-*.parquet"))
+    geometry = json.loads(load_rows(exported, "recipe")[0]["geometry_json"])
+    if not paths or not {"crop", "corners_yx"} <= geometry.keys():
+        return None
+    columns = [pq.read_table(path, columns=["preview"]).column("preview") for path in paths]
+    files = [row["bytes"] for column in columns for row in column.to_pylist()]
+    (high, wide), corners = geometry["crop"], geometry["corners_yx"]
+    channels: Literal[1, 3] = 3 if examples_NCHW.shape[1] == 3 else 1
+    posters = [to_pixels(open_image(file), channels, None) for file in files]
+    crops = [poster[:, y : y + high, x : x + wide] for poster in posters for y, x in corners]
+    same = len(crops) == len(examples_NCHW) and all(
+        torch.equal(crop, example) for crop, example in zip(crops, examples_NCHW, strict=True)
+    )
+    return sum(map(len, files)) if same else None
 
 
 def has_hard_labels(exported: Path) -> bool:

@@ -12,8 +12,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from datasets import Image
 from support.probe_problem import tiny_backbone
 from support.published import alone, digits, loaded_digits, publish, some_real
+from support.sample_content import sample
+from support.tiny import toy_real
 from torch import nn
 
 from distill_datasets.data.decoding import Split
@@ -22,12 +25,15 @@ from distill_datasets.evaluation import students
 from distill_datasets.evaluation.levels import Standard
 from distill_datasets.evaluation.protocol import Evaluate
 from distill_datasets.evaluation.standard import STANDARD, run_standard
+from distill_datasets.export.folder import write_dataset
+from distill_datasets.export.reading import image_bytes, load_rows
+from distill_datasets.files.artifacts import canonical_json
 from distill_datasets.models.backbones import LinearProbe
 from distill_datasets.models.convnets import Mlp
 from distill_datasets.stages.features import run_features
 from distill_datasets.training.intervals import Interval, paired
 from distill_datasets.training.metrics import Answers
-from distill_datasets.types import Batch
+from distill_datasets.types import Batch, Shape
 
 ALONE: dict[str, Any] = {
     "network": Mlp(), "references": [], "networks": [], "times": [1], "robustness": False
@@ -71,6 +77,28 @@ def test_bytes_of_references_are_those_of_the_set_and_not_more(
         own = total[f"default/{regime}"]
         for kind in lossy:
             assert 0.98 * own <= total[f"{kind}/{regime}"] <= own
+
+
+def test_a_poster_counts_and_not_its_overlapping_crops(tmp_path: Path) -> None:
+    content, shape = sample(channels=1), Shape(1, 8, 8, 3)
+    write_dataset(tmp_path / "set", content, None)
+    source = toy_real(shape)
+    settings = Standard(**{**ALONE, "references": ["webp"]}, students=1, steps=1)
+    found = run_standard(tmp_path / "set", source, alone(tmp_path / "runs"), settings)
+    rows = {row["key"]: row for row in found["rows"]}
+    (preview,) = load_rows(tmp_path / "set", "poster").cast_column("preview", Image(decode=False))[
+        "preview"
+    ]
+    own = rows["default/SL-1"]["bytes"]
+    assert own["images"] == len(preview["bytes"])
+    assert own["decoder"] == len(canonical_json(content.geometry))
+    # three cells of three classes, in float32, where six crops would have twice as many numbers
+    assert own["labels"] == 4 * 9 and rows["default/HL"]["bytes"]["labels"] == 6
+    assert image_bytes(tmp_path / "set") > own["images"]
+    for regime in ("HL", "SL-1"):
+        assert (
+            rows[f"webp/{regime}"]["bytes"]["total"] <= rows[f"default/{regime}"]["bytes"]["total"]
+        )
 
 
 def test_a_finished_evaluation_is_read_and_not_trained_again(
