@@ -90,8 +90,7 @@ def audited(
         build(folder, fault, material, per_class, seed)
     tiers = ["T0"] if fault in IN_FILES else ["T0", "T1"] if fault in SHALLOW else TIERS
     found = audit(folder, material.real, run, tiers, effort=effort)
-    said = {each.check.name: {"state": each.state, "value": each.value, "p": each.p,
-                              "where": each.where[:3]} for each in found}  # fmt: skip
+    said = {each.check.name: each.as_json() for each in found}
     write_record(path, said)
     return said
 
@@ -113,7 +112,7 @@ def table_of(found: dict[str, dict[str, int]], seeds: int) -> Table:
 def main(arguments: list[str] | None = None) -> None:
     """Plant, audit, print the table and write it."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.audit", description=__doc__)
-    parser.add_argument("--dataset", default="ylecun/mnist")
+    parser.add_argument("--dataset", default="ylecun/mnist", help="a Hub id or a path")
     parser.add_argument("--resolution", type=int, default=8)
     parser.add_argument("--train", type=int, default=5000, help="images of the audited source")
     parser.add_argument("--test", type=int, default=1000)

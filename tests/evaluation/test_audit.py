@@ -323,6 +323,7 @@ def test_a_pattern_that_is_small_for_its_class_is_a_trigger() -> None:
     own_K = torch.tensor([4.0, 8.0, 7.0])
     # one below the mean in units of a deviation of 1: a class that is small everywhere is none
     assert trigger(own_K, clean_SK, ["a", "b", "c"]) == Measurement(5.0, ["c"])
+    assert trigger(own_K, clean_SK, ["a", "b", "c"], stretch=2.0).value == 2.5
 
 
 def test_halves_share_no_image_and_have_all_classes(material: Material) -> None:

@@ -168,12 +168,14 @@ class _Looked:
 
     @property
     def _stretch(self) -> float:
-        """How much more sets of other images would differ than draws that share some.
+        """How much farther sets of other images lie from the mean of clean ones than these do.
 
-        n of N images, drawn without replacement, have a mean of variance s^2 / n (1 - n / N).
+        Of N images that clean sets are drawn from, n without replacement have a mean of variance
+        s^2 / n (1 - n / N). The mean of n others is as far from the mean of the N as
+        s^2 / n (1 + n / N) says.
         """
         share = len(self._rows.labels_N) / len(self._unknown_N)
-        return 1 / math.sqrt(max(LEAST_REST, 1 - share))
+        return math.sqrt((1 + share) / max(LEAST_REST, 1 - share))
 
     def findings(self, tiers: set[Tier]) -> dict[str, Finding]:
         """Of these tiers."""
@@ -222,7 +224,7 @@ class _Looked:
         """
         sizes_SK = torch.stack([each["sizes_K"] for each in clean])
         names = self._real.class_names
-        measured["trigger"] = trigger(own["sizes_K"], sizes_SK, names)
+        measured["trigger"] = trigger(own["sizes_K"], sizes_SK, names, self._stretch)
         values["trigger"] = [
             trigger(size_K, torch.cat([sizes_SK[:place], sizes_SK[place + 1 :]]), names).value
             for place, size_K in enumerate(sizes_SK)

@@ -256,7 +256,7 @@ def judged(
         measured: what it gave of the set.
         clean: what it gave of clean sets; only where the check compares with them.
         power: how often it found planted faults.
-        stretch: how much more independent sets would differ than these clean ones.
+        stretch: how much farther honest sets lie from the mean of the clean ones than these do.
     """
     check = CHECKS[name]
     reached, p = measured.value >= check.least, measured.p

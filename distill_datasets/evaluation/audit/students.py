@@ -158,14 +158,23 @@ def pattern_sizes(
     return torch.stack(found).mean(dim=0)
 
 
-def trigger(own_K: Tensor, clean_SK: Tensor, class_names: Sequence[str]) -> Measurement:
+def trigger(
+    own_K: Tensor, clean_SK: Tensor, class_names: Sequence[str], stretch: float = 1.0
+) -> Measurement:
     """How far the pattern of a class falls below those of the same class in clean sets.
+
+    Args:
+        own_K: the sizes of the patterns of a set.
+        clean_SK: those of clean sets.
+        class_names: of the classes.
+        stretch: how much farther honest sets lie from the mean of the clean ones than these do.
 
     Source: Neural Cleanse (doi:10.1109/SP.2019.00031), which compares the classes of one network
     with each other; some classes honestly take half the pixels of others, so that here each is
     compared with itself.
     """
-    index_K = (clean_SK.mean(dim=0) - own_K) / clean_SK.std(dim=0).clamp(min=1e-3)
+    deviation_K = stretch * clean_SK.std(dim=0).clamp(min=1e-3)
+    index_K = (clean_SK.mean(dim=0) - own_K) / deviation_K
     target = int(index_K.argmax())
     return Measurement(float(index_K[target]), [class_names[target]])
 
