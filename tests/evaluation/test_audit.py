@@ -3,12 +3,14 @@
 import dataclasses
 import json
 import pickle
+import re
 from pathlib import Path
 
 import pytest
 import torch
 from support.planted import (
     IN_FILES,
+    IN_IMAGES,
     Material,
     Planted,
     clean_set,
@@ -23,6 +25,7 @@ from support.tiny import TOY, toy_real
 from distill_datasets.data.decoding import Split
 from distill_datasets.data.real import RealData
 from distill_datasets.errors import ArtifactError, RecipeError
+from distill_datasets.evaluation.audit import audit as audit_module
 from distill_datasets.evaluation.audit.audit import audit, clean_rows, halves
 from distill_datasets.evaluation.audit.comparison import binomial_tail
 from distill_datasets.evaluation.audit.findings import (
@@ -35,6 +38,7 @@ from distill_datasets.evaluation.audit.findings import (
 from distill_datasets.evaluation.audit.networks import Effort
 from distill_datasets.evaluation.audit.privacy import Asked, membership, membership_of_clean
 from distill_datasets.evaluation.audit.published import read_folder
+from distill_datasets.evaluation.audit.rates import measured_rates
 from distill_datasets.evaluation.audit.students import _clusters, _silhouette, trigger
 from distill_datasets.runtime.draws import rng_for
 from distill_datasets.runtime.processes import Run, Runtime
@@ -332,3 +336,27 @@ def test_halves_share_no_image_and_have_all_classes(material: Material) -> None:
     assert sorted([*first.tolist(), *second.tolist()]) == list(range(len(real.train.labels_N)))
     counts = [real.train.labels_N[half].bincount().tolist() for half in (first, second)]
     assert counts == [[15, 15, 15], [15, 15, 15]]
+
+
+def test_the_shipped_rates_are_of_the_checks_and_of_the_default_effort() -> None:
+    rates = measured_rates()
+    assert rates["effort"] == dataclasses.asdict(Effort())
+    assert set(IN_IMAGES) | set(IN_FILES) < rates["found"].keys()
+    for found in rates["found"].values():
+        assert found.keys() <= CHECKS.keys()
+        assert all(0 <= count <= rates["seeds"] for count in found.values())
+
+
+def test_the_guide_states_the_shipped_rates() -> None:
+    guide = Path(audit_module.__file__).parent / "README.md"
+    lines = guide.read_text(encoding="utf-8").splitlines()
+    rates, stated = measured_rates(), {}
+    for line in lines:
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if cells[0] in rates["found"]:
+            pairs = re.findall(r"([a-z ]+) (\d+)(?:, |$)", cells[1])
+            stated[cells[0]] = {check.strip(): int(count) for check, count in pairs}
+    assert stated == {
+        fault: {check: count for check, count in found.items() if count}
+        for fault, found in rates["found"].items()
+    }
