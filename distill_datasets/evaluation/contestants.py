@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from distill_datasets.data.real import RealData
+    from distill_datasets.types import Shape
 
 logger = logging.getLogger("distill_datasets")
 
@@ -310,10 +311,13 @@ def contestants(
     """
     teaching = teaching or {}
     found = list[Contestant]()
-    sets = {
-        regime: _real_sets(target, regime, real, rest, seed, asked, choices)
-        for regime in target.regimes
-    }
+    equal = _equal_sets(target, real, rest, seed, choices)
+    sets: dict[Regime, dict[str, _Images]] = {}
+    for regime in target.regimes:
+        every = equal | _budgeted_sets(target, regime, real, rest, seed, asked)
+        sets[regime] = {
+            name: images for name, images in every.items() if name in asked or name == RANDOM
+        }
     for name, row in ROWS.items():
         if name == "full" and name in asked:
             found.append(_whole(target, row, real, rest))
@@ -403,48 +407,57 @@ def _relabeled(make: MakeStored, published: Stored) -> MakeStored:
     return lambda draw: with_labels_of(make(draw), published)
 
 
-def _real_sets(
+def _equal_sets(
+    target: Target, real: RealData, rest: RealData, seed: int, choices: Mapping[str, Chooses]
+) -> dict[str, _Images]:
+    """Real images of no more pixels, and those drawn for the published labels."""
+    shape, pixels = real.shape, target.budget["pixels"]
+    made, tuning = (stored_references(each, pixels, seed) for each in (real, rest))
+    sets = {
+        name: _Images(room, _raw(room, shape), made[name], tuning[name])
+        for name, room in rooms_of(shape, pixels).items()
+    }
+    each, classes_M = Room(target.stored.count, (shape.h, shape.w), shrunk=False), target.classes_M
+    sets[RANDOM] = _Images(
+        each,
+        _raw(each, shape),
+        lambda draw: one_for_every_row(real, classes_M, draw),
+        lambda draw: one_for_every_row(rest, classes_M, draw),
+    )
+    equal = room_for(shape, pixels)
+    for name, choice in choices.items():
+        chosen = chosen_in(rest, equal, choice, seed)
+        sets[name] = _Images(equal, _raw(equal, shape), chosen, chosen)
+    return sets
+
+
+def _raw(room: Room, shape: Shape) -> int:
+    """Bytes of 8-bit values."""
+    return room.images * room.size[0] * room.size[1] * shape.c
+
+
+def _budgeted_sets(
     target: Target,
     regime: Regime,
     real: RealData,
     rest: RealData,
     seed: int,
     asked: Sequence[str],
-    choices: Mapping[str, Chooses],
 ) -> dict[str, _Images]:
-    """The sets of real images that are asked for, and those drawn for the published labels."""
-    shape, pixels = real.shape, target.budget["pixels"]
-
-    def raw(room: Room) -> int:
-        return room.images * room.size[0] * room.size[1] * shape.c
-
-    sets = dict[str, _Images]()
-    made, tuning = (stored_references(each, pixels, seed) for each in (real, rest))
-    for name, room in rooms_of(shape, pixels).items():
-        sets[name] = _Images(room, raw(room), made[name], tuning[name])
-    each, classes_M = Room(target.stored.count, (shape.h, shape.w), shrunk=False), target.classes_M
-    sets[RANDOM] = _Images(
-        each,
-        raw(each),
-        lambda draw: one_for_every_row(real, classes_M, draw),
-        lambda draw: one_for_every_row(rest, classes_M, draw),
-    )
+    """Real images whose number depends on what a label of the regime takes."""
+    shape, sets = real.shape, dict[str, _Images]()
     room = _room_of_values(target, regime, real)
-    if not room.shrunk and room.images != room_for(shape, pixels).images:
+    if not room.shrunk and room.images != room_for(shape, target.budget["pixels"]).images:
         sets["random_values"] = _Images(
             room,
-            raw(room),
+            _raw(room, shape),
             lambda draw: random_real(real, room.images, draw),
             lambda draw: random_real(rest, room.images, draw),
         )
-    for name, choice in choices.items():
-        room = room_for(shape, pixels)
-        chosen = chosen_in(rest, room, choice, seed)
-        sets[name] = _Images(room, raw(room), chosen, chosen)
     for kind in LOSSY:
         if kind in asked:
             sets[kind] = _lossy(target, regime, real, rest, seed, kind)
-    return {name: images for name, images in sets.items() if name in asked or name == RANDOM}
+    return sets
 
 
 def _room_of_values(target: Target, regime: Regime, real: RealData) -> Room:

@@ -22,6 +22,7 @@ from torch import nn
 from distill_datasets.data.decoding import Split
 from distill_datasets.data.real import RealData
 from distill_datasets.evaluation import students
+from distill_datasets.evaluation.contestants import contestants, read_target
 from distill_datasets.evaluation.levels import Standard
 from distill_datasets.evaluation.protocol import Evaluate
 from distill_datasets.evaluation.standard import STANDARD, run_standard
@@ -30,6 +31,8 @@ from distill_datasets.export.reading import image_bytes, load_rows
 from distill_datasets.files.artifacts import canonical_json
 from distill_datasets.models.backbones import LinearProbe
 from distill_datasets.models.convnets import Mlp
+from distill_datasets.runtime.draws import draws
+from distill_datasets.selection.difficulty import ByDifficulty
 from distill_datasets.stages.features import run_features
 from distill_datasets.training.intervals import Interval, paired
 from distill_datasets.training.metrics import Answers
@@ -77,6 +80,24 @@ def test_bytes_of_references_are_those_of_the_set_and_not_more(
         own = total[f"default/{regime}"]
         for kind in lossy:
             assert 0.98 * own <= total[f"{kind}/{regime}"] <= own
+
+
+def test_real_images_of_as_many_values_are_drawn_as_many(tmp_path: Path, real: RealData) -> None:
+    images_NCHW, labels_N = some_real(real, 20)
+    folder = publish(tmp_path / "set", real, images_NCHW, soft(labels_N))
+    target = read_target(folder, real)
+    # numbers of 8,000 values more, as of what is drawn from fewer pixels than it has values
+    more = {**target.budget, "values": target.budget["values"] + 8000}
+    target = dataclasses.replace(target, manifest={**target.manifest, "budget": more})
+    choice = ByDifficulty("easy", torch.zeros(len(real.train.labels_N)), easy=True)
+    field = contestants(target, real, real, 0, ["random_values", "easy"], {"easy": choice})
+    found = {each.key: each for each in field}
+    for regime, values in (("HL", 64 + 1), ("SL-1", 64 + 10)):
+        spent = 200 * values + 8000
+        each = found[f"random_values/{regime}"]
+        assert each.images == spent // values > 200
+        assert each.make(draws(0, "x")).count == each.images
+        assert found[f"easy/{regime}"].make(draws(0, "x")).count == 200
 
 
 def test_a_poster_counts_and_not_its_overlapping_crops(tmp_path: Path) -> None:
