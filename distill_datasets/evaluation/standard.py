@@ -31,7 +31,9 @@ What `run_standard` returns, and writes as `standard.json` beside its unit files
       confusion       K x K counts summed over students, class in rows; null beyond 100 classes
     differences   published minus reference, paired by seed, in its regime:
                   [{regime, against: key, ...interval, verdict: better|worse|undecided|equal}]
-    best          {regime: key} the best selection of real images, by its held-out accuracy
+    across        the same against the best reference, where it has classes and these rows more
+    best          {regime: key} the best selection of real images with such labels or with classes,
+                  by its held-out accuracy
     attribution   see evaluation/attribution.py
     teacher       {network, members, passes, accuracy, bytes}: networks that have learned the
                   source and label views; null where no regime asks for any
@@ -264,11 +266,19 @@ class StandardTable:
                 self.best[regime] = max(rivals, key=self._held_out)
 
     def rivals(self, regime: Regime) -> list[Contestant]:
-        """Real images of no more pixels, values or bytes; beside recorded views, as many images."""
-        same = [each for each in self.field if each.regime == regime]
-        if regime == "SL-R":
-            return [each for each in same if each.row.name == RANDOM]
-        return [each for each in same if each.row.images in ("equal", "values", "bytes")]
+        """Real images of no more pixels, values or bytes: with labels of the regime, or classes.
+
+        Whoever has real images has their classes, so soft labels that do not suit them may be left.
+        Beside recorded views, random images in the place of the rows are rivals too.
+        """
+        equal = ("equal", "values", "bytes")
+        allowed = {regime, "HL"}
+        return [
+            each
+            for each in self.field
+            if (each.regime in allowed and each.row.images in equal)
+            or (each.key == f"{RANDOM}/SL-R" and regime == "SL-R")
+        ]
 
     def _held_out(self, contestant: Contestant) -> float:
         return self.chosen[contestant.key].held_out or 0.0
@@ -295,7 +305,8 @@ class StandardTable:
     def followed(self) -> list[Contestant]:
         """The published rows and the best reference of every regime."""
         own = [self.of_key[f"{OWN}/{regime}"] for regime in self.regimes]
-        return [*own, *self.best.values()]
+        best = {each.key: each for each in self.best.values()}
+        return [*own, *best.values()]
 
     def _longer(self, contestant: Contestant) -> list[StandardTrial]:
         return [trial for times in self.settings.times for trial in self.at(contestant, times)]
@@ -330,9 +341,11 @@ class StandardTable:
     def found(self) -> dict[str, Any]:
         """Everything, as this module describes it."""
         rows = [self.row(each) for each in self.field]
-        differences = self.differences()
+        differences, across = self.differences(), self.across()
         best: dict[str, str] = {regime: each.key for regime, each in self.best.items()}
-        many: dict[str, int] = {regime: len(self.rivals(regime)) for regime in self.best}
+        many: dict[str, int] = {
+            regime: len({each.row.name for each in self.rivals(regime)}) for regime in self.best
+        }
         networks = self.networks()
         return {
             "protocol": protocol_of(self.students, self.settings),
@@ -340,6 +353,7 @@ class StandardTable:
             "source": source_of(self.students.real),
             "rows": rows,
             "differences": differences,
+            "across": across,
             "best": best,
             "attribution": self.attribution(),
             "teacher": self.teacher(),
@@ -348,7 +362,7 @@ class StandardTable:
             "transfer": list(self.transfer(networks)),
             "robustness": self.robustness(),
             "cost": self.cost(),
-            "statement": statement(rows, differences, best, many),
+            "statement": statement(rows, [*differences, *across], best, many),
             "missing": self.missing,
         }
 
@@ -378,17 +392,22 @@ class StandardTable:
 
     def differences(self) -> list[dict[str, Any]]:
         """The published rows minus every reference of their regime, student by student."""
-        found = []
-        for each in self.field:
-            if each.row.name != OWN:
-                own = self.accuracies(f"{OWN}/{each.regime}")
-                interval = paired(own, self.accuracies(each.key))
-                found.append(
-                    {"regime": each.regime, "against": each.key}
-                    | interval.as_json()
-                    | {"verdict": interval.verdict}
-                )
-        return found
+        pairs = [(each.regime, each) for each in self.field if each.row.name != OWN]
+        return [self._difference(regime, each) for regime, each in pairs]
+
+    def across(self) -> list[dict[str, Any]]:
+        """The published rows minus the best reference, where that has classes and these more."""
+        return [
+            self._difference(regime, best)
+            for regime, best in self.best.items()
+            if best.regime != regime
+        ]
+
+    def _difference(self, regime: Regime, reference: Contestant) -> dict[str, Any]:
+        own = self.accuracies(f"{OWN}/{regime}")
+        interval = paired(own, self.accuracies(reference.key))
+        key, verdict = reference.key, interval.verdict
+        return {"regime": regime, "against": key, **interval.as_json(), "verdict": verdict}
 
     def attribution(self) -> dict[str, Any]:
         """Shares of images and labels, arms of augmentation, and the scores of DD-Ranking."""
