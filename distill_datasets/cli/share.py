@@ -93,6 +93,10 @@ def import_set(
     license_name: Annotated[
         str | None, typer.Option("--license", help="An identifier of the Hub, for example mit.")
     ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(help="Folder epoch_0, epoch_1, ... of soft labels of views (FKD, SRe2L)."),
+    ] = None,
     experiment: Annotated[
         int | None, typer.Option(min=0, help="Of a file of DC, DSA or DM with several.")
     ] = None,
@@ -131,6 +135,7 @@ def import_set(
         experiment=experiment,
         config=config,
         revision=revision,
+        labels=labels,
     )
     if as_json:
         typer.echo(json.dumps(manifest, indent=2, ensure_ascii=False))

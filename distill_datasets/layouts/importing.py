@@ -25,6 +25,7 @@ from distill_datasets.files.artifacts import canonical_json, sha256_of, sha256_t
 from distill_datasets.files.yaml_text import to_yaml
 from distill_datasets.hub import pinned as hub
 from distill_datasets.layouts import npz, rows, tensors
+from distill_datasets.layouts.fkd import RecordedLabels, read_fkd
 from distill_datasets.layouts.layouts import known_layout, layout_of
 from distill_datasets.layouts.outside import Outside
 from distill_datasets.layouts.values import WHITENED, MeanStd, SpacedImages, to_values
@@ -66,6 +67,7 @@ def import_set(
     experiment: int | None = None,
     config: str | None = None,
     revision: str | None = None,
+    labels: Path | None = None,
 ) -> dict[str, Any]:
     """Read a foreign distilled set and write it as a published folder.
 
@@ -78,6 +80,7 @@ def import_set(
         experiment: of a file with several.
         config: of a Hub dataset with several.
         revision: of a Hub dataset.
+        labels: the folder of labels of views, as FKD and SRe2L save them.
 
     Returns:
         The manifest.
@@ -98,7 +101,13 @@ def import_set(
             "pixels"
         )
     values = to_values(outside.images_NCHW, space, dataset)
-    content = _content(outside, values, told, dataset, where)
+    recorded = None
+    if labels is not None:
+        height, width = values.images_NCHW.shape[2:]
+        classes_N = outside.targets_NK.argmax(dim=1)
+        recorded = read_fkd(labels, len(classes_N), (height, width), classes_N)
+        outside.notes.extend(recorded.notes)
+    content = _content(outside, values, told, dataset, where, recorded)
     for line in (*outside.notes, values.note):
         logger.info("import: %s", line)
     logger.info("import: not known: %s", ", ".join(_unknown(told, outside)))
@@ -194,7 +203,12 @@ def _hashed(files: list[Path], root: Path) -> list[dict[str, Any]]:
 
 
 def _content(
-    outside: Outside, values: SpacedImages, told: Told, dataset: str, where: dict[str, Any]
+    outside: Outside,
+    values: SpacedImages,
+    told: Told,
+    dataset: str,
+    where: dict[str, Any],
+    recorded: RecordedLabels | None,
 ) -> Content:
     """The published content of a foreign set."""
     names = _names(outside, told.classes, dataset)
@@ -208,7 +222,9 @@ def _content(
         "unknown": _unknown(told, outside),
         "by": {"library": "distill_datasets", "version": __version__},
     }
-    recipe = {"name": name, "imported": {"layout": outside.layout, "from": where}}
+    recipe: dict[str, Any] = {"name": name, "imported": {"layout": outside.layout, "from": where}}
+    if recorded is not None:
+        recipe["relabel"] = recorded.relabel.model_dump(mode="json")
     _, c, h, w = values.images_NCHW.shape
     return Content(
         name=name,
@@ -238,6 +254,7 @@ def _content(
         provenance=_provenance(told, outside),
         environment={"distill_datasets": __version__},
         real_shape=(c, h, w),
+        relabel=None if recorded is None else recorded.labels,
         imported=imported,
     )
 

@@ -166,7 +166,7 @@ class RelabelFolder:
 
     def config(self) -> Config:
         """The views and labels as the configuration `relabel`."""
-        features = {name: _feature(values) for name, values in self.read(0, 1).items()}
+        features = {name: feature_of(values) for name, values in self.read(0, 1).items()}
         record_bytes = self.layout.record_bytes
         return Config("relabel", "relabel", features, self.labels, record_bytes, self.read)
 
@@ -358,7 +358,8 @@ def _rows(path: Path, start: int, stop: int) -> Columns:
         ) from error
 
 
-def _feature(values: np.ndarray[Any, Any]) -> Feature:
+def feature_of(values: np.ndarray[Any, Any]) -> Feature:
+    """The type of a column, by its numbers."""
     if values.ndim == 2:
         # Parquet has no narrower integers, and packs them all the same
         dtype = "int32" if values.dtype == np.int16 else str(values.dtype)

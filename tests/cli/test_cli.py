@@ -66,7 +66,17 @@ OPTIONS = {
     "verify": {"--runs", "--output", "--json"},
     "reproduce": {"--source", "--processes", "--runs", "--output", "--json", "--quiet"},
     "import": {
-        *("--to", "--layout", "--like", "--mean", "--std", "--classes", "--source", "--name"),
+        *(
+            "--labels",
+            "--to",
+            "--layout",
+            "--like",
+            "--mean",
+            "--std",
+            "--classes",
+            "--source",
+            "--name",
+        ),
         *("--method", "--paper", "--license", "--experiment", "--config", "--revision", "--json"),
     },
     "show": {"--png", "--runs", "--output"},

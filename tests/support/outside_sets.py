@@ -87,3 +87,29 @@ def save_folders(folder: Path, name: str = "new{:03d}/class{:03d}_id{:03d}.jpg")
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image_CHW[0].numpy()).save(path)
     return folder
+
+
+def save_fkd(folder: Path, images: int = 20, epochs: int = 2, batch: int = 8) -> Path:
+    """As generate_soft_label.py of SRe2L saves: a list of six for every batch of every epoch."""
+    labels_N = digits()[1]
+    loader = torch.utils.data.DataLoader(
+        range(images),  # type: ignore[arg-type]
+        batch_size=batch,
+        sampler=torch.utils.data.RandomSampler(
+            range(images), generator=torch.Generator().manual_seed(42)
+        ),
+    )
+    for epoch in range(epochs):
+        for number, index_B in enumerate(loader):
+            count = len(index_B)
+            mixed_B = torch.randperm(count)
+            # the teacher is sure of the class of the view itself
+            logits_BK = 9 * torch.nn.functional.one_hot(labels_N[index_B], 10).half()
+            crop_B4 = torch.tensor([[0.0, 0.25, 0.5, 0.75]]).repeat(count, 1)
+            path = folder / f"epoch_{epoch}" / f"batch_{number}.tar"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            box = [np.int64(1), np.int64(2), np.int64(3), np.int64(4)]
+            torch.save(
+                [crop_B4, torch.rand(count) < 0.5, mixed_B, np.float64(0.9), box, logits_BK], path
+            )
+    return folder
