@@ -71,7 +71,7 @@ def read_fkd(folder: Path, images: int, size: tuple[int, int], labels_N: Tensor)
             f"{folder}: labels of {sum(sizes)} views in an epoch for {images} images, expected one "
             "for each; are they of these images?"
         )
-    reader = _Reader(epochs, sizes, images, size)
+    reader = _BatchFiles(epochs, sizes, images, size)
     classes = reader.classes
     checked = min(len(epochs), 2) * images
     agreed = _agreement(reader.read(0, checked), labels_N)
@@ -169,7 +169,7 @@ def _batch(path: Path, size: tuple[int, int]) -> tuple[Any, ...]:
     return crop_B4, flip_B, mixed_B, share, box, logits_BK
 
 
-class _Reader:
+class _BatchFiles:
     """The rows of `relabel`, batch by batch; a few batches are held at a time."""
 
     def __init__(
