@@ -44,6 +44,7 @@ HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 FILE_KINDS = {".parquet": "parquet", ".arrow": "arrow"}
 INFORMATION = "dataset_info.json"
 OLD_INFORMATION = "dataset_infos.json"
+DECLARED = "dataset_info"
 MOST_OLD_BYTES = 2**24
 ROWS = (".csv", ".jsonl", ".py")
 SUGGESTIONS = 5
@@ -505,12 +506,13 @@ class Place:
                 split: [glob.escape(name if on_hub else str(self._root / name)) for name in names]
                 for split, names in splits.items()
             }
+        named = {"revision": self.revision if on_hub else None, "cache_dir": cache}
+        features = None
+        if files and self.path is None and hub.front_matter(self._root / hub.CARD).get(DECLARED):
+            # the card alone may have the names of classes, and it is not followed beside data_files
+            features = datasets.load_dataset_builder(where, self.config, **named).info.features
         return datasets.load_dataset_builder(
-            where,
-            self.config,
-            data_files=files,
-            revision=self.revision if on_hub else None,
-            cache_dir=cache,
+            where, self.config, data_files=files, features=features, **named
         )
 
     def _read(self, *, streaming: bool) -> Any:  # noqa: ANN401

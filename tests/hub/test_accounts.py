@@ -101,6 +101,18 @@ def test_what_a_card_does_not_name_is_left_out_and_refused(
     assert several["account"]["other"] == {".md": 1, ".parquet of other configs": 1}
 
 
+def test_names_of_classes_that_only_a_card_has_are_kept(server: HubServer, tmp_path: Path) -> None:
+    names = "names: {'0': cat, '1': dog}"
+    kinds = f"[{{name: image, dtype: image}}, {{name: label, dtype: {{class_label: {{{names}}}}}}}]"
+    card = f"---\ndataset_info: {{features: {kinds}}}\n---\n".encode()
+    server.commit("lab/declared", {"README.md": card, "0.parquet": table(0), "1.parquet": table(4)})
+    source = {"dataset": "lab/declared"}
+    (online,) = ask(server.url, tmp_path, "read", source)
+    assert online["names"] == ["cat", "dog"] and len(online["train"] + online["test"]) == 8
+    assert files_of(online) == {"train": ["0.parquet", "1.parquet"]}
+    assert ask(server.url, tmp_path, "read", source, HF_HUB_OFFLINE="1") == [online]
+
+
 def test_tars_of_the_hub_are_read_as_those_of_a_folder(server: HubServer, tmp_path: Path) -> None:
     tars = {"data/train-0000.tar": tar(0), "data/test-0000.tar": tar(100)}
     server.commit("lab/tars", tars | {"README.md": b"tars\n"})

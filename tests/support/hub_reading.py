@@ -77,7 +77,7 @@ def ask(url: str, home: Path, verb: str, *sources: dict[str, Any], **environment
         env=environment_of(url, home) | environment,
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=140,
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
