@@ -220,7 +220,7 @@ class Finding:
             said += f"; p {'<' if self.p < 0.001 else '='} {max(self.p, 0.001):.3f}"
         if self.state == "not found" and self.power:
             shown = [f"{fault} in {times}" for fault, times in self.power.items()]
-            said += f"; this check has found, of planted faults: {'; '.join(shown)}"
+            said += f"; of planted faults this check has found: {'; '.join(shown)}"
         return said
 
     def as_json(self) -> dict[str, Any]:
@@ -266,7 +266,8 @@ def judged(
     elif check.null == "test":
         reached = reached and p is not None and p <= LARGEST_P
     state: State = "found" if reached else "not found"
-    return Finding(check, state, measured.value, measured.where, list(clean), p, power=power or {})
+    compared = list(clean) if check.null == "clean" else []
+    return Finding(check, state, measured.value, measured.where, compared, p, power=power or {})
 
 
 def unseen(name: str, why: str) -> Finding:

@@ -26,6 +26,6 @@ def power_of(check: str) -> dict[str, str]:
     alarms = counts.pop(rates["clean"], 0)
     best = sorted(counts, key=lambda fault: -counts[fault])[:MOST_NAMED]
     said = {fault: f"{counts[fault]} of {rates['seeds']}" for fault in best}
-    if not any(check in found for found in rates["found"].values()):
+    if not best:  # nothing that it looks for was planted, or it has found none of it
         return {}
     return said | {rates["clean"]: f"{alarms} of {rates['seeds']}"}
