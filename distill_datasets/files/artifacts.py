@@ -274,8 +274,9 @@ def write_tensors(
         try:
             safetensors.torch.save_file(on_cpu, temporary, metadata)
         except safetensors.SafetensorError as error:
-            # tells of a full disk in words of its own: "I/O error: ... (os error 28)"
-            number = re.search(r"os error (\d+)", str(error))
+            # tells of a full disk in words of its own: "I/O error: ... (os error 28)", in
+            # older releases "IoError(Os { code: 28, ..."
+            number = re.search(r"(?:os error |\bOs { code: )(\d+)", str(error))
             if number is None:
                 raise
             raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
