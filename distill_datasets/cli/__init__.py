@@ -38,24 +38,30 @@ def distill_datasets(
     """Distill an image dataset into a few trained images that `load_dataset` opens."""
 
 
-app.command()(run.run)
-app.command()(run.plan)
-app.command()(run.check)
-app.command()(recipes.init)
-app.add_typer(recipes.app, name="recipes")
-app.command("list")(run.list_parts)
-app.command()(evaluate.evaluate)
-app.command()(evaluate.audit)
-app.command()(pages.report)
-app.command()(pages.compare)
-app.command()(evaluate.verify)
-app.command()(evaluate.reproduce)
-app.command()(sets.show)
-app.command()(sets.diff)
-app.command()(sets.pull)
-app.command()(sets.export)
-app.command()(share.publish)
-app.command("import")(share.import_set)
+FIND, MAKE, JUDGE, SHARE = "Find a recipe", "Make a set", "Judge a set", "Look at and share a set"
+for panel, verbs in {
+    MAKE: {"run": run.run, "plan": run.plan, "check": run.check, "list": run.list_parts},
+    FIND: {"init": recipes.init},
+    JUDGE: {
+        "evaluate": evaluate.evaluate,
+        "audit": evaluate.audit,
+        "verify": evaluate.verify,
+        "reproduce": evaluate.reproduce,
+    },
+    SHARE: {
+        "show": sets.show,
+        "report": pages.report,
+        "compare": pages.compare,
+        "diff": sets.diff,
+        "publish": share.publish,
+        "pull": sets.pull,
+        "import": share.import_set,
+        "export": sets.export,
+    },
+}.items():
+    for name, verb in verbs.items():
+        app.command(name, rich_help_panel=panel)(verb)
+app.add_typer(recipes.app, name="recipes", rich_help_panel=FIND)
 
 
 def main() -> None:
