@@ -1,6 +1,7 @@
 """The command line: few verbs, and errors without a traceback."""
 
 import sys
+from collections.abc import Callable
 from importlib.metadata import version
 from typing import Annotated, NoReturn
 
@@ -39,7 +40,7 @@ def distill_datasets(
 
 
 FIND, MAKE, JUDGE, SHARE = "Find a recipe", "Make a set", "Judge a set", "Look at and share a set"
-for panel, verbs in {
+VERBS: dict[str, dict[str, Callable[..., None]]] = {
     MAKE: {"run": run.run, "plan": run.plan, "check": run.check, "list": run.list_parts},
     FIND: {"init": recipes.init},
     JUDGE: {
@@ -58,7 +59,9 @@ for panel, verbs in {
         "import": share.import_set,
         "export": sets.export,
     },
-}.items():
+}
+"""By the panel of the help that they stand in."""
+for panel, verbs in VERBS.items():
     for name, verb in verbs.items():
         app.command(name, rich_help_panel=panel)(verb)
 app.add_typer(recipes.app, name="recipes", rich_help_panel=FIND)
