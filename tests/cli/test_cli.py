@@ -177,7 +177,7 @@ def test_the_version_is_that_of_the_package() -> None:
 
 def test_without_a_verb_help_is_printed() -> None:
     answer = command()
-    assert answer.code == 2 and "Commands" in answer.out + answer.err
+    assert answer.code == 2 and "Make a set" in answer.out + answer.err
 
 
 @pytest.mark.parametrize("wrong", [["frob"], ["run"], ["run", "x.yaml", "--frob"]])

@@ -69,8 +69,10 @@ def test_lines_of_the_card_render_and_train_as_the_students_that_were_measured(
 
 def test_the_card_says_what_labels_take_and_what_rows_mean(tmp_path: Path) -> None:
     content = content_of(tmp_path)
+    runs = [{"seed": seed, "accuracy": 0.49 + 0.02 * seed} for seed in range(2)]
+    measured = {"accuracy": {"mean": 0.5, "std": 0.01}, "runs": runs, "protocol": "last-step"}
     rows = [
-        {"from": name, "accuracy": {"mean": 0.5, "std": 0.01}, "protocol": "last-step"}
+        {"from": name, **measured}
         for name in ("default", "hard", "random_real", "random_real_hard", "teacher")
     ]
     write_dataset(tmp_path / "data", content, rows)

@@ -543,7 +543,7 @@ def test_a_whole_run_teaches_more_than_as_many_real_images(tmp_path: Path) -> No
     accuracy = {
         row[: row.index("  ")].strip(): float(row.split("±")[0].split()[-1])
         for row in answer.out.splitlines()
-        if "±" in row
+        if "±" in row and "  " in row  # a row of the table, not the sentence below it
     }
     print(accuracy)
     distilled = accuracy["distilled, as published"]
