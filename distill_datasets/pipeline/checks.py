@@ -13,9 +13,15 @@ from distill_datasets.data.provenance import Provenance
 from distill_datasets.data.real import RealData
 from distill_datasets.data.source import SourceDataset, open_source
 from distill_datasets.errors import ArtifactError, RecipeError, refuse
-from distill_datasets.export.agreement import problems
+from distill_datasets.export.agreement import CARD, problems
 from distill_datasets.export.content import sibling_of
-from distill_datasets.export.folder import MANIFEST, check_shards, check_writable, read_manifest
+from distill_datasets.export.folder import (
+    MANIFEST,
+    check_shards,
+    check_writable,
+    read_manifest,
+    verify,
+)
 from distill_datasets.networks.teachers import network_problems
 from distill_datasets.objectives.objective import Context
 from distill_datasets.recipe import Recipe
@@ -130,8 +136,19 @@ def check_rows_of(finished: Path, exported: Path) -> None:
 
 
 def check_results_of(finished: Path, results: list[dict[str, Any]]) -> None:
-    """Refuse a finished folder whose results are not those that the run has measured."""
-    if (finished / MANIFEST).exists() and read_manifest(finished)["results"] != results:
+    """Refuse a finished folder whose results are not those that the run has measured.
+
+    An edited card is kept, and said to be one: damage to its prose looks the same.
+    """
+    if not (finished / MANIFEST).exists():
+        return
+    if any(each.startswith(f"{CARD}: ") for each in verify(finished)):
+        logger.warning(
+            "%s: is not what a run wrote, and is kept as it was edited; to have it made anew, move "
+            "the folder away and run again",
+            finished / CARD,
+        )
+    if read_manifest(finished)["results"] != results:
         raise ArtifactError(
             f"{finished}: its results are not those that this run has measured, and nothing of it "
             "will be overwritten; move it away and run again, which writes it anew"
