@@ -70,7 +70,12 @@ def _disagreements(folder: Path, manifest: dict[str, Any]) -> Iterator[str]:
     if sha256_text(canonical_json(recipe)) != manifest["recipe_sha256"]:
         yield "recipe.yaml: its sha256 is not the manifest's recipe_sha256"
     yield from _miscounted(results or [])
-    yield from _wrong_on_card(_text(folder / CARD), manifest)
+    try:  # the one file whose hash may differ
+        text = _text(folder / CARD)
+    except UnicodeDecodeError as error:
+        yield f"{CARD}: is no text in UTF-8 ({error})"
+        return
+    yield from _wrong_on_card(text, manifest)
 
 
 def _different(

@@ -111,6 +111,13 @@ def test_prose_of_a_card_may_be_edited_and_its_tables_left_out(folder: Path) -> 
     assert problems(folder) == []
 
 
+def test_a_card_that_is_no_text_any_more_is_named(folder: Path) -> None:
+    path = folder / "README.md"
+    path.write_bytes(path.read_bytes() + b"\xf4")
+    (found,) = problems(folder)
+    assert found.startswith("README.md: is no text in UTF-8")
+
+
 def test_a_damaged_file_is_named_as_before(folder: Path) -> None:
     path = folder / "poster.png"
     content = bytearray(path.read_bytes())
