@@ -12,7 +12,7 @@ from distill_datasets.data.source import open_source
 from distill_datasets.errors import RecipeError, did_you_mean
 from distill_datasets.files.shipped import recipe_file
 from distill_datasets.files.yaml_text import from_yaml
-from distill_datasets.recipe import Recipe, listed_overrides, recipe_from
+from distill_datasets.recipe import Recipe, listed_overrides, put, recipe_from
 from distill_datasets.runtime.draws import draws
 from distill_datasets.types import Shape
 
@@ -199,7 +199,7 @@ def _shipped_sections(
     """A shipped recipe for other data: its own budget, batches that fit the classes and rows."""
     content: dict[str, Any] = from_yaml(recipe_file(SHIPPED[method]).read_text(encoding="utf-8"))
     for path, value in content.pop("profiles", {}).get("cpu", {}).items():
-        _put(content, path.split("."), value)
+        put(content, path, value, f"{SHIPPED[method]}: profiles.cpu.{path}")
     source = content.pop("source")
     kept = {key: source[key] for key in ("normalization", "limit") if key in source}
     content |= {"name": method, "source": kept | _resolution(shape)}
@@ -239,12 +239,6 @@ def _fit_rows(content: dict[str, Any], rows: int) -> None:
             for key in ("batch", "real_batch"):
                 if key in section:
                     section[key] = min(section[key], rows)
-
-
-def _put(content: dict[str, Any], path: list[str], value: object) -> None:
-    for key in path[:-1]:
-        content = content.setdefault(key, {})
-    content[path[-1]] = value
 
 
 def _probe_sections(

@@ -241,6 +241,11 @@ def load_recipe(
     return recipe_from(content, overrides, title=str(path), profile=profile)
 
 
+def name_from(text: str) -> str:
+    """A `name` for a recipe, of what a file or a dataset is called; empty where nothing fits."""
+    return re.sub(r"[^a-z0-9._-]+", "-", text.lower()).strip("-._")[:100]
+
+
 def recipe_from(
     content: object,
     overrides: Iterable[str] | None = None,

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -68,7 +68,7 @@ def init(
         str, typer.Argument(help="A Hub id, a folder of pictures, or another local dataset.")
     ],
     use: Annotated[
-        Literal["probe", "scratch", "poster"] | None,
+        str | None,
         typer.Option(
             "--for",
             help="probe: a linear classifier on a frozen network; scratch: networks that are "

@@ -5,7 +5,6 @@ torch and datasets take seconds to import, so nothing here imports them before a
 
 import json
 import logging
-import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -203,7 +202,7 @@ def _load(
     skip_bad_rows: bool,
     method: str | None = None,
 ) -> "Recipe":
-    from distill_datasets.recipe import load_recipe
+    from distill_datasets.recipe import load_recipe, name_from
 
     extra = ["source.skip_bad_rows=true"] if skip_bad_rows else []
     listed = [*(overrides or []), *extra]
@@ -213,8 +212,8 @@ def _load(
 
     if profile is not None:
         raise RecipeError(f"--profile: got {profile!r} with --method, whose settings have none")
-    of = re.sub(r"[^a-z0-9._-]+", "-", Path(recipe).stem.lower()).strip("-._")
-    return recipe_for(recipe, method, listed, name="-".join(filter(None, [of, method])))
+    name = name_from(f"{Path(recipe).stem}-{method}")
+    return recipe_for(recipe, method, listed, name=name)
 
 
 def run_in(processes: int) -> None:

