@@ -17,6 +17,7 @@ import torch.nn.functional as F
 
 from distill_datasets.canvases.canvas import Canvas, CanvasStart, Tensors
 from distill_datasets.labels.labels import Labels, LabelStart
+from distill_datasets.runtime.memory import to_device
 from distill_datasets.types import Batch
 
 if TYPE_CHECKING:
@@ -94,7 +95,8 @@ class Distilled:
         return other
 
     def __call__(self, index_B: Tensor) -> Batch:
-        """The examples `index_B` as a student sees them."""
+        """The examples `index_B`, on any device, as a student sees them."""
+        index_B = to_device(index_B, self.device)
         return Batch(self.space.to_student(self.pixels(index_B)), self.targets(index_B))
 
     def pixels(self, index_B: Tensor) -> Tensor:

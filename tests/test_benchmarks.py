@@ -14,7 +14,17 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from tests.benchmarks import curves, minutes, outer_steps, students, table, work, worker, works
+from tests.benchmarks import (
+    curves,
+    milestones,
+    minutes,
+    outer_steps,
+    students,
+    table,
+    work,
+    worker,
+    works,
+)
 from tests.benchmarks.plain import convnet, set_weights
 
 ROOT = Path(__file__).parent.parent
@@ -165,6 +175,54 @@ def test_a_comparison_leaves_no_stage_out(tmp_path: Path) -> None:
         minutes.main([*asked, "--side", "a", *squeezed, "distill.labels.init=squeezed"])
     with pytest.raises(SystemExit, match="got 'A B'"):
         minutes.main([*asked, "--side", "A B"])
+
+
+def test_a_run_is_measured_on_the_way_and_goes_on_where_it_was_cut_short(tmp_path: Path) -> None:
+    asked = [toy_file(tmp_path), "--output", str(tmp_path / "way"), "--marks", "1", "3"]
+    milestones.main([*asked, "--seconds", "0"])
+    assert not (tmp_path / "way" / milestones.FILE).exists()
+    milestones.main(asked[:-1])
+    milestones.main(asked)
+    whole = tmp_path / "whole"
+    milestones.main([*asked[:2], str(whole), *asked[3:]])
+    cut, at_once = (
+        json.loads((folder / milestones.FILE).read_text())["points"]
+        for folder in (tmp_path / "way", whole)
+    )
+    assert [point["steps"] for point in cut] == [1, 3]
+    assert [p["accuracies"] for p in cut] == [p["accuracies"] for p in at_once]
+    assert len(cut[0]["accuracies"]) == 2 and all(point["seconds"] > 0 for point in cut)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_script_for_a_card_runs_from_end_to_end_at_toy_size(tmp_path: Path) -> None:
+    rng = torch.Generator().manual_seed(0)
+    for split, images in (("train", 6), ("test", 2)):
+        for label in range(10):
+            folder = tmp_path / "data" / "cifar10" / split / f"class {label}"
+            folder.mkdir(parents=True)
+            for place in range(images):
+                values = torch.randint(256, (32, 32, 3), generator=rng, dtype=torch.uint8)
+                Image.fromarray(values.numpy()).save(folder / f"{place}.png")
+    out = tmp_path / "out"
+    done = subprocess.run(
+        ["bash", "tests/benchmarks/gpu.sh", str(tmp_path / "data"), str(out), "tiny"],
+        cwd=ROOT, env=os.environ | {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    parts = [line.split()[:2] for line in (out / "parts.txt").read_text().splitlines()]
+    assert parts == [
+        ["tests", "0"], ["benchmark-unrolled-96", "0"], ["benchmark-students-lenet", "0"],
+        ["podd", "0"],
+    ]  # fmt: skip
+    assert " passed" in (out / "tests.log").read_text()
+    assert json.loads((out / "benchmark-unrolled-96.json").read_text())["size"] == "tiny"
+    points = json.loads((out / "podd" / milestones.FILE).read_text())["points"]
+    assert [point["steps"] for point in points] == [1, 2]
+    assert (out / "podd" / "state.safetensors").exists()
+    assert sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) < 16e6
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from distill_datasets.data.features import Features
 from distill_datasets.data.normalization import Normalization
 from distill_datasets.data.provenance import Provenance
 from distill_datasets.errors import DataError
-from distill_datasets.runtime.memory import GIB, available_bytes
+from distill_datasets.runtime.memory import GIB, available_bytes, to_device
 from distill_datasets.types import Batch, Shape
 
 if TYPE_CHECKING:
@@ -161,7 +161,9 @@ class RealData:
                 f"a batch of {size} real images was asked for and the training split has {rows}; "
                 "lower the batch size, or raise source.limit"
             )
-        return self._batch(self.train, self._drawn(rng, size).to(self.train.labels_N.device))
+        return self._batch(
+            self.train, to_device(self._drawn(rng, size), self.train.labels_N.device)
+        )
 
     def order(self, rng: torch.Generator) -> Tensor:
         """The training rows of one pass, (N,): a permutation, or as balanced a list as long."""
@@ -217,7 +219,9 @@ class RealData:
         else:
             self.warn_of_few(size)
             place_B = torch.randint(len(own_N), (size,), generator=rng)
-        return self.normalization.apply(_picked(self.train, own_N[place_B.to(own_N.device)]))
+        return self.normalization.apply(
+            _picked(self.train, own_N[to_device(place_B, own_N.device)])
+        )
 
     @cached_property
     def _warned_of(self) -> set[int]:
@@ -318,7 +322,7 @@ def _picked(split: Split, index_B: Tensor | slice) -> Tensor:
     """Rows of a split on the device of its labels."""
     images_NCHW = split.images_NCHW
     chosen = index_B if isinstance(index_B, slice) else index_B.to(images_NCHW.device)
-    return images_NCHW[chosen].to(split.labels_N.device)
+    return to_device(images_NCHW[chosen], split.labels_N.device)
 
 
 def _counts(split: Split, classes: int) -> list[int]:

@@ -25,6 +25,7 @@ from distill_datasets.networks.network import (
     squeezed_architecture,
 )
 from distill_datasets.runtime.draws import Draw, LaneDraw
+from distill_datasets.runtime.memory import to_device
 from distill_datasets.types import Shape
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class TrajectorySource(NetworkSource):
         upper = self._networks.upper(draw.step)
         start = int(torch.randint(self._networks.first, upper, (), generator=rng))
         weights_P, target_P = (
-            self._squeezed.weights(member, epoch).to(self._device)
+            to_device(self._squeezed.weights(member, epoch), self._device)
             for epoch in (start, start + self._networks.gap)
         )
         return FlatNetwork(self._skeleton, weights_P, target_P)
@@ -142,7 +143,7 @@ class PretrainedSource(NetworkSource):
         return self._weights(student % self._seen)
 
     def _weights(self, member: int) -> Tensor:
-        return self._squeezed.weights(member, self._squeezed.epochs).to(self._device)
+        return to_device(self._squeezed.weights(member, self._squeezed.epochs), self._device)
 
 
 class Pretrained(Networks):

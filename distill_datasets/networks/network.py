@@ -21,6 +21,7 @@ from distill_datasets.models.architecture import Architecture, ArchitectureField
 from distill_datasets.models.convnets import ConvNet
 from distill_datasets.models.initialization import initialize
 from distill_datasets.runtime.draws import Draw, LaneDraw
+from distill_datasets.runtime.memory import to_device
 from distill_datasets.types import Shape
 
 if TYPE_CHECKING:
@@ -330,7 +331,7 @@ def fresh_weights(skeleton: nn.Module, rng: torch.Generator, device: torch.devic
     """A fresh initialization of a skeleton, as one vector (P,)."""
     module = copy.deepcopy(skeleton).to_empty(device="cpu")
     initialize(module, rng)
-    return nn.utils.parameters_to_vector(module.parameters()).detach().to(device)
+    return to_device(nn.utils.parameters_to_vector(module.parameters()).detach(), device)
 
 
 class FreshSource(NetworkSource):

@@ -35,6 +35,7 @@ from distill_datasets.networks.network import (
 )
 from distill_datasets.optimizers import Optimizer, Sgd
 from distill_datasets.runtime.draws import LaneDraw
+from distill_datasets.runtime.memory import to_device
 from distill_datasets.types import Batch, Shape
 from distill_datasets.views.augment import Augment
 
@@ -182,7 +183,7 @@ class TrainedOnDistilled(Trained):
 
     def _batch(self, distilled: Distilled, index_B: Tensor, rng: torch.Generator) -> Batch:
         with torch.no_grad():
-            images_BCHW, targets_BK = distilled(index_B.to(distilled.device))
+            images_BCHW, targets_BK = distilled(index_B)
             return Batch(self.augment(images_BCHW, rng), targets_BK)
 
     def examples(self, distilled: Distilled, real: RealData, draw: LaneDraw) -> Iterator[Batch]:
@@ -235,7 +236,7 @@ class TrainedOnReal(Trained):
 
     def _batch(self, real: RealData, index_B: Tensor, rng: torch.Generator) -> Batch:
         with torch.no_grad():
-            images_BCHW, targets_BK = real.select(index_B.to(real.train.labels_N.device))
+            images_BCHW, targets_BK = real.select(to_device(index_B, real.train.labels_N.device))
             batch = Batch(self.augment(images_BCHW, rng), targets_BK)
             if self.cutmix and float(torch.rand((), generator=rng)) < CUTMIX_PROBABILITY:
                 return cut_and_mix(batch, rng)
@@ -259,7 +260,7 @@ def cut_and_mix(batch: Batch, rng: torch.Generator) -> Batch:
     images_BCHW, targets_BK = batch
     height, width = images_BCHW.shape[-2:]
     share, y, x = torch.rand(3, generator=rng).tolist()
-    other_B = torch.randperm(len(images_BCHW), generator=rng).to(images_BCHW.device)
+    other_B = to_device(torch.randperm(len(images_BCHW), generator=rng), images_BCHW.device)
     inside_HW = torch.ones(height, width, dtype=torch.bool)
     for center, side, view in ((y, height, inside_HW), (x, width, inside_HW.T)):
         half = int(side * math.sqrt(share)) // 2
@@ -267,7 +268,7 @@ def cut_and_mix(batch: Batch, rng: torch.Generator) -> Batch:
         view[: max(0, middle - half)] = False
         view[middle + half :] = False
     pasted = float(inside_HW.float().mean())
-    inside_HW = inside_HW.to(images_BCHW.device)
+    inside_HW = to_device(inside_HW, images_BCHW.device)
     # targets: (1 - a) t + a t' with a the share of pixels that the box has after it is cut off
     return Batch(
         torch.where(inside_HW, images_BCHW[other_B], images_BCHW),

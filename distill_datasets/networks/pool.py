@@ -157,12 +157,12 @@ class PoolSource(CarryingSource):
         member, settings = self._member(draw), self._settings
         weights_P, *state = self._values(member, draw)
         network, rng = self._network(member, weights_P, draw.lane), draw("train", "augment")
-        index_B = torch.arange(distilled.count)
+        index_B = torch.arange(distilled.count, device=distilled.device)
         if settings.batch is not None and settings.batch < distilled.count:
             order_N = torch.randperm(distilled.count, generator=draw("train", "order"))
             index_B = order_N[: settings.batch]
         with torch.no_grad():
-            images_BCHW, targets_BK = distilled(index_B.to(distilled.device))
+            images_BCHW, targets_BK = distilled(index_B)
             images_BCHW = settings.augment(images_BCHW, rng)
         leaf_P = weights_P.detach().requires_grad_()
         lower = settings.precision == "bfloat16"

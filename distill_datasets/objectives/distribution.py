@@ -24,8 +24,9 @@ from distill_datasets.config import Section
 from distill_datasets.models.architecture import last_linear
 from distill_datasets.models.flops import IMAGE_GRADIENT
 from distill_datasets.networks.network import Layers, NetworkSource, Sampled
-from distill_datasets.objectives.objective import Context, Estimate, Objective, through_batch
+from distill_datasets.objectives.objective import Context, Estimate, Objective, added, through_batch
 from distill_datasets.runtime.draws import LaneDraw
+from distill_datasets.runtime.memory import to_device
 from distill_datasets.types import Batch, Shape
 from distill_datasets.views.augment import Augment
 
@@ -281,18 +282,22 @@ class Distribution(Objective):
         names, parameters = zip(*distilled.parameters.items(), strict=True)
         index_N = torch.arange(distilled.count, device=distilled.device)
         targets_NK = distilled.targets(index_N)
-        groups = self._groups(targets_NK, draw)
+        known_NK = targets_NK.detach().cpu()  # waits for the device once
+        groups = self._groups(known_NK, targets_NK.requires_grad, draw)
         chosen = [label for group in groups for label in group.classes]
         # what these classes need is decoded once, and differentiated as pixels until the end
-        batch = distilled(index_N[targets_NK[:, chosen].sum(dim=1) > 0])
+        own_N = known_NK[:, chosen].sum(dim=1).nonzero().flatten()
+        batch = distilled(own_N)
         leaves = Batch(*(tensor.detach() for tensor in batch))
         pulls = Batch(*(torch.zeros_like(tensor) for tensor in leaves))
-        loss = 0.0
+        losses = list[torch.Tensor]()
         for group in groups:
             means = [self._real_means(view, real, label, group) for label in group.classes]
             theirs = [torch.stack(means_D) for means_D in zip(*means, strict=True)]
-            loss += self._pull(view, leaves, pulls, theirs, group)
+            place_B = known_NK[own_N][:, group.classes].sum(dim=1).nonzero().flatten()
+            losses.append(self._pull(view, leaves, pulls, theirs, group, place_B))
         grads = through_batch(batch, pulls, parameters)
+        loss = added(losses)
         return Estimate(loss, dict(zip(names, grads, strict=True)), {})
 
     def _statistic(self) -> Statistic:
@@ -302,16 +307,16 @@ class Distribution(Objective):
             return self.characteristic or Characteristic()
         return Mean()
 
-    def _groups(self, targets_NK: Tensor, draw: LaneDraw) -> list[Group]:
+    def _groups(self, targets_NK: Tensor, learned: bool, draw: LaneDraw) -> list[Group]:
         """The classes of this lane, in order, by the draw of the augmentation that they share."""
         classes = targets_NK.shape[1]
         chosen = list(range(classes))
         if self.classes_per_step is not None:
             drawn = torch.randperm(classes, generator=draw("classes"))[: self.classes_per_step]
             chosen = sorted(drawn.tolist())
-        present = (targets_NK.detach() > 0).any(dim=0).tolist()
+        present = (targets_NK > 0).any(dim=0).tolist()
         chosen = [label for label in chosen if present[label]]
-        if targets_NK.requires_grad or bool(((targets_NK != 0) & (targets_NK != 1)).any()):
+        if learned or bool(((targets_NK != 0) & (targets_NK != 1)).any()):
             return [Group(("augment",), chosen)] if chosen else []
         return [Group(("augment", label), [label]) for label in chosen]
 
@@ -333,9 +338,17 @@ class Distribution(Objective):
             return [sum_D / count for sum_D in summed]
 
     def _pull(
-        self, view: View, leaves: Batch, pulls: Batch, theirs: list[Tensor], group: Group
-    ) -> float:
+        self,
+        view: View,
+        leaves: Batch,
+        pulls: Batch,
+        theirs: list[Tensor],
+        group: Group,
+        place_B: Tensor,
+    ) -> Tensor:
         """The loss of a group of classes; writes its gradient in the examples into `pulls`.
+
+        `place_B` are the examples that have a share of these classes.
 
         The loss is a function d(S_1, S_2, ...) of sums S_k = sum_i s_ik f(x_i) over examples, s_ik
         their shares of class k. So dd/dS_k, worked out once, is all that it takes to differentiate
@@ -353,10 +366,11 @@ class Distribution(Objective):
             tables = [*view.features(layers, moved_BCHW.dtype), *ends]
             return [shares_BK.T @ table_BD for table_BD in tables]
 
-        own_B = leaves.targets_BK[:, group.classes].sum(dim=1).nonzero().flatten()
         chunks = [
             (index_B, Batch(*(tensor[index_B].requires_grad_() for tensor in leaves)))
-            for index_B in torch.split(own_B, self.distilled_chunk)
+            for index_B in torch.split(
+                to_device(place_B, leaves.images_BCHW.device), self.distilled_chunk
+            )
         ]
         with torch.set_grad_enabled(len(chunks) == 1):
             parts = [sums(batch) for _, batch in chunks]
@@ -373,7 +387,7 @@ class Distribution(Objective):
             again = parts[0] if len(chunks) == 1 else sums(batch)
             for pull, share in zip(pulls, torch.autograd.grad(again, batch, back), strict=True):
                 pull[index_B] = share
-        return float(loss.item())
+        return loss.detach()
 
 
 def _maps(module: nn.Module, shape: Shape) -> int:

@@ -17,7 +17,7 @@ from pydantic import Field
 
 from distill_datasets.models.flops import IMAGES_OF_WEIGHT_GRADIENT, WEIGHT_GRADIENT
 from distill_datasets.networks.network import NetworkSource, Sampled
-from distill_datasets.objectives.objective import Estimate, Objective
+from distill_datasets.objectives.objective import Estimate, Objective, added
 from distill_datasets.runtime.draws import LaneDraw
 from distill_datasets.views.augment import Augment
 
@@ -138,9 +138,10 @@ class Gradient(Objective):
         network = networks.sample(draw)
         names, parameters = zip(*distilled.parameters.items(), strict=True)
         grads = [torch.zeros_like(parameter) for parameter in parameters]
-        loss = 0.0
+        losses = list[torch.Tensor]()
         with torch.no_grad():
             shares_NK = distilled.targets(torch.arange(distilled.count, device=distilled.device))
+            shares_NK = shares_NK.cpu()  # what is decided by them is decided here, for all classes
         for label in range(real.shape.k):
             index_B = self._examples(shares_NK[:, label], draw("match", label))
             if not len(index_B):
@@ -153,7 +154,8 @@ class Gradient(Objective):
             pulled = torch.autograd.grad(apart, parameters, materialize_grads=True)
             for grad, share in zip(grads, pulled, strict=True):
                 grad += share
-            loss += apart.item()
+            losses.append(apart.detach())
+        loss = added(losses)
         return Estimate(loss, dict(zip(names, grads, strict=True)), {})
 
     def _examples(self, shares_N: Tensor, rng: torch.Generator) -> Tensor:
@@ -161,9 +163,8 @@ class Gradient(Objective):
         index_B = shares_N.nonzero().flatten()
         if self.match_batch is None or self.match_batch >= len(index_B):
             return index_B
-        own_B = shares_N[index_B].cpu()
-        drawn = torch.multinomial(own_B, self.match_batch, generator=rng).sort().values
-        return index_B[drawn.to(index_B.device)]
+        drawn = torch.multinomial(shares_N[index_B], self.match_batch, generator=rng)
+        return index_B[drawn.sort().values]
 
     def _real_gradient(
         self, network: Sampled, real: RealData, label: int, draw: LaneDraw

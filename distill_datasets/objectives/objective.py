@@ -81,6 +81,14 @@ def through_batch(
     return torch.autograd.grad(ends, parameters, pulls, materialize_grads=True)
 
 
+def added(losses: Sequence[Tensor]) -> float:
+    """Numbers on a device, added in order in double precision; it is waited for once."""
+    total = 0.0
+    for loss in torch.stack(list(losses)).tolist() if losses else []:
+        total += loss
+    return total
+
+
 Composition = Literal["across", "within", "class_major"]
 
 

@@ -49,7 +49,8 @@ def ridge_prediction(
     kernel_NN = (distilled_ND @ distilled_ND.T).double()
     # features that are all zero leave nothing to solve, and predict nothing
     added = (ridge * kernel_NN.diagonal().mean()).clamp(min=1e-30)
-    kernel_NN = kernel_NN + added * torch.eye(len(kernel_NN)).to(kernel_NN)
+    eye_NN = torch.eye(len(kernel_NN), dtype=kernel_NN.dtype, device=kernel_NN.device)
+    kernel_NN = kernel_NN + added * eye_NN
     weights_NK = torch.linalg.solve(kernel_NN, vectors_NK.double())
     predicted_BK: Tensor = (real_BD @ distilled_ND.T).double() @ weights_NK
     return predicted_BK.to(vectors_NK.dtype)

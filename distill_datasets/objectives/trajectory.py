@@ -159,12 +159,12 @@ class Trajectory(Objective):
     def _examples(self, distilled: Distilled, step: int, draw: Draw) -> tuple[Tensor, Tensor]:
         """Augmented examples of a step and their targets; the same whenever they are asked for."""
         count = distilled.count
-        order_N = torch.arange(count)
+        order_N = torch.arange(count, device=distilled.device)
         batch = min(self.batch or count, count)
         passes, place = divmod(step, -(-count // batch))
         if batch < count:
             order_N = torch.randperm(count, generator=draw("order", passes))
-        index_B = order_N[place * batch : (place + 1) * batch].to(distilled.device)
+        index_B = order_N[place * batch : (place + 1) * batch]
         images_BCHW, targets_BK = distilled(index_B)
         return self.augment(images_BCHW, draw("inner", step)), targets_BK
 

@@ -22,7 +22,14 @@ from pydantic import Field, SerializeAsAny, model_validator
 from distill_datasets.config import Section, part
 from distill_datasets.models.flops import STEP_BACK, TRACKED_STEP, WEIGHT_GRADIENT
 from distill_datasets.networks.network import NetworkSource, Sampled
-from distill_datasets.objectives.objective import Context, Estimate, Needs, Objective, through_batch
+from distill_datasets.objectives.objective import (
+    Context,
+    Estimate,
+    Needs,
+    Objective,
+    added,
+    through_batch,
+)
 from distill_datasets.optimizers import Adam, Optimizer, Sgd, State
 from distill_datasets.runtime.draws import Draw, LaneDraw
 from distill_datasets.types import Batch
@@ -321,11 +328,11 @@ class Unrolled(Objective):
         if self.order == "fixed":
             index_B = torch.tensor(self._fixed_batch(distilled.count, step))
         elif self.batch is None or self.batch >= distilled.count:
-            index_B = torch.arange(distilled.count)
+            index_B = torch.arange(distilled.count, device=distilled.device)
         else:
             order_N = torch.randperm(distilled.count, generator=rng)
             index_B = order_N[: self.batch].sort().values
-        images_BCHW, targets_BK = distilled(index_B.to(distilled.device))
+        images_BCHW, targets_BK = distilled(index_B)
         return Batch(self.augment(images_BCHW, rng), targets_BK)
 
     def chunks(self, batch: Batch) -> Iterator[Batch]:
@@ -392,10 +399,10 @@ class Unrolled(Objective):
             targets_BK = self.attack.judged(targets_BK)
         images_BCHW = self.augment(images_BCHW, rng)
         leaf_P = weights_P.detach().requires_grad_()
-        loss, adjoint_P = 0.0, torch.zeros_like(leaf_P)
+        losses, adjoint_P = list[torch.Tensor](), torch.zeros_like(leaf_P)
         for images, targets in self.chunks(Batch(images_BCHW, targets_BK)):
             summed = real.cross_entropy(network(leaf_P, images), targets, reduction="sum")
             share = summed / len(images_BCHW)
             adjoint_P += torch.autograd.grad(share, leaf_P)[0]
-            loss += share.item()
-        return loss, adjoint_P
+            losses.append(share.detach())
+        return added(losses), adjoint_P

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import ctypes
-import logging
 import os
 import sys
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING
 
 import torch
 
 from distill_datasets.types import Shape
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 GIB = 1024**3
 
@@ -50,12 +52,6 @@ def available_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-logger = logging.getLogger("distill_datasets")
-
-
-T = TypeVar("T")
-
-
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Names and values of glibc's malloc.h."""
 
@@ -83,3 +79,16 @@ def images_at_once(shape: Shape, device: torch.device) -> int:
     if device.type != "cpu":
         return 256
     return max(16, 50_000 // (shape.h * shape.w))
+
+
+def to_device(tensor: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """A tensor that was made on the CPU, such as a draw, on the device that needs it.
+
+    Through memory that the device reads by itself, so that nobody waits for what the device has
+    yet to do: an ordinary copy waits for all of it.
+    """
+    if dtype is not None:
+        tensor = tensor.to(dtype)
+    if device.type != "cpu" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)

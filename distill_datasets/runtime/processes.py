@@ -53,7 +53,12 @@ class Runtime:
         self.stop = stop or Stop()
         """Whether a signal has asked this run to end."""
         keep_freed_memory()
-        wait = accelerate.InitProcessGroupKwargs(timeout=timedelta(days=7))
+        # NCCL, the default between cards, refuses two processes on one
+        cards = torch.accelerator.device_count()
+        shared = 0 < cards < int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        group = accelerate.InitProcessGroupKwargs(
+            backend="gloo" if shared else "nccl", timeout=timedelta(days=7)
+        )
         asked = trackers or []
         unknown = sorted(set(asked) - {kind.value for kind in accelerate.utils.LoggerType})
         if unknown:
@@ -61,12 +66,20 @@ class Runtime:
                 f"--track: no tracker {unknown[0]!r}; "
                 f"{did_you_mean(unknown[0], (kind.value for kind in accelerate.utils.LoggerType))}"
             )
+        mixed = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+        if mixed != "no":
+            logger.warning(
+                "--mixed_precision: got %r, which changes nothing; the recipe says what is computed "
+                "in bfloat16, by the keys precision and bf16_real",
+                mixed,
+            )
         self.accelerator = accelerate.Accelerator(
+            mixed_precision="no",
             # without this, processes on a machine without a GPU would not know of each other
             cpu=not torch.accelerator.is_available(),
             log_with=asked or None,
             project_dir=logging_dir,
-            kwargs_handlers=[wait],
+            kwargs_handlers=[group],
         )
         # Accelerate leaves out a tracker that is not installed and says nothing
         absent = sorted(set(asked) - {str(kind) for kind in self.accelerator.log_with})
@@ -140,6 +153,10 @@ class Runtime:
         # Several GPU kernels have no deterministic form; there the promise of equal bits is not
         # given and the fast kernels are kept.
         torch.use_deterministic_algorithms(self.device.type == "cpu")
+        # What float32 is on a card: convolutions in TF32, with 10 bits of mantissa, as in the
+        # programs of the papers; products of matrices, whose systems are solved, with all 23.
+        cards = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = True, False
         filling = deterministic_settings.fill_uninitialized_memory  # type: ignore[attr-defined]
         # every allocation would be written twice, and nothing here reads what it has not written
         deterministic_settings.fill_uninitialized_memory = False  # type: ignore[attr-defined]
@@ -149,6 +166,7 @@ class Runtime:
             deterministic_settings.fill_uninitialized_memory = filling  # type: ignore[attr-defined]
             torch.set_num_threads(threads)
             torch.use_deterministic_algorithms(deterministic)
+            torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = cards
 
     @contextmanager
     def pool(

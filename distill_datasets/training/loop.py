@@ -31,6 +31,7 @@ from distill_datasets.models.convnets import ConvNet
 from distill_datasets.models.initialization import drawing
 from distill_datasets.optimizers import Adam, TrainingRule, cosine
 from distill_datasets.runtime.draws import Draw
+from distill_datasets.runtime.memory import to_device
 from distill_datasets.runtime.processes import Runtime
 from distill_datasets.training.checkpoint import restore_state, state_of
 from distill_datasets.training.examples import Examples
@@ -269,7 +270,7 @@ class SupervisedTraining:
 
     def _moved(self, index_B: Tensor, step: int, *piece: int) -> Batch:
         """The examples `index_B`, augmented; a piece has draws of its own."""
-        images_BCHW, targets_BK = self._examples(index_B.to(self._device))
+        images_BCHW, targets_BK = self._examples(to_device(index_B, self._device))
         images_BCHW = self._augment(images_BCHW, self._draw("augment", step, *piece))
         return Batch(images_BCHW, smoothed(targets_BK, self._label_smoothing))
 

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from pydantic import Field
 
 from distill_datasets.config import Section
+from distill_datasets.runtime.memory import to_device
 from distill_datasets.views.crops import Aspect, SmallestArea, crop_sides
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ class Augment(Section):
         if "cutout" in chosen:
             images_BCHW = self._cutout(images_BCHW, uniform)
         if "flip" in chosen:
-            flipped_B = (torch.rand(count, generator=rng) < 0.5).to(images_BCHW.device)
+            flipped_B = to_device(torch.rand(count, generator=rng) < 0.5, images_BCHW.device)
             images_BCHW = torch.where(
                 flipped_B[:, None, None, None], images_BCHW.flip(-1), images_BCHW
             )
@@ -122,7 +123,7 @@ class Augment(Section):
         """Brightness, then saturation, then contrast."""
 
         def each(values_B: Tensor) -> Tensor:
-            return values_B.to(images_BCHW.device, images_BCHW.dtype)[:, None, None, None]
+            return to_device(values_B, images_BCHW.device, images_BCHW.dtype)[:, None, None, None]
 
         images_BCHW = images_BCHW + each(uniform(-self.brightness / 2, self.brightness / 2))
         gray_B1HW = images_BCHW.mean(dim=1, keepdim=True)
@@ -141,8 +142,8 @@ class Augment(Section):
             inside_BS = (from_BS >= 0) & (from_BS < side)
             shape = [len(from_BS), 1, 1, 1]
             shape[dim] = side
-            from_here = from_BS.clamp(0, side - 1).view(shape).to(images_BCHW.device)
-            kept = inside_BS.view(shape).to(images_BCHW.device)
+            from_here = to_device(from_BS.clamp(0, side - 1).view(shape), images_BCHW.device)
+            kept = to_device(inside_BS.view(shape), images_BCHW.device)
             moved = torch.take_along_dim(images_BCHW, from_here, dim)
             images_BCHW = torch.where(kept, moved, moved.new_zeros(()))
         return images_BCHW
@@ -160,7 +161,8 @@ class Augment(Section):
             shape = [len(blank_BS), 1, 1, 1]
             shape[dim] = side
             blank = blank & blank_BS.view(shape)
-        return torch.where(blank.to(images_BCHW.device), images_BCHW.new_zeros(()), images_BCHW)
+        blank = to_device(blank, images_BCHW.device)
+        return torch.where(blank, images_BCHW.new_zeros(()), images_BCHW)
 
     def _warp(self, images_BCHW: Tensor, chosen: list[Operation], uniform: Uniform) -> Tensor:
         """Rotation, scale, shift and the enlarged crop in one bilinear resampling."""
@@ -193,7 +195,7 @@ class Augment(Section):
             sine_B / oblong * high_B, cosine_B * high_B, shift_B2[:, 1],
         ]  # fmt: skip
         motion_B23 = torch.stack([number.expand(count) for number in numbers], dim=1)
-        motion_B23 = motion_B23.view(count, 2, 3).to(images_BCHW.device, images_BCHW.dtype)
+        motion_B23 = to_device(motion_B23.view(count, 2, 3), images_BCHW.device, images_BCHW.dtype)
         motion_B23 = motion_B23.expand(len(images_BCHW), 2, 3)
         grid = F.affine_grid(motion_B23, list(images_BCHW.shape), align_corners=False)
         return F.grid_sample(

@@ -36,13 +36,6 @@ DRAW = LaneDraw(0, 0, 0)
 CPU = torch.device("cpu")
 
 
-class Doubled(DoubleReal):
-    """Images of a class in double precision too."""
-
-    def class_images(self, rng: torch.Generator, label: int, size: int) -> Tensor:
-        return super().class_images(rng, label, size).double()
-
-
 @dataclass(frozen=True)
 class Problem:
     """Everything that one outer step is a function of."""
@@ -60,7 +53,7 @@ class Problem:
 
     def double(self) -> "Problem":
         """The same in double precision."""
-        real = Doubled(**vars(self.real))
+        real = DoubleReal(**vars(self.real))
         return Problem(
             real, DoubleNetworks(self.networks), self.distilled.to(dtype=torch.float64), self.width
         )

@@ -183,12 +183,21 @@ def test_reproducible_sets_and_restores_threads_and_determinism(
             assert torch.get_num_threads() == 4
             assert torch.are_deterministic_algorithms_enabled()
             assert not torch.utils.deterministic.fill_uninitialized_memory
+            assert torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
             raise ValueError("on purpose")
         assert torch.utils.deterministic.fill_uninitialized_memory
         assert torch.get_num_threads() == 3
         assert torch.are_deterministic_algorithms_enabled() == deterministic
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+def test_a_mixed_precision_that_nothing_follows_is_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert Runtime().accelerator.mixed_precision == "no"
+    assert "--mixed_precision: got 'bf16'" in caplog.text
 
 
 def test_one_process_works_on_all_units(runtime: Runtime) -> None:

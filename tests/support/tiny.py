@@ -44,6 +44,9 @@ class DoubleReal(RealData):
         images_BCHW, targets_BK = super().batch(rng, size)
         return Batch(images_BCHW.double(), targets_BK.double())
 
+    def class_images(self, rng: torch.Generator, label: int, size: int) -> Tensor:
+        return super().class_images(rng, label, size).double()
+
 
 class DoubleNetworks(NetworkSource):
     """The networks of another source, in double precision."""
