@@ -69,7 +69,7 @@ class Runtime:
         mixed = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
         if mixed != "no":
             logger.warning(
-                "--mixed_precision: got %r, which changes nothing; the recipe says what is computed "
+                "--mixed_precision: got %r, which changes nothing; a recipe says what is computed "
                 "in bfloat16, by the keys precision and bf16_real",
                 mixed,
             )

@@ -56,8 +56,8 @@ def measured(recipe: Recipe, source: LoadedSource, distilled: Distilled, run: Ru
     with torch.no_grad():
         pixels_NCHW, targets_NK = distilled.pixels(index_N), distilled.targets(index_N)
     examples = Stored(to_bytes(pixels_NCHW), targets_NK, distilled.space)
-    found = []
-    for student in range(settings.students):
+
+    def score(student: int) -> float:
         module = train_student(
             settings,
             settings.duration(distilled.count),
@@ -67,8 +67,10 @@ def measured(recipe: Recipe, source: LoadedSource, distilled: Distilled, run: Ru
             device,
         )
         at_once = images_at_once(source.real.shape, device)
-        found.append(accuracy(module, source.real.test_batches(at_once)))
-    return found
+        return accuracy(module, source.real.test_batches(at_once))
+
+    with run.runtime.pool(settings.students) as run_units:
+        return run_units(score, list(range(settings.students)))
 
 
 def main(arguments: list[str] | None = None) -> None:
