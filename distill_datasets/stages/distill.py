@@ -8,7 +8,6 @@ whether images can be solved each for itself is asked of the canvas.
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,13 +24,9 @@ from distill_datasets.errors import DistillError
 from distill_datasets.files.artifacts import (
     done,
     fingerprint,
-    intact,
     mark_done,
-    read_tensors,
-    set_aside,
     sha256_tensors,
     write_atomically,
-    write_tensors,
 )
 from distill_datasets.labels.labels import Labels
 from distill_datasets.media.image import overview
@@ -41,6 +36,7 @@ from distill_datasets.optimizers import Adam, Optimizer, cosine
 from distill_datasets.runtime.draws import LaneDraw
 from distill_datasets.runtime.processes import Run, Runtime
 from distill_datasets.runtime.progress import Bar, NoBar
+from distill_datasets.stages.outer_state import OuterState, Residual
 from distill_datasets.stages.start import started
 
 if TYPE_CHECKING:
@@ -95,6 +91,9 @@ class Distill(Section):
         description="decay of a moving average of what is trained, which is published in place of "
         "the last values; null publishes those",
     )
+    residual: Residual | None = Field(
+        default=None, description="mix the start of the canvas back between phases; null: never"
+    )
     clip: float | None = Field(
         default=2.0,
         gt=0,
@@ -143,117 +142,6 @@ class Distill(Section):
         return self
 
 
-class OuterState:
-    """Everything that an outer step changes, and how it is saved and restored."""
-
-    def __init__(self, settings: Distill, distilled: Distilled) -> None:
-        self.parameters = distilled.parameters
-        self._steps = settings.steps
-        rules = {
-            "canvas": settings.optimizer,
-            "labels": settings.label_optimizer,
-            "step_sizes": settings.rate_optimizer,
-        }
-        self.rules = {name: rules[name.partition(".")[0]] for name in self.parameters}
-        self.states = {
-            name: self.rules[name].start(parameter.detach())
-            for name, parameter in self.parameters.items()
-        }
-        self.ema = settings.ema
-        averaged = {} if self.ema is None else self.parameters
-        self.averages = {name: value.detach().clone() for name, value in averaged.items()}
-        self.begins = distilled.begins(settings.steps)
-        self.step = 0
-        self.mean_norm = 0.0
-        self.idle = 0
-        """Steps in a row in which no lane counted."""
-        self.carried: dict[int, Tensor] = {}
-
-    def save(self, path: Path) -> None:
-        """Write everything as one file, atomically."""
-        tensors: dict[str, Tensor] = dict(self.parameters)
-        for name, state in self.states.items():
-            tensors |= {f"{name}/{slot}": value for slot, value in enumerate(state)}
-        tensors |= {f"average/{name}": average for name, average in self.averages.items()}
-        tensors |= {f"carried/{lane}": values for lane, values in self.carried.items()}
-        note = {"step": self.step, "mean_norm": self.mean_norm.hex(), "idle": self.idle}
-        write_tensors(path, tensors, note)
-
-    def restore(self, path: Path) -> bool:
-        """Read what `save` wrote, into the parameters themselves; False where nothing whole is."""
-        saved = intact(path, read_tensors)
-        if saved is None:
-            return False
-        tensors, note = saved
-        shapes = {name: tensors[name].shape for name in self.parameters if name in tensors}
-        expected = {name: value.shape for name, value in self.parameters.items()}
-        if shapes != expected or note["step"] > self._steps:
-            set_aside(path, f"{path}: not a state of this recipe, that after step {note['step']}")
-            return False
-        with torch.no_grad():
-            for name, parameter in self.parameters.items():
-                parameter.copy_(tensors[name])
-                self.states[name] = tuple(
-                    tensors[f"{name}/{slot}"].to(parameter.device)
-                    for slot in range(len(self.states[name]))
-                )
-            for name, average in self.averages.items():
-                average.copy_(tensors[f"average/{name}"])
-            self.step, self.mean_norm = note["step"], float.fromhex(note["mean_norm"])
-            self.idle = note.get("idle", 0)
-            self.carried = {
-                int(name.partition("/")[2]): values
-                for name, values in tensors.items()
-                if name.startswith("carried/")
-            }
-        return True
-
-    def clip(self, grads: dict[str, Tensor], limit: float | None) -> None:
-        """Scale the canvas gradient down to `limit` moving averages of its norm.
-
-        The average (decay 0.9) takes in this step's norm before it is used. Labels are not clipped.
-
-        Source: RaT-BPTT (arXiv:2311.07025), section 4.
-        """
-        if limit is None:
-            return
-        canvas = [grad for name, grad in grads.items() if name.startswith("canvas.")]
-        norm = math.sqrt(sum(float(grad.double().square().sum()) for grad in canvas))
-        self.mean_norm = norm if self.mean_norm == 0 else 0.9 * self.mean_norm + 0.1 * norm
-        if norm > limit * self.mean_norm:
-            for grad in canvas:
-                grad *= limit * self.mean_norm / norm
-
-    def move(self, grads: dict[str, Tensor], rate: float) -> None:
-        """One update of every parameter, its step size multiplied by `rate`."""
-        with torch.no_grad():
-            for name, parameter in self.parameters.items():
-                since = self.step - self.begins.get(name, 0)
-                if since < 0:
-                    continue
-                rule = self.rules[name].model_copy(update={"lr": self.rules[name].lr * rate})
-                moved, self.states[name] = rule.step(
-                    parameter, self.states[name], grads[name], since + 1
-                )
-                parameter.copy_(moved)
-
-    def average(self) -> None:
-        """Take the values of this step into the moving averages.
-
-        The first steps count alike, until they are more than the decay looks back on.
-        """
-        for name, average in self.averages.items():
-            assert self.ema is not None, "there are averages of a decay"
-            decay = min(self.ema, self.step / (self.step + 1))
-            average.lerp_(self.parameters[name].detach(), 1 - decay)
-
-    def publish(self) -> None:
-        """Put the averages, where there are any, in place of the last values."""
-        with torch.no_grad():
-            for name, average in self.averages.items():
-                self.parameters[name].copy_(average)
-
-
 class LaneMean(NamedTuple):
     """What an outer step learns from its lanes: means over those that count."""
 
@@ -298,7 +186,15 @@ class OuterLoop:
     saves_end: bool = True
 
     def __post_init__(self) -> None:
-        self._state = OuterState(self.settings, self.distilled)
+        settings = self.settings
+        rules = {
+            "canvas": settings.optimizer,
+            "labels": settings.label_optimizer,
+            "step_sizes": settings.rate_optimizer,
+        }
+        self._state = OuterState(
+            self.distilled, rules, settings.steps, settings.ema, settings.residual
+        )
         self._saved_at = time.monotonic()
 
     def run(self, stopping: Callable[[], bool] = lambda: False) -> bool:
@@ -331,6 +227,7 @@ class OuterLoop:
                 if isinstance(self.networks, CarryingSource):
                     self._advance(self.networks, run_units)
                 state.step += 1
+                state.mix_start()
                 self._refuse_to_idle(mean)
                 self._report(mean)
                 self._save_when_due()

@@ -51,8 +51,7 @@ def test_with_a_start_size_nothing_finer_is_taken() -> None:
 def test_finer_levels_begin_later_and_stand_still_until_then() -> None:
     from distill_datasets.distilled import Distilled
     from distill_datasets.labels.fixed import Area
-    from distill_datasets.objectives.linear import Linear
-    from distill_datasets.stages.distill import Distill, OuterState
+    from distill_datasets.stages.outer_state import OuterState
 
     canvas = Pyramid(ipc=1, init=Noise(std=0.2), start_px=3, growth=0.5)
     images = canvas.start(REAL, rng_for(0, "canvas"))
@@ -64,11 +63,7 @@ def test_finer_levels_begin_later_and_stand_still_until_then() -> None:
     distilled = Distilled(
         canvas, Area(), REAL.normalization.input_space, images, Area().start(images.cells, 2)
     )
-    settings = Distill.model_construct(
-        optimizer=Adam(lr=0.1), label_optimizer=Adam(lr=0.1), rate_optimizer=Adam(lr=0.1),
-        steps=60, objective=Linear(), canvas=canvas, ema=None,
-    )  # fmt: skip
-    state = OuterState(settings, distilled)
+    state = OuterState(distilled, {"canvas": Adam(lr=0.1), "labels": Adam(lr=0.1)}, 60)
     ones = {name: torch.ones_like(value) for name, value in state.parameters.items()}
     before = {name: value.detach().clone() for name, value in state.parameters.items()}
     for state.step in range(11):

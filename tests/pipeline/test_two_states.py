@@ -18,7 +18,7 @@ QUICK = ["distill.steps=3", "evaluate.students=1", "evaluate.steps=2"]
 STOPPED = """
 import os, signal
 from distill_datasets.cli import main
-from distill_datasets.stages.distill import OuterState
+from distill_datasets.stages.outer_state import OuterState
 
 save = OuterState.save
 

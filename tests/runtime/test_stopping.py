@@ -19,7 +19,7 @@ from distill_datasets.errors import Interrupted
 from distill_datasets.files.artifacts import read_tensors
 from distill_datasets.files.yaml_text import to_yaml
 from distill_datasets.runtime.stopping import Stop
-from distill_datasets.stages.distill import OuterState
+from distill_datasets.stages.outer_state import OuterState
 from distill_datasets.training.loop import SupervisedTraining
 
 NUMBERS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
@@ -193,7 +193,7 @@ def is_begun(path: Path) -> bool:
 TOLD = """
 import os, signal, sys
 from distill_datasets.cli import main
-from distill_datasets.stages.distill import OuterState
+from distill_datasets.stages.outer_state import OuterState
 
 who, move = sys.argv[1], OuterState.move
 

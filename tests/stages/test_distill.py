@@ -25,7 +25,8 @@ from distill_datasets.objectives.unrolled import Unrolled
 from distill_datasets.optimizers import Adam, Sgd
 from distill_datasets.runtime.draws import LaneDraw, draws
 from distill_datasets.selection.random import Noise
-from distill_datasets.stages.distill import STATE, OuterState, schedule
+from distill_datasets.stages.distill import STATE, schedule
+from distill_datasets.stages.outer_state import OuterState, Residual
 from distill_datasets.training.examples import Examples, shuffled
 from distill_datasets.training.metrics import accuracy
 from distill_datasets.training.student import train_student
@@ -82,11 +83,16 @@ class Fixed(Examples):
         return torch.nn.functional.cross_entropy(logits_BK, targets_BK)
 
 
+def outer_of(distilled: Distilled, **fields: Any) -> OuterState:  # noqa: ANN401
+    """A state of six steps of Adam."""
+    return OuterState(distilled, {"canvas": Adam(lr=0.1), "labels": Adam(lr=0.1)}, 6, **fields)
+
+
 @pytest.fixture
 def outer() -> OuterState:
     """Two canvas values and one label, none of which has moved."""
     real = flat_real([0, 0], side=1)
-    return OuterState(settings(), distilled_of(real, Pixels(ipc=1), Learned()))
+    return outer_of(distilled_of(real, Pixels(ipc=1), Learned()))
 
 
 def clipped(outer: OuterState, norm: float, limit: float | None = 2.0) -> float:
@@ -118,6 +124,39 @@ def test_a_gradient_of_zero_is_left_at_zero_and_starts_no_average(
 
 def test_without_a_limit_nothing_is_clipped(outer: OuterState) -> None:
     assert [clipped(outer, norm, None) for norm in (1, 1000)] == [1, 1000]
+
+
+def phased() -> OuterState:
+    real = flat_real([0, 0], side=1)
+    return outer_of(distilled_of(real, Pixels(ipc=1), Learned()), residual=Residual(every=2))
+
+
+def moved(outer: OuterState, until: int) -> None:
+    """Steps of which each moves every value of the canvas by -0.1."""
+    while outer.step < until:
+        outer.move({name: torch.ones_like(value) for name, value in outer.parameters.items()}, 1)
+        outer.step += 1
+        outer.mix_start()
+
+
+def test_the_start_is_mixed_back_between_phases_and_not_after_the_last() -> None:
+    outer = phased()
+    start = outer.parameters[PIXELS].detach().clone()
+    for until, away in ((1, 0.1), (2, 0.1), (3, 0.2), (4, 0.15), (6, 0.35)):
+        moved(outer, until)
+        assert (start - outer.parameters[PIXELS]).flatten().tolist() == pytest.approx([away] * 2)
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3, 5])
+def test_a_state_saved_within_a_phase_goes_on_to_the_same_bits(tmp_path: Path, stop: int) -> None:
+    whole, first, second = phased(), phased(), phased()
+    moved(whole, 6)
+    moved(first, stop)
+    first.save(tmp_path / STATE)
+    assert second.restore(tmp_path / STATE)
+    moved(second, 6)
+    for name, value in whole.parameters.items():
+        assert torch.equal(value, second.parameters[name])
 
 
 def test_cosine_falls_from_one_to_zero() -> None:
