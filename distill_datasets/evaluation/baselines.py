@@ -44,6 +44,7 @@ from distill_datasets.soft_labels.ensemble import TeacherEnsemble
 from distill_datasets.soft_labels.records import Records, open_shards, open_table
 from distill_datasets.soft_labels.replay import (
     HardLabelExamples,
+    MixedPasses,
     Pictures,
     RecordStream,
     SoftLabelExamples,
@@ -52,7 +53,7 @@ from distill_datasets.soft_labels.replay import (
 from distill_datasets.stages.squeeze import SqueezedFolder
 from distill_datasets.training.examples import Examples, Stored, Whole
 from distill_datasets.training.loop import steps_of
-from distill_datasets.training.losses import TeacherLoss
+from distill_datasets.training.losses import HardPasses, TeacherLoss
 from distill_datasets.training.rows import ResultRow
 from distill_datasets.types import Shape
 from distill_datasets.views.relabel import Relabel
@@ -127,7 +128,8 @@ def baselines(
     if labeling is None:
         examples = image_examples(exported, real, pixels, seed, settings.network.frozen())
     else:
-        examples = view_examples(settings.teacher_loss, labeling, exported, real, pixels, seed)
+        loss, hard = settings.teacher_loss, settings.hard_passes
+        examples = view_examples(loss, hard, labeling, exported, real, pixels, seed)
 
     def baseline(row: ResultRow) -> Baseline:
         if row.images == "bytes":
@@ -199,12 +201,19 @@ def image_examples(
 
 
 def view_examples(
-    loss: TeacherLoss, labeling: Labeling, exported: Path, real: RealData, pixels: int, seed: int
+    loss: TeacherLoss,
+    hard: HardPasses | None,
+    labeling: Labeling,
+    exported: Path,
+    real: RealData,
+    pixels: int,
+    seed: int,
 ) -> dict[str, MakeExamples]:
     """What students train on where teachers labeled views, by the row.
 
     Args:
         loss: of students against the teachers.
+        hard: passes of these students that take classes; None: none.
         labeling: the recorded views, and the teachers.
         exported: the published folder.
         real: the source.
@@ -233,9 +242,14 @@ def view_examples(
         def examples(draw: Draw) -> Examples:
             own, drawn = pictures(draw), draws(seed, "relabel")
             stream = TeacherStream(relabel, own, drawn, ensemble, code.encode)
-            return SoftLabelExamples(own, stream, code, loss)
+            return mixed(SoftLabelExamples(own, stream, code, loss), own, draw)
 
         return examples
+
+    def mixed(soft: SoftLabelExamples, own: Pictures, draw: Draw) -> Examples:
+        if hard is None:
+            return soft
+        return MixedPasses(soft, HardLabelExamples(relabel, own, draw), hard)
 
     def of_classes(pictures: MakePictures) -> MakeExamples:
         return lambda draw: HardLabelExamples(relabel, pictures(draw), draw)
@@ -246,7 +260,9 @@ def view_examples(
         for each in CHOSEN
     }
     return {
-        "default": lambda draw: published_labels(relabel, exported, published(), records(), loss),
+        "default": lambda draw: mixed(
+            published_labels(relabel, exported, published(), records(), loss), published(), draw
+        ),
         "hard": of_classes(lambda draw: published()),
         "random_real": labeled(drawn),
         "random_real_hard": of_classes(drawn),

@@ -1,5 +1,6 @@
 """The recipe's `evaluate` section: how students are trained, on what, and how many of them."""
 
+import math
 from collections.abc import Iterator
 from typing import Literal, Self
 
@@ -72,6 +73,11 @@ class Evaluate(Student):
             raise ValueError(
                 f"warmup_epochs: got {self.warmup_epochs} of {self.epochs} epochs, expected fewer"
             )
+        if self.hard_passes is not None and self.hard_passes.until > (self.epochs or math.inf):
+            raise ValueError(
+                f"hard_passes.until: got {self.hard_passes.until} of {self.epochs} epochs, "
+                f"expected at most {self.epochs}"
+            )
         if len(set(self.references)) != len(self.references):
             raise ValueError(f"references: expected no repeats, got {self.references}")
         return self
@@ -83,6 +89,11 @@ class Evaluate(Student):
                 yield (
                     f"evaluate.loss: {self.loss} compares with a teacher's logits, which a relabel "
                     "section makes; add one, or take loss: soft"
+                )
+            if self.hard_passes is not None:
+                yield (
+                    "evaluate.hard_passes: stand between passes of a teacher's labels, which a "
+                    "relabel section makes; add one, or leave hard_passes out"
                 )
             return
         if self.loss == "mse" and relabel.store == "top_k":

@@ -9,6 +9,7 @@ Shape suffixes: B images of a block, C channels, H W pixels, K classes, T channe
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -19,6 +20,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 
 from distill_datasets.errors import RecipeError, refuse
+from distill_datasets.models.architecture import Architecture
 from distill_datasets.models.flops import IMAGE_GRADIENT
 from distill_datasets.networks.network import TeacherNetwork, Teachers
 from distill_datasets.networks.teachers import BatchNormProbe, Moments, Precision
@@ -33,6 +35,7 @@ from distill_datasets.objectives.objective import (
     match_problems,
 )
 from distill_datasets.runtime.draws import LaneDraw
+from distill_datasets.types import Shape
 from distill_datasets.views.crops import Curriculum, RandomCrop, draw_view, smallest_area
 
 if TYPE_CHECKING:
@@ -135,12 +138,24 @@ class Matched:
         return [Moments(mean_C, var_C) for mean_C, var_C in pieces]
 
 
+def _scaled(side: int, size: tuple[int, int]) -> tuple[int, int]:
+    """Height and width of a view whose shorter side has so many pixels, as an image is formed."""
+    height, width = size
+    return round(side * height / min(size)), round(side * width / min(size))
+
+
+def _sizes(network: Architecture, shape: Shape) -> list[torch.Size]:
+    """The sizes of all weights of a network for such images."""
+    return [weight.shape for weight in network.on_meta(shape).parameters()]
+
+
 class Recover(Objective):
     """Cross-entropy and BatchNorm statistics of trained networks (SRe2L and its successors)."""
 
     paper: ClassVar[str] = (
         "SRe2L, arXiv:2306.13092; CDA, arXiv:2311.18838; LPLD, arXiv:2410.15919; "
-        "G-VBSM, arXiv:2311.17950; EDC, arXiv:2404.13733; CV-DD, arXiv:2501.07575"
+        "G-VBSM, arXiv:2311.17950; EDC, arXiv:2404.13733; CV-DD, arXiv:2501.07575; "
+        "FADRM, arXiv:2506.24125"
     )
     separable: ClassVar[bool] = True
     name: Literal["recover"] = "recover"
@@ -180,6 +195,11 @@ class Recover(Objective):
     roll: int = Field(
         default=4, ge=0, description="roll the whole batch by 0 to so many pixels (32 at 224 px)"
     )
+    sides: list[int] = Field(
+        default=[],
+        description="shorter side of the view in equal parts of the steps, in pixels (FADRM at 224 "
+        "px: [200, 224, 200, 224]); []: that of the images",
+    )
     teachers: Literal["all", "in_turn", "drawn"] = Field(
         default="all",
         description="asked at a step: all, one after the other (G-VBSM, EDC), or those that were "
@@ -205,6 +225,8 @@ class Recover(Objective):
                 f"curriculum: {self.curriculum!r} changes the crop, and crop is null; set crop, or "
                 "curriculum: none"
             )
+        if min(self.sides, default=1) < 1:
+            raise ValueError(f"sides: got {self.sides}, expected pixels, 1 or more each")
         listed = self.bn_weight if isinstance(self.bn_weight, list) else [self.bn_weight]
         if min(listed, default=0) < 0:
             raise ValueError(f"bn_weight: got {self.bn_weight}, expected no value below 0")
@@ -228,18 +250,21 @@ class Recover(Objective):
         )
 
     def cited(self) -> list[str]:
-        sre2l, cda, lpld, gvbsm, edc, cvdd = self.paper.split("; ")
+        sre2l, cda, lpld, gvbsm, edc, cvdd, fadrm = self.paper.split("; ")
         also = {
             cda: self.curriculum != "none",
             lpld: self.targets == "class",
             gvbsm: self.teachers == "in_turn",
             edc: self.targets == "both",
             cvdd: self.teachers == "drawn",
+            fadrm: bool(self.sides),
         }
         return [sre2l, *(paper for paper, used in also.items() if used)]
 
     def problems(self, context: Context) -> Iterator[str]:
         teachers, shape, examples = context.teachers, context.shape, context.examples
+        if shape is not None and context.network is not None:
+            yield from self._unseen(context.network, shape)
         if teachers is not None:
             for field, values in (("weights", self.weights), ("bn_weight", self.bn_weight)):
                 if isinstance(values, list) and len(values) != teachers:
@@ -255,6 +280,23 @@ class Recover(Objective):
         if shape is not None and examples is not None:
             per_class = examples // shape.k
             yield from match_problems(self.classes, self.match_batch, shape.k, per_class)
+
+    def _unseen(self, network: Architecture, shape: Shape) -> Iterator[str]:
+        """The sides that a network cannot see with the weights it has for whole images."""
+        weights = _sizes(network, shape)
+        for side in dict.fromkeys(self.sides):
+            high, wide = _scaled(side, (shape.h, shape.w))
+            try:
+                fits = _sizes(network, dataclasses.replace(shape, h=high, w=wide)) == weights
+            except RecipeError:
+                fits = False
+            if not fits:
+                yield (
+                    f"distill.objective.sides: got {side}, and {network.name} has other weights "
+                    f"for {high} x {wide} px than for the {shape.h} x {shape.w} px of the images; "
+                    "choose a squeeze.network that averages over places, such as {name: resnet}, "
+                    "or leave sides out"
+                )
 
     def blocks(self, classes: int, per_class: int) -> list[Block]:
         return match_blocks(self.classes, self.match_batch, classes, per_class)
@@ -283,6 +325,9 @@ class Recover(Objective):
             crop = crop.model_copy(update={"smallest": least})
         size = (images_BCHW.shape[2], images_BCHW.shape[3])
         view = draw_view(crop, self.flip, self.roll, size, draw("view"))
+        if self.sides:
+            part = min(int(draw.progress * len(self.sides)), len(self.sides) - 1)
+            view = view._replace(size=_scaled(self.sides[part], size))
         viewed_BCHW, asked = view(images_BCHW), self._asked(networks, draw)
         # in two parts: the networks back to the view, where they are compiled, then the view back
         leaf_BCHW = viewed_BCHW.detach().requires_grad_()

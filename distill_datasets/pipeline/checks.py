@@ -220,7 +220,8 @@ def part_problems(recipe: Recipe, shape: Shape) -> Iterator[str]:
     yield from unfit
     examples = None if canvas_problems else section.canvas.size(shape).examples
     teachers, found = len(squeezed) if squeezed else None, dict[str, None]()
-    for drawn in section.networks.architectures(squeezed[0] if squeezed else None):
+    drawn_from = section.networks.architectures(squeezed[0] if squeezed else None)
+    for drawn in squeezed if section.objective.needs.networks == "teachers" else drawn_from:
         context = Context(teachers, shape, examples, None if unfit else drawn)
         found |= dict.fromkeys(section.objective.problems(context))
     yield from found

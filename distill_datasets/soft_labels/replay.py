@@ -22,7 +22,7 @@ from distill_datasets.runtime.draws import Draw
 from distill_datasets.soft_labels.codes import Code
 from distill_datasets.soft_labels.records import Records
 from distill_datasets.training.examples import Examples, shuffled
-from distill_datasets.training.losses import TeacherLoss
+from distill_datasets.training.losses import HardPasses, TeacherLoss, smoothed
 from distill_datasets.types import Batch
 from distill_datasets.views.recorded import Views, concatenated, draw_views, replay
 from distill_datasets.views.relabel import Relabel, ViewSettings
@@ -250,6 +250,33 @@ class HardLabelExamples(Examples):
         if self._real is None:
             return F.cross_entropy(logits_BK, targets_BK)
         return self._real.cross_entropy(logits_BK, targets_BK)
+
+
+class MixedPasses(Examples):
+    """Passes of recorded views, and in the middle passes of new views with classes."""
+
+    def __init__(
+        self, soft: SoftLabelExamples, hard: HardLabelExamples, passes: HardPasses
+    ) -> None:
+        self._soft, self._hard, self._passes = soft, hard, passes
+        self._are_hard = False
+
+    @property
+    def count(self) -> int:
+        return self._soft.count
+
+    def order(self, rng: torch.Generator, batch: int, turn: int) -> Tensor:
+        self._are_hard = self._passes.takes(turn)
+        return (self._hard if self._are_hard else self._soft).order(rng, batch, turn)
+
+    def __call__(self, index_B: Tensor) -> Batch:
+        if not self._are_hard:
+            return self._soft(index_B)
+        images_BCHW, targets_BK = self._hard(index_B)
+        return Batch(images_BCHW, smoothed(targets_BK, self._passes.label_smoothing))
+
+    def loss(self, logits_BK: Tensor, targets_BK: Tensor) -> Tensor:
+        return (self._hard if self._are_hard else self._soft).loss(logits_BK, targets_BK)
 
 
 def joined(parts: list[LabeledViews]) -> LabeledViews:

@@ -72,6 +72,29 @@ class TeacherLoss:
         return F.mse_loss(logits_BK, teacher_BK) + self.hard_weight * hard_loss
 
 
+class HardPasses(Section):
+    """Passes in the middle of a training whose labels are classes: they mend what views drift to.
+
+    Source: HALD (arXiv:2512.15647), soft labels before and after, hard ones for half of the passes.
+    """
+
+    first: int = Field(ge=0, description="pass that begins them, counted from 0")
+    until: int = Field(gt=0, description="pass that ends them, itself no more one of them")
+    label_smoothing: float = Field(
+        default=0.8, ge=0, lt=1, description="share of every such label that all classes divide"
+    )
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.first >= self.until:
+            raise ValueError(f"until: got {self.until}, expected more than first: {self.first}")
+        return self
+
+    def takes(self, turn: int) -> bool:
+        """Whether this pass is one of them."""
+        return self.first <= turn < self.until
+
+
 class StudentLoss(Section, ABC):
     """What a student lowers."""
 
@@ -94,6 +117,11 @@ class StudentLoss(Section, ABC):
     )
     label_smoothing: float = Field(
         default=0.0, ge=0, lt=1, description="share of every label that all classes divide"
+    )
+    hard_passes: HardPasses | None = Field(
+        default=None,
+        description="with relabel: passes that take classes, mixed as new views are, in place of "
+        "the teachers' labels; null: none",
     )
 
     @model_validator(mode="after")

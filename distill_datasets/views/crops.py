@@ -101,9 +101,10 @@ Curriculum = Literal["none", "cosine", "linear", "step"]
 
 
 class SharedView(NamedTuple):
-    """A rectangle enlarged to the whole image, then mirrored, then rolled; all in pixels.
+    """A rectangle enlarged to a whole image, then mirrored, then rolled; all in pixels.
 
-    A roll by (1, 0) moves the last row to the top.
+    A roll by (1, 0) moves the last row to the top. `size` is the height and width of the view; None
+    takes those of the image.
     """
 
     top: int
@@ -113,28 +114,30 @@ class SharedView(NamedTuple):
     flip: bool = False
     down: int = 0
     right: int = 0
+    size: tuple[int, int] | None = None
 
     def __call__(self, images: Tensor) -> Tensor:
-        """The view of images (..., H, W), each moved alike; bilinear, differentiable."""
+        """The view (..., h, w) of images (..., H, W), all moved alike; bilinear, differentiable."""
         height, width = images.shape[-2:]
+        high, wide = self.size or (height, width)
         # x -> R x C^T: R moves the rows and C the columns
-        rows_HH = _moved(height, self.top, self.height, False, self.down)
-        columns_WW = _moved(width, self.left, self.width, self.flip, self.right)
-        rows_HH, columns_WW = rows_HH.to(images), columns_WW.to(images)
-        return torch.matmul(rows_HH, torch.matmul(images, columns_WW.T))
+        rows_hH = _moved(high, height, self.top, self.height, False, self.down)
+        columns_wW = _moved(wide, width, self.left, self.width, self.flip, self.right)
+        rows_hH, columns_wW = rows_hH.to(images), columns_wW.to(images)
+        return torch.matmul(rows_hH, torch.matmul(images, columns_wW.T))
 
 
-def _moved(side: int, start: int, length: int, flip: bool, roll: int) -> Tensor:
-    """Weights (S, S) of every old place in every new one, along one side."""
+def _moved(to: int, side: int, start: int, length: int, flip: bool, roll: int) -> Tensor:
+    """Weights (s, S) of every old place in every new one, along one side."""
     # read backwards: the roll is taken back, then the mirror, then the place is looked up
-    to_S = (torch.arange(side) - roll) % side
-    to_S = side - 1 - to_S if flip else to_S
-    near_S, far_S, part_S = enlarged(to_S, torch.tensor(float(length)), side)
-    weights_SS = torch.zeros(side, side)
-    row_S = torch.arange(side)
-    weights_SS[row_S, start + near_S.long()] += 1 - part_S
-    weights_SS[row_S, start + far_S.long()] += part_S
-    return weights_SS
+    to_s = (torch.arange(to) - roll) % to
+    to_s = to - 1 - to_s if flip else to_s
+    near_s, far_s, part_s = enlarged(to_s, torch.tensor(float(length)), to)
+    weights_sS = torch.zeros(to, side)
+    row_s = torch.arange(to)
+    weights_sS[row_s, start + near_s.long()] += 1 - part_s
+    weights_sS[row_s, start + far_s.long()] += part_s
+    return weights_sS
 
 
 def enlarged(to_S: Tensor, length: Tensor, side: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -146,7 +149,7 @@ def enlarged(to_S: Tensor, length: Tensor, side: int) -> tuple[Tensor, Tensor, T
     Args:
         to_S: places along the side, any shape (..., S).
         length: of the crop in whole pixels, float32; of a shape that fits `to_S`.
-        side: length of the image.
+        side: length of the view.
 
     Returns:
         The two places of the crop that each lies between, and the weight of the second.

@@ -17,7 +17,7 @@ def names(settings: Evaluate, *, relabeled: bool = False, exact: bool = True) ->
 
 def test_keys_stand_in_the_order_of_published_recipes() -> None:
     training = "network batch optimizer schedule augment"
-    loss = "loss temperature scale_by_temperature hard_weight label_smoothing"
+    loss = "loss temperature scale_by_temperature hard_weight label_smoothing hard_passes"
     pace = "smoothing warmup_epochs ema"
     compared = (
         "students steps epochs order start exact hard references full_epochs full_students beyond"

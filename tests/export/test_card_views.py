@@ -95,6 +95,7 @@ def test_the_card_says_what_labels_take_and_what_rows_mean(tmp_path: Path) -> No
         ({"loss": "mse", "hard_weight": 0.1}, "0.1 * F.cross_entropy"),
         ({"loss": "soft"}, "F.cross_entropy(logits, teacher.softmax(1))"),
         ({"optimizer": {"name": "adamw", "lr": 0.002}}, "AdamW"),
+        ({"hard_passes": {"first": 0, "until": 1}}, "mixed, label_smoothing=0.8)"),
     ],
 )
 def test_the_loss_and_the_optimizer_are_the_students(

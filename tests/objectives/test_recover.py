@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from distill_datasets.data.normalization import InputSpace
 from distill_datasets.distilled import Distilled
 from distill_datasets.errors import RecipeError
+from distill_datasets.models.convnets import ConvNet
+from distill_datasets.models.vision import ResNet
 from distill_datasets.networks.network import TeacherNetwork, Teachers
 from distill_datasets.networks.teachers import BatchNormProbe
 from distill_datasets.objectives.objective import Context
@@ -114,6 +116,27 @@ def test_the_curriculum_begins_with_whole_images_and_ends_with_crops() -> None:
     falling = Recover(curriculum="cosine", milestone=0.5, **still)
     assert loss(falling, 0) == loss(whole, 0) != loss(cropped, 0)
     assert loss(falling, 500) == loss(cropped, 500) != loss(whole, 500)
+
+
+def test_the_view_has_the_side_of_its_part_of_the_steps() -> None:
+    networks, distilled = teachers(residual()), block(CLASSES)
+    seen = list[torch.Size]()
+    networks.members[0].module.register_forward_pre_hook(
+        lambda _, images: seen.append(images[0].shape)
+    )
+    for step in range(6):
+        draw = LaneDraw(0, step, 0, 6)
+        Recover(sides=[6, 8, 5]).estimate(distilled, networks, REAL, draw)
+    assert [tuple(size[2:]) for size in seen] == [(side, side) for side in (6, 6, 8, 8, 5, 5)]
+
+
+def test_sides_that_a_network_cannot_see_are_refused() -> None:
+    shape, objective = Shape(3, 32, 32, 10), Recover(sides=[33, 32, 16])
+    (problem,) = objective.problems(
+        Context(shape=shape, network=ConvNet(norm="batch"), examples=10)
+    )
+    assert "got 16" in problem and "{name: resnet}" in problem
+    assert not list(objective.problems(Context(shape=shape, network=ResNet(), examples=10)))
 
 
 def test_images_that_are_equal_have_equal_gradients() -> None:

@@ -36,13 +36,14 @@ from distill_datasets.soft_labels.codes import LogitCode
 from distill_datasets.soft_labels.ensemble import TeacherEnsemble
 from distill_datasets.soft_labels.replay import (
     HardLabelExamples,
+    MixedPasses,
     Pictures,
     SoftLabelExamples,
     TeacherStream,
 )
 from distill_datasets.stages.squeeze import SqueezedFolder
 from distill_datasets.training.examples import Examples
-from distill_datasets.training.losses import TeacherLoss
+from distill_datasets.training.losses import HardPasses, TeacherLoss
 from distill_datasets.training.student import train_student
 from distill_datasets.types import Shape
 from distill_datasets.views.recorded import draw_views, replay
@@ -137,6 +138,26 @@ def test_pass_p_replays_epoch_p_in_an_order_of_the_students_own(tmp_path: Path) 
         live = on_line(section)
         live.order(rng_for(turn, "order"), 10, turn)
         assert torch.equal(found.images_BCHW, live(rows).images_BCHW)
+
+
+def test_passes_in_the_middle_take_the_classes_of_new_views() -> None:
+    section = relabel_settings = Relabel(epochs=3, batch=16, store="logits", mix="none")
+    hard = HardLabelExamples(relabel_settings, PICTURES, draws(0, "student"))
+    mixed = MixedPasses(on_line(section), hard, HardPasses(first=1, until=2, label_smoothing=0.4))
+    rows = torch.arange(40)
+    for turn in range(3):
+        expected: Examples = hard if turn == 1 else on_line(section)
+        for one in (mixed, expected):
+            one.order(rng_for(turn, "order"), 16, turn)
+        found, wanted = mixed(rows), expected(rows)
+        assert torch.equal(found.images_BCHW, wanted.images_BCHW)
+        targets = wanted.targets_BK
+        if turn == 1:
+            targets = 0.6 * targets + 0.4 / SHAPE.k
+            assert targets.argmax(dim=1).tolist() == LABELS_N[hard._now.image_B.long()].tolist()
+        torch.testing.assert_close(found.targets_BK, targets)
+        logits = torch.randn(40, SHAPE.k, generator=rng_for(0, "logits"))
+        assert mixed.loss(logits, targets) == expected.loss(logits, targets)
 
 
 def test_a_pool_is_drawn_from_by_batches_with_replacement(tmp_path: Path) -> None:

@@ -50,10 +50,17 @@ FAMILIES: dict[str, dict[str, Any]] = {
             "labels": "area",
             "networks": "teachers",
             "steps": 4,
+            "residual": {"every": 2},
             "checkpoint_seconds": 0.0,
         },
         "relabel": {"epochs": 3, "batch": 5},
-        "evaluate": {**EVALUATE, "loss": "kl", "temperature": 20.0, "hard": False},
+        "evaluate": {
+            **EVALUATE,
+            "loss": "kl",
+            "temperature": 20.0,
+            "hard_passes": {"first": 1, "until": 2},
+            "hard": False,
+        },
     },
     "trajectory": {
         "name": "trajectory",

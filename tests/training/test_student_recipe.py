@@ -258,6 +258,8 @@ def test_checkpoints_are_not_written_more_often_than_asked(tmp_path: Path) -> No
         ({"loss": "kl", "hard_weight": 0.1}, "hard_weight: for loss: mse"),
         ({"loss": "mse", "label_smoothing": 0.1}, "label_smoothing: mse"),
         ({"epochs": 5, "warmup_epochs": 5}, "warmup_epochs: got 5 of 5"),
+        ({"hard_passes": {"first": 3, "until": 3}}, "until: got 3, expected more than first: 3"),
+        ({"epochs": 5, "hard_passes": {"first": 3, "until": 6}}, "until: got 6 of 5 epochs"),
     ],
 )
 def test_settings_that_would_do_nothing_are_refused(fields: dict[str, Any], why: str) -> None:
@@ -269,6 +271,8 @@ def test_settings_that_would_do_nothing_are_refused(fields: dict[str, Any], why:
     ("fields", "relabel", "why"),
     [
         ({"loss": "kl"}, None, "evaluate.loss: kl compares with a teacher's logits"),
+        ({"hard_passes": {"first": 0, "until": 1}}, None, "evaluate.hard_passes: stand between"),
+        ({"hard_passes": {"first": 0, "until": 1}}, {}, None),
         ({"loss": "mse"}, {"store": "top_k", "top_k": 2}, "mse compares all logits"),
         ({"augment": {"operations": ["flip"]}}, {}, "the very pixels"),
         ({"order": "published"}, {}, "evaluate.order: published"),

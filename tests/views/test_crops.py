@@ -34,6 +34,14 @@ def test_a_view_is_torchvisions_crop_then_flip_then_roll(view: SharedView) -> No
     torch.testing.assert_close(view(images), expected, atol=2e-6, rtol=0)
 
 
+def test_a_view_of_another_size_is_torchvisions_crop_of_that_size() -> None:
+    images = torch.rand(3, 2, 9, 12, generator=rng_for(0, "images"))
+    expected = tv.resized_crop(images, 2, 3, 5, 4, [6, 8], antialias=False)
+    expected = tv.horizontal_flip(expected).roll((3, 2), (2, 3))
+    view = SharedView(2, 3, 5, 4, flip=True, down=3, right=2, size=(6, 8))
+    torch.testing.assert_close(view(images), expected, atol=2e-6, rtol=0)
+
+
 def test_a_roll_by_one_moves_the_last_row_to_the_top() -> None:
     image = torch.arange(3.0)[:, None].expand(3, 2)[None]
     assert SharedView(0, 0, 3, 2, down=1)(image)[0, :, 0].tolist() == [2, 0, 1]
