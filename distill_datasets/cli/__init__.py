@@ -3,11 +3,13 @@
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
+from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 
 from distill_datasets.cli import evaluate, pages, recipes, run, sets, share
+from distill_datasets.cli.as_json import print_failure
 from distill_datasets.errors import DistillError
 from distill_datasets.runtime.launch import PeerLost, means_lost_peer, process_index, report
 
@@ -18,12 +20,20 @@ def _version(asked: bool) -> None:
         raise typer.Exit
 
 
+def _agent_help(asked: bool) -> None:
+    if asked:
+        file = Path(__file__).with_name("agent_help.md")
+        typer.echo(file.read_text(encoding="utf-8"), nl=False)
+        raise typer.Exit
+
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
-    epilog="Start with: distill-datasets run quickstart",
+    epilog="Start with: distill-datasets run quickstart. With --install-completion the shell "
+    "completes verbs, options and names of recipes (bash, zsh, fish, PowerShell).",
 )
 
 
@@ -33,6 +43,16 @@ def distill_datasets(
         bool,
         typer.Option(
             "--version", help="Print the version and stop.", callback=_version, is_eager=True
+        ),
+    ] = False,
+    agent_help: Annotated[
+        bool,
+        typer.Option(
+            "--agent-help",
+            help="Print how to write, check, plan, run, read and share, in full and briefly: a "
+            "text for agents.",
+            callback=_agent_help,
+            is_eager=True,
         ),
     ] = False,
 ) -> None:
@@ -82,4 +102,6 @@ def main() -> None:
 def _fail(error: DistillError) -> NoReturn:
     if not report(error):
         run.print_error(str(error), process_index())
+        if process_index() == 0:
+            print_failure(str(error), error.exit_code)
     sys.exit(error.exit_code)

@@ -3,7 +3,6 @@
 Like those of the recipe, none imports torch or datasets before it needs them.
 """
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from distill_datasets.cli import run
+from distill_datasets.cli.as_json import AsJson, print_json
 from distill_datasets.errors import Interrupted, RecipeError, did_you_mean
 from distill_datasets.runtime.launch import is_main_process, processes_to_start
 
@@ -34,7 +34,6 @@ TargetArgument = Annotated[
 RunsOption = Annotated[
     Path, typer.Option("--runs", "--output", help="Folder of all runs; what is done is kept here.")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print it as JSON.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
@@ -128,7 +127,7 @@ def evaluate(
         if to is not None:
             write_measured(judged.folder, found, to)
         if as_json:
-            typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
+            print_json("evaluate", found)
         elif use is not None:
             _print_use(found)
         else:
@@ -182,8 +181,8 @@ def audit(
         raise Interrupted("the same command goes on from what is done") from error
     if is_main_process():
         if as_json:
-            said = {"folder": str(folder), "findings": [each.as_json() for each in findings]}
-            typer.echo(json.dumps(said, indent=2, ensure_ascii=False))
+            listed = [each.as_json() for each in findings]
+            print_json("audit", {"folder": str(folder), "findings": listed})
         else:
             _print_findings(findings)
 
@@ -216,7 +215,7 @@ def reproduce(
         raise Interrupted("the same command goes on where it stopped") from error
     if is_main_process():
         if as_json:
-            typer.echo(json.dumps(found.as_json(), indent=2, ensure_ascii=False))
+            print_json("reproduce", found.as_json())
         else:
             _print_reproduction(found)
     if not found.rows_agree and not found.accuracy_agrees:
@@ -248,7 +247,7 @@ def verify(target: TargetArgument, runs: RunsOption = RUNS, as_json: AsJson = Fa
             "passed": passed,
             "checks": [check._asdict() for check in found],
         }
-        typer.echo(json.dumps(said, indent=2, ensure_ascii=False))
+        print_json("verify", said)
     if not passed:
         raise typer.Exit(1)
 

@@ -9,7 +9,7 @@ import json
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -27,36 +27,73 @@ WORDS = {bool: "true or false", int: "integer", float: "number", str: "text", ty
 BOUNDS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
 
 
-def keys_of(recipe: type[BaseModel], parts: Mapping[str, Iterable[str]]) -> str:
+class Key(NamedTuple):
+    """A key: its path in a recipe, `axis/name.key` of a part; what it takes, what it means."""
+
+    path: str
+    type: str
+    default: str
+    meaning: str
+
+
+class KeyTable(NamedTuple):
+    """The keys of one section or part, under what stands above them."""
+
+    heading: str
+    rows: list[Key]
+
+
+def keys_of(recipe: type[BaseModel] | None, parts: Mapping[str, Iterable[str]]) -> str:
     """The whole text.
 
     Args:
-        recipe: the class of a recipe.
-        parts: the names on every axis.
+        recipe: the class of a recipe; None leaves its sections out.
+        parts: the names on every axis that is told.
     """
-    places = dict[type[BaseModel], str]()
-    pages = [HEAD, *_sections(recipe, "", "## The recipe", places)]
-    for axis, listed in parts.items():
-        pages.append(f"## Axis: {axis}\n")
-        for name in sorted(listed):
-            cls = load(axis, name)
-            what = " ".join((cls.__doc__ or "").strip().partition("\n\n")[0].split())
-            pages += _sections(cls, f"{name}.", f"### `{name}`\n\n{what}", places)
+    pages = [HEAD]
+    for heading, rows in tables_of(recipe, parts):
+        pages.append(heading + "\n")
+        if rows:
+            lines = (
+                f"| `{row.path.rpartition('.')[2]}` | {row.type} | {row.default} | {row.meaning} |"
+                for row in rows
+            )
+            pages.append("\n".join([TABLE, *lines]) + "\n")
     return "\n".join(pages)
 
 
+def tables_of(
+    recipe: type[BaseModel] | None, parts: Mapping[str, Iterable[str]]
+) -> Iterator[KeyTable]:
+    """The tables of the recipe's sections, then those of the parts of every axis that is told."""
+    places = dict[type[BaseModel], str]()
+    if recipe is not None:
+        yield from _sections(recipe, "", "", "## The recipe", places)
+    for axis, listed in parts.items():
+        yield KeyTable(f"## Axis: {axis}", [])
+        for name in sorted(listed):
+            cls = load(axis, name)
+            what = " ".join((cls.__doc__ or "").strip().partition("\n\n")[0].split())
+            yield from _sections(cls, f"{axis}/", f"{name}.", f"### `{name}`\n\n{what}", places)
+
+
 def _sections(
-    model: type[BaseModel], path: str, heading: str, places: dict[type[BaseModel], str]
-) -> Iterator[str]:
+    model: type[BaseModel],
+    axis: str,
+    path: str,
+    heading: str,
+    places: dict[type[BaseModel], str],
+) -> Iterator[KeyTable]:
     """The table of a model, then those of the sections inside it that have none yet.
 
     Args:
         model: a section or a part.
+        axis: of a part, with a slash.
         path: what stands before its keys.
         heading: what stands above the table.
         places: where the sections are whose tables were made; filled in.
     """
-    rows, inner = [], list[tuple[str, type[BaseModel]]]()
+    rows, inner = list[Key](), list[tuple[str, type[BaseModel]]]()
     for key, field in model.model_fields.items():
         if key == "name" and issubclass(model, Part):
             continue
@@ -69,12 +106,10 @@ def _sections(
             else:
                 places[each] = f"{path}{key}"
                 inner.append((f"{path}{key}", each))
-        rows.append(f"| `{key}` | {words} | {_default(field)} | {_meaning(field)} |")
-    yield heading + "\n"
-    if rows:
-        yield "\n".join([TABLE, *rows]) + "\n"
+        rows.append(Key(f"{axis}{path}{key}", words, _default(field), _meaning(field)))
+    yield KeyTable(heading, rows)
     for place, each in inner:
-        yield from _sections(each, f"{place}.", f"### `{place}`", places)
+        yield from _sections(each, axis, f"{place}.", f"### `{place}`", places)
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:  # noqa: ANN401

@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from distill_datasets.cli import run
+from distill_datasets.cli.as_json import AsJson, print_json
 from distill_datasets.errors import RecipeError
 
 TargetsArgument = Annotated[
@@ -35,6 +36,7 @@ def report(
     targets: TargetsArgument,
     output: OutputOption = Path("report.html"),
     runs: RunsOption = Path("runs"),
+    as_json: AsJson = False,
 ) -> None:
     """Write one HTML page about a dataset: its images, and all that was measured of it.
 
@@ -42,13 +44,14 @@ def report(
     [bold]distill-datasets evaluate[/bold] has measured is preferred to the results of the recipe's
     own students. Of several datasets it shows them side by side, as compare does.
     """
-    _write(targets, output, runs)
+    _write("report", targets, output, runs, as_json)
 
 
 def compare(
     targets: TargetsArgument,
     output: OutputOption = Path("compare.html"),
     runs: RunsOption = Path("runs"),
+    as_json: AsJson = False,
 ) -> None:
     """Set two or more datasets side by side: here as a table, and as an HTML page.
 
@@ -61,21 +64,26 @@ def compare(
             f"compare: got {len(targets)} target, expected at least 2; for one use "
             "distill-datasets report"
         )
-    _write(targets, output, runs)
+    _write("compare", targets, output, runs, as_json)
 
 
-def _write(targets: list[str], output: Path, runs: Path) -> None:
-    run.log_to_stderr(quiet=False)
+def _write(verb: str, targets: list[str], output: Path, runs: Path, as_json: bool) -> None:
+    run.log_to_stderr(quiet=as_json)
     from distill_datasets.evaluation.report.report import check_free, read_subjects, write_page
     from distill_datasets.layouts.target import resolve_target
 
     check_free(output)
     subjects = read_subjects([resolve_target(target, runs) for target in targets], runs=runs)
     write_page(subjects, output)
+    from distill_datasets.evaluation.report.comparison import aligned_rows, titles
+
+    if as_json:
+        aligned = {row.name: row.cells for row in aligned_rows(subjects)}
+        found = {"page": str(output), "titles": titles(subjects), "rows": aligned}
+        print_json(verb, found | {"statements": [each.statement for each in subjects]})
+        return
     console = Console(highlight=False, soft_wrap=True)
     if len(subjects) > 1:
-        from distill_datasets.evaluation.report.comparison import aligned_rows, titles
-
         table = Table("", *map(escape, titles(subjects)), box=None, header_style="bold")
         for row in aligned_rows(subjects):
             table.add_row(row.name, *map(escape, row.cells))

@@ -1,7 +1,7 @@
 """The verbs that lead to a recipe: recipes, recipes show, and init for data of one's own."""
 
-import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from distill_datasets.cli.as_json import AsJson, print_json
+from distill_datasets.cli.run import recipe_names
 from distill_datasets.errors import RecipeError
 from distill_datasets.files.shipped import ShippedRecipe, near, recipe_file, shipped
 
@@ -34,7 +36,7 @@ def recipes(
         str | None,
         typer.Option(help="Those of one data set alone, for example mnist.", show_default=False),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Headers in full, as JSON.")] = False,
+    as_json: AsJson = False,
     markdown: Annotated[
         bool, typer.Option("--markdown", help="As the page that lies beside the recipes.")
     ] = False,
@@ -44,7 +46,7 @@ def recipes(
         return
     listed = _of(dataset)
     if as_json:
-        typer.echo(json.dumps([_as_json(recipe) for recipe in listed], indent=2))
+        print_json("recipes", {"recipes": [_as_json(recipe) for recipe in listed]})
     elif markdown:
         typer.echo("\n".join(_page(listed)))
     else:
@@ -53,13 +55,22 @@ def recipes(
 
 @app.command()
 def show(
-    recipe: Annotated[str, typer.Argument(help="Its name, for example cifar10/podd.")],
+    recipe: Annotated[
+        str, typer.Argument(help="Its name, for example cifar10/podd.", autocompletion=recipe_names)
+    ],
     path: Annotated[bool, typer.Option("--path", help="Where the file lies instead.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Print a recipe, to read or to change: recipes show mnist/podd > mine.yaml."""
     file = recipe_file(recipe)
     if not file.is_file():
         raise RecipeError(f"recipes show: no recipe {recipe!r}; {near(recipe)}")
+    if as_json:
+        print_json(
+            "recipes show",
+            {"name": recipe, "path": str(file), "text": file.read_text(encoding="utf-8")},
+        )
+        return
     typer.echo(file if path else file.read_text(encoding="utf-8"), nl=path)
 
 
@@ -93,6 +104,7 @@ def init(
     revision: Annotated[
         str | None, typer.Option(help="Of a dataset on the Hub.", show_default=False)
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Look at a dataset, time a little of the work, and write a recipe for it with comments.
 
@@ -111,6 +123,10 @@ def init(
         made = starter(dataset, file, use, ipc=ipc, minutes=minutes, revision=revision)
     with file.open("x", encoding="utf-8") as written:
         written.write(made.text)
+    if as_json:
+        seconds = {**asdict(made.minutes), "total": made.minutes.total}
+        print_json("init", {"file": str(file), "found": made.found, "seconds": seconds})
+        return
     console.print(f"found    {made.found}", markup=False)
     console.print(f"time     about {time_in_words(made.minutes.total)} of one core", markup=False)
     console.print(f"wrote    {file}", markup=False)

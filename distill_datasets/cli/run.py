@@ -3,9 +3,10 @@
 torch and datasets take seconds to import, so nothing here imports them before a verb needs them.
 """
 
-import json
 import logging
 import sys
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,8 +15,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from distill_datasets.cli.as_json import AsJson, print_failure, print_json
 from distill_datasets.cli.lazy_imports import put_off
-from distill_datasets.errors import Interrupted, RecipeError
+from distill_datasets.errors import Interrupted, RecipeError, did_you_mean
 from distill_datasets.runtime.launch import is_main_process, processes_to_start, start
 
 if TYPE_CHECKING:
@@ -31,12 +33,21 @@ SLOW = (
 )
 """What the modules of a recipe import and use only to compute."""
 
+
+def recipe_names(incomplete: str) -> list[str]:
+    """The shipped recipes whose names begin so, for the shell; files are completed by the shell."""
+    from distill_datasets.files.shipped import shipped
+
+    return [recipe.name for recipe in shipped() if recipe.name.startswith(incomplete)]
+
+
 RecipeArgument = Annotated[
     str,
     typer.Argument(
         help="A YAML recipe, or the name of one that ships with the package: see "
         "`distill-datasets recipes`.",
         show_default=False,
+        autocompletion=recipe_names,
     ),
 ]
 Overrides = Annotated[
@@ -91,6 +102,7 @@ def run(
     skip_bad_rows: SkipBadRows = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress, only the result.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Distill, measure and write a dataset. Run again to resume: finished work is kept.
 
@@ -99,8 +111,9 @@ def run(
     """
     loaded = _load(recipe, overrides, profile, skip_bad_rows, method)
     if dry_run:
-        _print_plan(loaded)
+        _print_plan(loaded, as_json=as_json)
         return
+    quiet = quiet or as_json
     count = processes_to_start(processes)
     try:
         if count > 1:
@@ -112,7 +125,9 @@ def run(
         outcome = run_recipe(loaded, runs=runs, output=output, quiet=quiet, trackers=track)
     except KeyboardInterrupt as error:  # typer would exit without a word
         raise Interrupted("the same command resumes where it stopped") from error
-    if is_main_process():
+    if is_main_process() and as_json:
+        print_json("run", _outcome_as_json(outcome))
+    elif is_main_process():
         _print_outcome(outcome)
 
 
@@ -133,9 +148,7 @@ def plan(
             help="Measure that here, the minutes of a run, and an unrolled window's memory.",
         ),
     ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print it as JSON, the images of every class included.")
-    ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Print stages, parts, sizes and work of a recipe; reads a few rows and trains nothing.
 
@@ -150,6 +163,7 @@ def check(
     overrides: Overrides = None,
     profile: Profile = None,
     skip_bad_rows: SkipBadRows = False,
+    as_json: AsJson = False,
 ) -> None:
     """Validate a recipe without reading its data; lists every problem at once.
 
@@ -157,11 +171,18 @@ def check(
     """
     with put_off(*SLOW):
         loaded = _load(recipe, overrides, profile, skip_bad_rows)
+    if as_json:
+        print_json("check", {"recipe": recipe, "valid": True, "sha256": loaded.sha256()})
+        return
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"{recipe}: valid, sha256 {loaded.sha256()[:12]}", markup=False)
 
 
 def list_parts(
+    axis: Annotated[
+        str | None,
+        typer.Option(help="The parts of one axis alone, for example canvases.", show_default=False),
+    ] = None,
     keys: Annotated[
         bool,
         typer.Option("--keys", help="Every key of a recipe instead: type, default, meaning."),
@@ -169,30 +190,77 @@ def list_parts(
     methods: Annotated[
         bool, typer.Option("--methods", help="The names that --method takes instead.")
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Show every part that a recipe can name, with its paper."""
-    from distill_datasets.config import BUILT_IN, load, names
+    """Show every part that a recipe can name, axis by axis, with its paper."""
+    from distill_datasets.config import BUILT_IN
 
+    if axis is not None and axis not in BUILT_IN:
+        raise RecipeError(f"--axis: got {axis!r}; {did_you_mean(axis, BUILT_IN)}")
     if methods:
-        from distill_datasets.presets import METHODS, SHIPPED
+        _print_methods(as_json)
+    elif keys:
+        _print_keys(axis, as_json)
+    else:
+        _print_parts([axis] if axis else list(BUILT_IN), as_json)
 
-        for method in METHODS:
-            typer.echo(f"{method:14}{SHIPPED.get(method, 'settings of its own')}")
-        return
-    if keys:
-        from distill_datasets.cli.keys import keys_of
-        from distill_datasets.recipe import Recipe
 
-        typer.echo(keys_of(Recipe, {axis: names(axis) for axis in BUILT_IN}), nl=False)
+def _print_methods(as_json: bool) -> None:
+    from distill_datasets.presets import METHODS, SHIPPED
+
+    settings = {method: SHIPPED.get(method, "settings of its own") for method in METHODS}
+    if as_json:
+        print_json("list", {"methods": settings})
         return
-    table = Table("axis", "name", "what", "paper", box=None, header_style="bold")
+    for method, where in settings.items():
+        typer.echo(f"{method:14}{where}")
+
+
+def _print_keys(axis: str | None, as_json: bool) -> None:
+    """Those of the recipe and of all parts, or of the parts of one axis."""
+    from distill_datasets.cli.keys import keys_of, tables_of
+    from distill_datasets.config import BUILT_IN, names
+    from distill_datasets.recipe import Recipe
+
+    parts = {each: names(each) for each in ([axis] if axis else BUILT_IN)}
+    recipe = None if axis else Recipe
+    if as_json:
+        rows = [row._asdict() for table in tables_of(recipe, parts) for row in table.rows]
+        print_json("list", {"keys": rows})
+    else:
+        typer.echo(keys_of(recipe, parts), nl=False)
+
+
+def _print_parts(axes: list[str], as_json: bool) -> None:
+    from distill_datasets.config import load, names
+
+    parts = list[dict[str, str]]()
     with put_off(*SLOW):
-        for axis in BUILT_IN:
+        for axis in axes:
             for name in sorted(names(axis)):
                 cls = load(axis, name)
-                what = (cls.__doc__ or "").strip().partition("\n")[0]
-                table.add_row(axis, name, escape(what), escape(cls.paper))
-    Console().print(table)
+                what = " ".join((cls.__doc__ or "").strip().partition("\n\n")[0].split())
+                parts.append({"axis": axis, "name": name, "what": what, "paper": cls.paper})
+    if as_json:
+        print_json("list", {"parts": parts})
+        return
+    console = Console(highlight=False)
+    for axis, members in groupby(parts, key=itemgetter("axis")):
+        console.print(f"[bold]{axis}[/bold]")
+        table = Table.grid(padding=(0, 2))
+        table.add_column(no_wrap=True, min_width=max(len(part["name"]) for part in parts) + 2)
+        table.add_column()
+        for part in members:
+            table.add_row(f"  {escape(part['name'])}", escape(part["what"]))
+            table.add_row("", f"[dim]{escape(part['paper'])}[/dim]")
+        console.print(table)
+        console.print()
+    console.print(
+        "One part's keys: distill-datasets list --keys --axis canvases\n"
+        "In a recipe:     distill: {canvas: {name: poster, ipc: 0.5}}",
+        soft_wrap=True,
+        markup=False,
+    )
 
 
 def _load(
@@ -224,6 +292,8 @@ def run_in(processes: int) -> None:
         Console(stderr=True).show_cursor()  # one that was ended may have hidden it for its bar
     for message, process in ended.errors.items():
         print_error(message, process)
+    if ended.code and ended.errors:
+        print_failure("; ".join(ended.errors), ended.code)
     if ended.code:
         raise typer.Exit(ended.code)
 
@@ -263,7 +333,7 @@ def _print_plan(
 
     planned = plan_recipe(recipe, None, flops_per_second, probe)
     if as_json:
-        typer.echo(json.dumps(planned.as_json(), indent=2, ensure_ascii=False))
+        print_json("plan", planned.as_json())
         return
     console = Console(highlight=False)
     for title, lines in planned.tables().items():
@@ -302,6 +372,20 @@ def _print_outcome(outcome: "Outcome") -> None:
         f'rows = load_dataset("{outcome.folder}", "default", split="train")', markup=False
     )
     console.print('images, soft_labels = rows["image"], rows["soft_label"]', markup=False)
+
+
+def _outcome_as_json(outcome: "Outcome") -> dict[str, Any]:
+    """Where a finished dataset lies, and what `distill.json` says of it."""
+    from distill_datasets.export.reading import has_hard_labels
+    from distill_datasets.export.summary import at_chance, statement
+
+    return {
+        "folder": str(outcome.folder),
+        "picture": str(outcome.folder / "poster.png"),
+        "statement": statement(outcome.results, hard=has_hard_labels(outcome.folder)),
+        "warning": at_chance(outcome.results),
+        "manifest": outcome.manifest,
+    }
 
 
 def print_results(console: Console, results: list[dict[str, Any]]) -> None:

@@ -1,6 +1,5 @@
 """The verbs for a finished set, of whomever: show, diff, pull and export."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,7 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from distill_datasets.cli import run
-from distill_datasets.cli.evaluate import RUNS, AsJson, RunsOption, TargetArgument
+from distill_datasets.cli.as_json import AsJson, print_json
+from distill_datasets.cli.evaluate import RUNS, RunsOption, TargetArgument
 from distill_datasets.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ def show(
         Path | None, typer.Option(help="Also copy the picture into this new file.")
     ] = None,
     runs: RunsOption = RUNS,
+    as_json: AsJson = False,
 ) -> None:
     """Show a distilled set: its picture in the terminal, what it is, and what it measured."""
     from PIL import Image
@@ -44,6 +45,9 @@ def show(
     picture = next(folder / name for name in PICTURES if (folder / name).is_file())
     if png is not None:
         shutil.copyfile(picture, png)
+    if as_json:
+        print_json("show", {"folder": str(folder), "picture": str(picture), "manifest": manifest})
+        return
     console = Console(highlight=False, soft_wrap=True)
     if console.is_terminal and console.color_system is not None:
         with Image.open(picture) as image:
@@ -79,7 +83,7 @@ def diff(
     run.log_to_stderr(quiet=True)
     found = differences(*(resolve_target(each, runs) for each in (first, second)))
     if as_json:
-        typer.echo(json.dumps([line._asdict() for line in found], indent=2, ensure_ascii=False))
+        print_json("diff", {"differences": [line._asdict() for line in found]})
     elif found:
         table = Table("", escape(first), escape(second), box=None, header_style="bold")
         for line in found:
@@ -95,6 +99,7 @@ def pull(
     target: TargetArgument,
     to: Annotated[Path, typer.Option("--to", help="New folder.")],
     runs: RunsOption = RUNS,
+    as_json: AsJson = False,
 ) -> None:
     """Copy a set, of the Hub or of a run, into a folder of yours; every hash is compared.
 
@@ -103,13 +108,16 @@ def pull(
     from distill_datasets.export.folder import appearing, check_writable, verify
     from distill_datasets.layouts.target import resolve_target
 
-    run.log_to_stderr(quiet=False)
+    run.log_to_stderr(quiet=as_json)
     check_writable(to)
     folder = resolve_target(target, runs)
     with appearing(to.absolute()) as partial:
         shutil.copytree(folder, partial, dirs_exist_ok=True)
         if problems := verify(partial):
             raise ArtifactError(f"{target}: is damaged: {'; '.join(problems[:3])}")
+    if as_json:
+        print_json("pull", {"folder": str(to)})
+        return
     typer.echo(f'load_dataset("{to}", "default", split="train")')
 
 
@@ -118,6 +126,7 @@ def export(
     layout: Annotated[str, typer.Option(help="imagefolder, npz, pt or webdataset.")],
     to: Annotated[Path, typer.Option("--to", help="New folder.")],
     runs: RunsOption = RUNS,
+    as_json: AsJson = False,
 ) -> None:
     """Write the rows of a set, with labels and soft labels, as other programs read them.
 
@@ -130,7 +139,11 @@ def export(
 
     run.log_to_stderr(quiet=False)
     folder = resolve_target(target, runs)
-    typer.echo(str(write_layout(folder, layout, to)))
+    written = write_layout(folder, layout, to)
+    if as_json:
+        print_json("export", {"written": str(written), "layout": layout})
+        return
+    typer.echo(str(written))
 
 
 def half_blocks(image: "Image.Image", width: int) -> Text:

@@ -1,6 +1,6 @@
 """The verbs that share datasets: publish a finished one, import one that others made."""
 
-import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 
 from distill_datasets.cli import run
+from distill_datasets.cli.as_json import AsJson, print_json
 from distill_datasets.errors import ArtifactError
 
 
@@ -31,6 +32,7 @@ def publish(
             help="Publish openly although the source's license is unknown or restricts it.",
         ),
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Put a finished folder on the Hub: one commit, then a tag.
 
@@ -40,7 +42,7 @@ def publish(
     from distill_datasets.export.folder import recipe_of
     from distill_datasets.export.publish import publish as publish_folder
 
-    run.log_to_stderr(quiet=False)
+    run.log_to_stderr(quiet=as_json)
     repo = repo or recipe_of(folder).get("publish", {}).get("repo")
     if not repo:
         raise ArtifactError(
@@ -50,6 +52,9 @@ def publish(
     published = publish_folder(
         folder, repo, private=private, tag=tag, message=message, allow_license=allow_license
     )
+    if as_json:
+        print_json("publish", {"repo": repo, **asdict(published)})
+        return
     console = Console(highlight=False, soft_wrap=True)
     state = "already there, nothing changed" if published.unchanged else "published"
     console.print(f"{state}: {published.url}")
@@ -102,7 +107,7 @@ def import_set(
     ] = None,
     config: Annotated[str | None, typer.Option(help="Of a Hub dataset with several.")] = None,
     revision: Annotated[str | None, typer.Option(help="Of a Hub dataset.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the manifest.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Make a distilled set of others a published folder: to evaluate, verify, compare or publish.
 
@@ -138,7 +143,7 @@ def import_set(
         labels=labels,
     )
     if as_json:
-        typer.echo(json.dumps(manifest, indent=2, ensure_ascii=False))
+        print_json("import", {"folder": str(to), "manifest": manifest})
         return
     console = Console(highlight=False, soft_wrap=True)
     budget, (c, h, w) = manifest["budget"], manifest["input"]["shape"]

@@ -38,7 +38,7 @@ PUBLISHED = {
     "student.yaml",
 }
 OPTIONS = {
-    "": {"--install-completion", "--show-completion", "--version"},
+    "": {"--install-completion", "--show-completion", "--version", "--agent-help"},
     "run": {
         "--profile",
         "--method",
@@ -49,10 +49,11 @@ OPTIONS = {
         "--skip-bad-rows",
         "--dry-run",
         "--quiet",
+        "--json",
     },
     "plan": {"--profile", "--method", "--skip-bad-rows", "--flops-per-second", "--probe", "--json"},
-    "check": {"--profile", "--skip-bad-rows"},
-    "list": {"--keys", "--methods"},
+    "check": {"--profile", "--skip-bad-rows", "--json"},
+    "list": {"--axis", "--keys", "--methods", "--json"},
     "evaluate": {
         *("--source", "--recipe", "--level", "--students", "--steps", "--seed", "--processes"),
         *("--use", "--to", "--runs", "--output", "--json", "--quiet"),
@@ -61,8 +62,8 @@ OPTIONS = {
         *("--source", "--recipe", "--tiers", "--seed", "--processes", "--runs", "--output"),
         *("--json", "--quiet"),
     },
-    "report": {"--output", "--runs"},
-    "compare": {"--output", "--runs"},
+    "report": {"--output", "--runs", "--json"},
+    "compare": {"--output", "--runs", "--json"},
     "verify": {"--runs", "--output", "--json"},
     "reproduce": {"--source", "--processes", "--runs", "--output", "--json", "--quiet"},
     "import": {
@@ -79,13 +80,13 @@ OPTIONS = {
         ),
         *("--method", "--paper", "--license", "--experiment", "--config", "--revision", "--json"),
     },
-    "show": {"--png", "--runs", "--output"},
+    "show": {"--png", "--runs", "--output", "--json"},
     "diff": {"--runs", "--output", "--json"},
-    "pull": {"--to", "--runs", "--output"},
-    "export": {"--layout", "--to", "--runs", "--output"},
-    "init": {"--for", "--minutes", "--ipc", "--to", "--revision"},
+    "pull": {"--to", "--runs", "--output", "--json"},
+    "export": {"--layout", "--to", "--runs", "--output", "--json"},
+    "init": {"--for", "--minutes", "--ipc", "--to", "--revision", "--json"},
     "recipes": {"--dataset", "--json", "--markdown"},
-    "publish": {"--private", "--public", "--tag", "--message", "--allow-license"},
+    "publish": {"--private", "--public", "--tag", "--message", "--allow-license", "--json"},
 }
 
 
@@ -279,11 +280,15 @@ def test_check_lists_every_problem(here: Path) -> None:
 
 
 def test_list_shows_every_built_in_part_with_its_paper() -> None:
-    out = " ".join(command("list").out.split())
+    lines = command("list", columns=80).out.splitlines()
+    assert max(map(len, lines)) <= 80
+    out = " ".join(" ".join(lines).split())
     for axis, table in BUILT_IN.items():
+        assert axis in lines
+        own = " ".join(command("list", "--axis", axis).out.split())
         for name in table:
-            assert f"{axis} {name} " in out
-            assert load(axis, name).paper.split()[0] in out
+            for told in (out, own):
+                assert f" {name} " in told and load(axis, name).paper.split()[0] in told
 
 
 def test_the_file_of_all_keys_is_what_is_printed() -> None:

@@ -20,7 +20,7 @@ def test_the_list_fits_a_terminal_of_80_columns_and_names_every_recipe() -> None
 
 def test_the_list_of_one_data_set_as_json_has_the_headers() -> None:
     answer = command("recipes", "--dataset", "mnist", "--json")
-    listed = json.loads(answer.out)
+    listed = json.loads(answer.out)["recipes"]
     assert {entry["name"].partition("/")[0] for entry in listed} == {"mnist"}
     (podd,) = (entry for entry in listed if entry["name"] == "mnist/podd")
     assert podd["what"].startswith("PoDD") and podd["accuracy"] == "67.4 +- 3.3 %"

@@ -66,7 +66,10 @@ def test_diff_names_every_value_of_the_recipe_that_differs(published: Path, tmp_
     where = ["--runs", tmp_path / "runs", "--output", tmp_path / "other", "--quiet"]
     assert command("run", toy_file(tmp_path), "distill.steps=2", *where).code == 0
     answer = command("diff", published, tmp_path / "other", "--json")
-    found = {line["what"]: (line["first"], line["second"]) for line in json.loads(answer.out)}
+    found = {
+        line["what"]: (line["first"], line["second"])
+        for line in json.loads(answer.out)["differences"]
+    }
     assert answer.code == 1
     assert found["recipe.distill.steps"] == ("4", "2")
     assert "bytes of the rows" in found and "recipe.seed" not in found
