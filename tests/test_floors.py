@@ -283,6 +283,7 @@ def test_the_command_line_imports_nothing_slow_before_a_verb_needs_it() -> None:
     cheap = {
         "errors",
         "cli",
+        "cli.as_json",
         "cli.evaluate",
         "cli.lazy_imports",
         "cli.pages",

@@ -84,15 +84,19 @@ class Bases(Parameterized):
             return [_Plane(channels, height, width)]
         return [_Plane(1, height, width), _Plane(2, (height + 1) // 2, (width + 1) // 2)]
 
+    def values_of_one(self, shape: Shape) -> int:
+        """Values of a basis for images of this shape."""
+        return sum(plane.values for plane in self._planes(shape.c, (shape.h, shape.w)))
+
     def count(self, shape: Shape, values: int) -> int:
         if self.colors == "half" and shape.c != 3:
             raise RecipeError(
                 f"distill.canvas.colors: 'half' is of RGB images, got {shape.c} channel"
                 f"{'s' * (shape.c > 1)}; leave it out"
             )
-        planes = self._planes(shape.c, (shape.h, shape.w))
-        of_one = sum(plane.values for plane in planes)
+        of_one = self.values_of_one(shape)
         if self.bases > of_one:
+            planes = self._planes(shape.c, (shape.h, shape.w))
             sizes = " and ".join(" x ".join(map(str, plane)) for plane in planes)
             raise RecipeError(
                 f"distill.canvas.bases: {self.bases} bases for images of {sizes} values; set bases "

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from distill_datasets.canvases.bases import Bases
 from distill_datasets.data.source import Source, open_source
 from distill_datasets.errors import RecipeError, did_you_mean, refuse
 from distill_datasets.files.yaml_text import from_yaml
@@ -31,8 +32,37 @@ FIRST_STEPS = 100
 LEAST_BATCH = 64
 """Real images of a step where nobody knows how many there are."""
 MOST_STEPS = 20_000
+MIXED = 0.71
+"""Share of the values that bases take where images are mixed of them; the rest are coefficients."""
+LEAST_BASES = 8
+LEAST_SIDE = 8
+"""Of the deepest network that learns from mixtures here."""
 LONG = 4.0
 """Minutes from which on longer students and other networks are measured too."""
+
+
+class Measuring(NamedTuple):
+    """How networks that train from scratch are measured: of every row, and which rows."""
+
+    students: int
+    steps: int
+    references: tuple[str, ...]
+
+    @property
+    def work(self) -> int:
+        """Training steps of all students."""
+        return self.students * self.steps * (1 + len(self.references))
+
+
+MEASURING = (
+    Measuring(3, 300, ("random_real", "herding", "class_mean")),
+    Measuring(2, 300, ("random_real", "class_mean")),
+    Measuring(1, 300, ("random_real", "class_mean")),
+    Measuring(1, 150, ("random_real",)),
+    Measuring(1, 60, ("random_real",)),
+)
+"""The best first; the first that fits into its share of the time is taken."""
+MEASURED_SHARE = 0.5
 
 
 class Starter(NamedTuple):
@@ -103,10 +133,10 @@ def _problems(use: str, ipc: float, minutes: float) -> list[str]:
     problems = []
     if minutes <= 0:
         problems.append(f"--minutes: got {minutes:g}, expected more than 0")
-    if ipc <= 0 or (use != "poster" and ipc != int(ipc)):
+    if ipc <= 0 or (use == "probe" and ipc != int(ipc)):
         problems.append(
             f"--ipc: got {ipc:g} for {use}, expected a whole number of images per class; for less "
-            "than one take --for poster"
+            "than one take --for scratch or --for poster"
         )
     if use == "probe" and not _has_backbone():
         problems.append(
@@ -128,32 +158,75 @@ def _fields(use: str, shape: Shape, ipc: float, rows: int | None) -> dict[str, A
     resolution = min(side, LARGEST)
     color = shape.c == 3
     per_class = f"{int(ipc)}" if ipc == int(ipc) else f"{ipc:g}"
+    bases = bases_for(replace(shape, h=resolution, w=resolution), ipc)
     small = max(4, math.ceil(resolution * 3 / 8))
-    canvas = f"{{name: small, ipc: {per_class}, side: {small}}}"
     if use == "poster":
         crops = max(48, 2 * shape.k)
         canvas = f"{{name: poster, ipc: {per_class}, crops: {crops}, init: class_mean}}"
+    elif bases is not None:
+        half = ", colors: half" * color
+        canvas = f"{{name: bases, ipc: {per_class}, bases: {bases}{half}}}"
+    elif ipc == int(ipc):
+        canvas = f"{{name: small, ipc: {per_class}, side: {small}}}"
+    else:
+        raise RecipeError(
+            f"--ipc: got {per_class} for scratch, which {shape.k} classes of {resolution} px are "
+            "too few values for; expected a whole number, or take --for poster"
+        )
     return {
         "use": use,
         "resolution": None if (shape.h, shape.w) == (resolution, resolution) else resolution,
         "color": color,
         "canvas": canvas,
+        "mixed": use == "scratch" and bases is not None,
         "real_batch": min(256 if color else 128, rows or LEAST_BATCH),
         "sharpness": 10.0 if color else 5.0,
     }
 
 
+def bases_for(shape: Shape, ipc: float) -> int | None:
+    """How many bases images are mixed of, which take `MIXED` of all values; None where few fit.
+
+    Of the values of half an image per class of MNIST it is 14, of one of CIFAR-10 it is 56.
+    """
+    if shape.c not in (1, 3) or shape.h < LEAST_SIDE:
+        return None
+    canvas = Bases(ipc=ipc, colors="half" if shape.c == 3 else "full")
+    values, of_one = canvas.budget(shape), canvas.values_of_one(shape)
+    bases = math.floor(MIXED * values / of_one)
+    if not LEAST_BASES <= bases <= of_one:
+        return None
+    images = canvas.model_copy(update={"bases": bases}).count(shape, values)
+    return bases if images >= shape.k else None
+
+
 def _sized(fields: dict[str, Any], seconds: float) -> tuple[dict[str, Any], Minutes]:
-    """The fields with the number of steps that fits, and the time of a run."""
-    is_short = seconds < 60 * LONG
-    fields = fields | {"steps": FIRST_STEPS, "beyond": "null" if is_short else "{students: 1}"}
-    measured = minutes_of(recipe_from(from_yaml(_text(fields)), title="init"))
-    assert measured is not None, "no starter has a squeeze stage"
+    """The fields with the measuring and the number of steps that fit, and the time of a run."""
+    fields = fields | {"steps": FIRST_STEPS, "measuring": MEASURING[0], "beyond": "null"}
+    if seconds >= 60 * LONG:
+        fields["beyond"] = "{students: 1}"
+    measured = _minutes(fields)
+    if fields["use"] != "probe":
+        most = MEASURED_SHARE * (seconds - measured.source)
+        if measured.evaluate > most and fields["beyond"] != "null":
+            fields["beyond"] = "null"
+            measured = _minutes(fields)
+        whole = MEASURING[0].work
+        fitting = (each for each in MEASURING if each.work / whole * measured.evaluate <= most)
+        chosen = next(fitting, MEASURING[-1])
+        measured = replace(measured, evaluate=chosen.work / whole * measured.evaluate)
+        fields["measuring"] = chosen
     left = seconds - measured.source - measured.evaluate
     steps = max(FIRST_STEPS, int(left / max(measured.step, 1e-6)) // 50 * 50)
     steps = min(steps, MOST_STEPS)
     measured = replace(measured, distill=steps * measured.step)
     return fields | {"steps": steps, "minutes": time_in_words(measured.total)}, measured
+
+
+def _minutes(fields: dict[str, Any]) -> Minutes:
+    measured = minutes_of(recipe_from(from_yaml(_text(fields)), title="init"))
+    assert measured is not None, "no starter has a squeeze stage"
+    return measured
 
 
 def _text(fields: dict[str, Any]) -> str:

@@ -7,20 +7,27 @@ from PIL import Image
 from support.image_sets import noise
 from support.toy_runs import command
 
+from distill_datasets.canvases.bases import Bases
 from distill_datasets.files.yaml_text import from_yaml
+from distill_datasets.planning.starter import bases_for
 from distill_datasets.recipe import load_recipe
+from distill_datasets.types import Shape
+
+
+def pictures(folder: Path, side: int) -> Path:
+    """Two classes with eight color pictures each."""
+    for label, name in enumerate(("cat", "dog")):
+        (folder / name).mkdir(parents=True)
+        for row, image in enumerate(noise(8, 3, side, seed=label).numpy()):
+            Image.fromarray(image.transpose(1, 2, 0)).save(folder / name / f"{row}.png")
+    return folder
 
 
 @pytest.fixture
 def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Two classes with eight color pictures each, and their parent as the working folder."""
-    for label, name in enumerate(("cat", "dog")):
-        folder = tmp_path / "photos" / name
-        folder.mkdir(parents=True)
-        for row, image in enumerate(noise(8, 3, 100, seed=label).numpy()):
-            Image.fromarray(image.transpose(1, 2, 0)).save(folder / f"{row}.png")
+    """Pictures of 100 px, and their parent as the working folder."""
     monkeypatch.chdir(tmp_path)
-    return tmp_path / "photos"
+    return pictures(tmp_path / "photos", 100)
 
 
 def test_a_folder_of_photos_gets_a_probe_that_check_accepts(photos: Path) -> None:
@@ -33,11 +40,32 @@ def test_a_folder_of_photos_gets_a_probe_that_check_accepts(photos: Path) -> Non
     assert (recipe.distill.objective.name, recipe.source.resolution) == ("linear", 96)
 
 
-@pytest.mark.parametrize(("use", "canvas"), [("scratch", "small"), ("poster", "poster")])
+@pytest.mark.parametrize(
+    ("shape", "ipc", "bases"),
+    [
+        (Shape(1, 28, 28, 10), 0.5, 14),
+        (Shape(3, 32, 32, 10), 1, 56),
+        (Shape(3, 32, 32, 100), 1, None),
+        (Shape(1, 8, 8, 10), 1, None),
+    ],
+)
+def test_mixtures_have_the_bases_of_the_measured_recipes(
+    shape: Shape, ipc: float, bases: int | None
+) -> None:
+    assert bases_for(shape, ipc) == bases
+    for name in ("mnist", "cifar10") if bases else ():
+        canvas = load_recipe(f"{name}/regression-bases").distill.canvas
+        assert isinstance(canvas, Bases)
+        if canvas.ipc == ipc:
+            assert canvas.bases == bases
+
+
+@pytest.mark.parametrize(("use", "canvas"), [("scratch", "bases"), ("poster", "poster")])
 def test_the_use_and_the_budget_decide_the_canvas(photos: Path, use: str, canvas: str) -> None:
     budget = {"scratch": "2", "poster": "0.5"}[use]
+    pictures(Path("thumbnails"), 12)
     asked = ["--for", use, "--ipc", budget, "--minutes", "0.1", "--to", "mine.yaml"]
-    assert command("init", "photos", *asked).code == 0
+    assert command("init", "thumbnails", *asked).code == 0
     written = from_yaml(Path("mine.yaml").read_text(encoding="utf-8"))
     assert written["distill"]["canvas"]["name"] == canvas
     assert written["distill"]["canvas"]["ipc"] == float(budget)
@@ -64,7 +92,7 @@ def test_a_file_that_is_there_is_never_written_over(photos: Path) -> None:
 @pytest.mark.parametrize(
     ("asked", "words"),
     [
-        (["--ipc", "0.5"], ["--ipc: got 0.5 for probe", "take --for poster"]),
+        (["--ipc", "0.5"], ["--ipc: got 0.5 for probe", "--for poster"]),
         (["--minutes", "0"], ["--minutes: got 0, expected more than 0"]),
         (["--to", "nowhere/mine.yaml"], ["no folder nowhere"]),
     ],
