@@ -7,10 +7,11 @@ from typing import Any
 
 from distill_datasets.errors import DistillError
 from distill_datasets.export.folder import recipe_of
-from distill_datasets.models.flops import WEIGHT_GRADIENT, cost
+from distill_datasets.models.flops import cost
 from distill_datasets.planning.costs import costs
 from distill_datasets.planning.plan import work_of
 from distill_datasets.recipe import Recipe, recipe_from
+from distill_datasets.stages.teacher_training import squeeze_work
 from distill_datasets.types import Shape
 
 
@@ -47,7 +48,7 @@ def _stages(recipe: Recipe, shape: Shape, rows: int) -> dict[str, float | None]:
     squeeze = recipe.squeeze
     if squeeze is not None and not squeeze.weights:
         forward = sum(cost(each, shape)[0] for each in squeeze.architectures)
-        stages["squeeze"] = WEIGHT_GRADIENT * squeeze.epochs * rows * forward
+        stages["squeeze"] = squeeze_work(squeeze, forward, rows)
     examples = recipe.distill.canvas.size(shape).examples
     stages["distill"] = work_of(recipe, shape, examples).distill
     return stages

@@ -19,7 +19,7 @@ from distill_datasets.models.flops import IMAGE_GRADIENT, WEIGHT_GRADIENT, cost
 from distill_datasets.objectives.objective import Needs
 from distill_datasets.recipe import Recipe
 from distill_datasets.stages.relabel import Layout
-from distill_datasets.stages.teacher_training import Squeeze
+from distill_datasets.stages.teacher_training import Squeeze, squeeze_work
 from distill_datasets.types import Shape
 from distill_datasets.views.relabel import Relabel
 
@@ -107,7 +107,7 @@ def _reading(
     if frozen:
         yield Cost("features", max(1, rows // 1024), rows * frozen, 0.0)
     if squeeze is not None and not squeeze.weights:
-        work = WEIGHT_GRADIENT * squeeze.epochs * rows * flops
+        work = squeeze_work(squeeze, flops, rows)
         stored = squeezed_bytes(squeeze, [weights for _, weights in forward])
         yield Cost("squeeze", squeeze.members * squeeze.shards, work, stored)
     if recipe.distill.objective.needs.class_statistics:

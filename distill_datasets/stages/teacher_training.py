@@ -6,8 +6,8 @@ Shape suffixes: P all weights of a network.
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
@@ -16,11 +16,13 @@ from torch import nn
 
 from distill_datasets.data.source import Source
 from distill_datasets.models.architecture import Architecture, ArchitectureField
+from distill_datasets.models.flops import WEIGHT_GRADIENT
 from distill_datasets.models.initialization import initialize
 from distill_datasets.runtime.draws import Draw
 from distill_datasets.runtime.processes import Runtime
 from distill_datasets.training.checkpoint import TrainingCheckpoint
 from distill_datasets.training.examples import Examples
+from distill_datasets.training.flatness import Flatness, uphill
 from distill_datasets.training.loop import Gradient, SupervisedTraining, Training, rate, steps_of
 from distill_datasets.types import Shape
 
@@ -92,6 +94,9 @@ class Squeeze(MemberNetworks):
         description="equal pieces of a batch with BatchNorm statistics of their own; processes "
         "share them. 1: a process trains a member alone",
     )
+    flatness: Flatness | None = Field(
+        default=None, description="train towards flat minima, at twice the work (FTD); null: no"
+    )
     keep: Literal["every", "last"] = Field(
         default="last", description="weights after every epoch (trajectories), or after the last"
     )
@@ -132,6 +137,12 @@ class Squeeze(MemberNetworks):
                 f"weights: nothing is trained, so leave {', '.join(asked)} out, or weights"
             )
         return self
+
+
+def squeeze_work(settings: Squeeze, flops_per_image: float, rows: int) -> float:
+    """FLOPs of training the networks of which all together take so many for one image."""
+    looks = 1 if settings.flatness is None else 2
+    return looks * WEIGHT_GRADIENT * settings.epochs * rows * flops_per_image
 
 
 class MemberTraining:
@@ -222,8 +233,17 @@ class MemberTraining:
 
     def _gradient(self, runtime: Runtime) -> AbstractContextManager[Gradient]:
         if self._settings.shards == 1:
-            return nullcontext(self._training.alone())
-        return self._training.shared(runtime, self._settings.shards)
+            return nullcontext(self._flat(self._training.alone()))
+        return self._flat_shared(runtime)
+
+    @contextmanager
+    def _flat_shared(self, runtime: Runtime) -> Iterator[Gradient]:
+        with self._training.shared(runtime, self._settings.shards) as gradient:
+            yield self._flat(gradient)
+
+    def _flat(self, gradient: Gradient) -> Gradient:
+        flatness = self._settings.flatness
+        return gradient if flatness is None else uphill(flatness, gradient, self.module)
 
     def _weights_P(self) -> Tensor:
         return nn.utils.parameters_to_vector(self.module.parameters()).detach().cpu().clone()

@@ -31,7 +31,7 @@ from distill_datasets.views.augment import Augment
 BATCHED = ConvNet(depth=2, width=6, norm="batch")
 REAL = toy_real()
 AUGMENT = Augment(operations=["crop", "flip"], choose="all")
-SHARED = {"shards": 4, "members": 2, "augment": AUGMENT}
+SHARED = {"shards": 4, "members": 2, "augment": AUGMENT, "flatness": {"radius": 0.01}}
 PROGRAM = """
 import sys
 from pathlib import Path
