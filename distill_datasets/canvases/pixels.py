@@ -40,7 +40,10 @@ class Pixels(Canvas):
     """Trained images, each its own training example: `ipc` of every class, or a number of them."""
 
     examples_are_stored: ClassVar[bool] = True
-    paper: ClassVar[str] = "Dataset Distillation, arXiv:1811.10959; RaT-BPTT, arXiv:2311.07025"
+    paper: ClassVar[str] = (
+        "Dataset Distillation, arXiv:1811.10959; RaT-BPTT, arXiv:2311.07025; "
+        "SelMatch, arXiv:2406.18561"
+    )
     name: Literal["pixels"] = "pixels"
     ipc: int | None = Field(default=None, ge=1, le=100_000, description="images per class")
     count: int | None = Field(
@@ -56,15 +59,32 @@ class Pixels(Canvas):
     bounds: Bounds = Field(
         default="sigmoid", description="how pixels are kept displayable; clip suits real images"
     )
+    frozen: int = Field(
+        default=0,
+        ge=0,
+        description="last images of every class that stay as they began, beside trained ones "
+        "(SelMatch)",
+    )
 
     @model_validator(mode="after")
     def _one_size(self) -> Self:
         if (self.ipc is None) == (self.count is None):
             raise ValueError("expected either ipc or count")
+        if self.frozen and (self.ipc is None or self.bounds != "clip"):
+            raise ValueError(
+                f"frozen: got {self.frozen}, which takes ipc: and bounds: clip, as real images "
+                f"stay what they are; got ipc: {self.ipc}, bounds: {self.bounds}"
+            )
+        if self.ipc is not None and self.frozen >= self.ipc:
+            raise ValueError(
+                f"frozen: got {self.frozen} of ipc: {self.ipc} images, expected fewer: some are "
+                "trained"
+            )
         return self
 
     def cited(self) -> list[str]:
-        own = self.paper.split("; ")
+        *own, selmatch = self.paper.split("; ")
+        own += [selmatch] if self.frozen else []
         return own if self.init.effort != "file" else [*own, *self.init.papers()]
 
     @property
@@ -100,22 +120,37 @@ class Pixels(Canvas):
 
     def _start_from(self, pixels_NCHW: Tensor, classes_N: Tensor) -> CanvasStart:
         cells = Cells(torch.arange(len(classes_N)), classes_N)
-        return CanvasStart({"trained_NCHW": hide(pixels_NCHW, self.bounds)}, {}, cells)
+        values_NCHW = hide(pixels_NCHW, self.bounds)
+        if not self.frozen:
+            return CanvasStart({"trained_NCHW": values_NCHW}, {}, cells)
+        assert self.ipc is not None
+        stays_N = torch.arange(len(classes_N)) % self.ipc >= self.ipc - self.frozen
+        # row n of all lies at place_N[n] of the trained ones followed by those that stay
+        place_N = torch.cat([(~stays_N).nonzero(), stays_N.nonzero()]).flatten().argsort()
+        constants = {"frozen_NCHW": values_NCHW[stays_N], "place_N": place_N}
+        return CanvasStart({"trained_NCHW": values_NCHW[~stays_N]}, constants, cells)
 
     def decode(self, tensors: Tensors, index_B: Tensor) -> Tensor:
-        return show(tensors["trained_NCHW"].index_select(0, index_B), self.bounds)
+        values_NCHW = tensors["trained_NCHW"]
+        if self.frozen:
+            values_NCHW = torch.cat([values_NCHW, tensors["frozen_NCHW"]])
+            index_B = tensors["place_N"].index_select(0, index_B)
+        return show(values_NCHW.index_select(0, index_B), self.bounds)
 
     def project(self, tensors: Tensors) -> None:
         keep_inside(tensors["trained_NCHW"], self.bounds)
 
     def stored(self, tensors: Tensors) -> list[Tensor]:
+        if self.frozen:
+            place_N = tensors["place_N"]
+            return list(self.decode(tensors, torch.arange(len(place_N)).to(place_N)).detach())
         return list(show(tensors["trained_NCHW"].detach(), self.bounds))
 
     def preview(self, tensors: Tensors) -> list[Tensor]:
         return self.stored(tensors)
 
     def alone(self) -> Alone | None:
-        if self.ipc is None:
+        if self.ipc is None or self.frozen:
             return None
         altered = None
         if self.bounds != "clip":

@@ -123,7 +123,7 @@ class Distill(Section):
         if alone is None:
             raise ValueError(
                 f"canvas: {self.canvas.name!r} with the objective {self.objective.name!r}, which "
-                "solves images each for itself; expected {name: pixels, ipc: ...}"
+                "solves images each for itself; expected {name: pixels, ipc: ...}, none frozen"
             )
         if not self.labels.keep_classes:
             raise ValueError(

@@ -282,6 +282,38 @@ def test_a_pixel_image_that_is_not_asked_for_gets_no_gradient() -> None:
     assert distilled.parameters["canvas.trained_NCHW"].grad[:, 0, 0, 0].tolist() == [0.25, 0, 0.25]
 
 
+def test_frozen_images_stay_as_they_began_at_their_places() -> None:
+    canvas = Pixels(ipc=3, frozen=1, init=Real(), bounds="clip")
+    real = toy_real()
+    whole = distilled_of(real, Pixels(ipc=3, init=Real(), bounds="clip"), Area())
+    mixed = distilled_of(real, canvas, Area())
+    every = torch.arange(whole.count)
+    assert torch.equal(mixed(every).images_BCHW, whole(every).images_BCHW)
+    assert torch.equal(torch.stack(mixed.stored()), torch.stack(whole.stored()))
+    images, _ = mixed(every)
+    (grad,) = torch.autograd.grad(images.sum(), [mixed.parameters["canvas.trained_NCHW"]])
+    assert len(grad) == 2 * len(every) // 3 and (grad != 0).all()
+    with torch.no_grad():
+        mixed.parameters["canvas.trained_NCHW"].zero_()
+    moved = (mixed(every).images_BCHW != whole(every).images_BCHW).flatten(1).any(dim=1)
+    assert moved.tolist() == [place % 3 < 2 for place in range(whole.count)]
+
+
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [
+        ({"ipc": 2, "frozen": 2, "bounds": "clip"}, "frozen: got 2 of ipc: 2"),
+        ({"ipc": 2, "frozen": 1}, "takes ipc: and bounds: clip"),
+        ({"count": 4, "frozen": 1, "bounds": "clip"}, "takes ipc: and bounds: clip"),
+    ],
+)
+def test_frozen_images_ask_for_trained_ones_and_whole_pixels(
+    fields: dict[str, object], why: str
+) -> None:
+    with pytest.raises(ValidationError, match=why):
+        Pixels.model_validate(fields)
+
+
 def test_what_is_stored_or_looked_at_is_not_differentiable() -> None:
     images = images_of(torch.rand(2, 1, 2, 2), torch.eye(2), bounds="sigmoid")
     for distilled in (poster_of(ipc=1), images):
