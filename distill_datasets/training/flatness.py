@@ -53,7 +53,8 @@ def uphill(settings: Flatness, gradient: Gradient, module: nn.Module) -> Gradien
             return loss
         kept = [value.detach().clone() for value in (*weights, *module.buffers())]
         with torch.no_grad():
-            torch._foreach_add_(weights, torch._foreach_mul(here, settings.radius / length))
+            for weight, grad in zip(weights, here, strict=True):
+                weight += settings.radius / length * grad
         gradient(index_B, step)
         there = _taken(weights)
         with torch.no_grad():
