@@ -54,7 +54,7 @@ def uphill(settings: Flatness, gradient: Gradient, module: nn.Module) -> Gradien
         kept = [value.detach().clone() for value in (*weights, *module.buffers())]
         with torch.no_grad():
             for weight, grad in zip(weights, here, strict=True):
-                weight += settings.radius / length * grad
+                weight.add_(settings.radius / length * grad)
         gradient(index_B, step)
         there = _taken(weights)
         with torch.no_grad():
