@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
+from distill_datasets.canvases.canvas import Canvas
 from distill_datasets.config import Section
 from distill_datasets.data.opening import without_places
 from distill_datasets.data.source import Source
@@ -25,7 +26,9 @@ from distill_datasets.files.artifacts import canonical_json, sha256_text
 from distill_datasets.files.shipped import near, recipe_file
 from distill_datasets.files.yaml_text import MOST_CHARACTERS, from_yaml, to_yaml
 from distill_datasets.objectives.objective import Context
+from distill_datasets.selection.selection import Selection
 from distill_datasets.stages.distill import Distill
+from distill_datasets.stages.generator import GeneratorField
 from distill_datasets.stages.teacher_training import Squeeze
 from distill_datasets.views.relabel import Relabel
 
@@ -62,6 +65,9 @@ class Recipe(Section):
     seed: int = Field(default=0, ge=0, lt=2**63, description="decides every random draw")
     source: Source
     squeeze: Squeeze | None = None
+    generator: GeneratorField | None = Field(
+        default=None, description="what canvases and selections that decode or sample ask"
+    )
     distill: Distill
     relabel: Relabel | None = Field(
         default=None, description="labels of many views by the networks of squeeze; null: none"
@@ -74,6 +80,7 @@ class Recipe(Section):
         problems = [
             *self._networks_and_objective(),
             *self._squeezed_networks(),
+            *self._generated_images(),
             *self._views_of_images(),
             *self._followed_by_students(),
             *self.evaluate.problems(self.relabel),
@@ -128,6 +135,33 @@ class Recipe(Section):
             )
         yield from section.networks.problems(self.squeeze)
         yield from section.objective.problems(Context(teachers=self.squeeze.members))
+
+    def _generated_images(self) -> Iterator[str]:
+        asking = [repr(part.name) for part in _asking_a_generator(self.distill)]
+        if self.generator is None:
+            if asking:
+                yield (
+                    f"generator: missing; {' and '.join(asking)} in distill.canvas need one, for "
+                    "example generator: {name: trained, autoencoder: {epochs: 5}, flow: {epochs: "
+                    "20}}"
+                )
+            return
+        if not asking:
+            yield (
+                "generator: nothing in distill.canvas asks it; leave the section out, or choose "
+                "the canvas latent, or an init that samples, for example prototypes"
+            )
+        sampling = [part for part in _asking_a_generator(self.distill) if part.samples]
+        if sampling and not self.generator.makes_images:
+            yield (
+                f"generator: {self.generator.name!r} was never trained, and "
+                f"{sampling[0].name!r} in distill.canvas takes images from it; choose trained"
+            )
+        if asking and self.source.normalization != "mean_std":
+            yield (
+                f"source.normalization: {self.source.normalization!r} with a generator, which "
+                "makes images as they are; expected mean_std"
+            )
 
     def _views_of_images(self) -> Iterator[str]:
         objective = self.distill.objective
@@ -195,7 +229,9 @@ class Recipe(Section):
 
         It is published: what lies on this machine is called by its last name alone.
         """
-        resolved: dict[str, Any] = without_places(self.model_dump(mode="json"))
+        # a section that came later: recipes without it keep their hash
+        absent = {"generator"} if self.generator is None else set[str]()
+        resolved: dict[str, Any] = without_places(self.model_dump(mode="json", exclude=absent))
         return resolved
 
     def resolved_yaml(self) -> str:
@@ -205,6 +241,16 @@ class Recipe(Section):
     def sha256(self) -> str:
         """The hash of the canonical JSON of `resolved`."""
         return sha256_text(canonical_json(self.resolved()))
+
+
+def _asking_a_generator(section: BaseModel) -> Iterator[Canvas | Selection]:
+    """The parts of a section, and below, that a generator decodes or samples for."""
+    for key in type(section).model_fields:
+        value = getattr(section, key)
+        if isinstance(value, Canvas | Selection) and value.needs_generator:
+            yield value
+        if isinstance(value, BaseModel):
+            yield from _asking_a_generator(value)
 
 
 def load_recipe(

@@ -89,8 +89,8 @@ def test_all_problems_are_listed_at_once_with_path_and_got_and_expected() -> Non
         f"evaluate.references.0: got 'half', expected {', '.join(others)} or {last}",
         "publish.repo: got 'nobody', expected Hub repository, organization/name, as "
         r"^[\w.-]+/[\w.-]+$",
-        "sede: no such key; did you mean 'seed'? valid names: distill, evaluate, name, publish, "
-        "relabel, seed, source, squeeze",
+        "sede: no such key; did you mean 'seed'? valid names: distill, evaluate, generator, name, "
+        "publish, relabel, seed, source, squeeze",
     ]
 
 

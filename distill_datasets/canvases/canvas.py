@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from distill_datasets.data.real import RealData
+    from distill_datasets.models.generator import Generator
 
 Tensors = dict[str, "Tensor"]
 """Tensors by name; those of a part of the distilled set: what is trained, and constants."""
@@ -122,6 +123,10 @@ class Canvas(Part, ABC):
 
     examples_are_stored: ClassVar[bool] = False
     """True when an example is one stored image, in order, so that its label is stored with it."""
+    needs_generator: ClassVar[bool] = False
+    """True when a generator decodes its images."""
+    samples: ClassVar[bool] = False
+    """Never: what a canvas asks to be decoded is trained. Selections may take samples."""
 
     @property
     def needs_squeezed(self) -> bool:
@@ -177,6 +182,10 @@ class Canvas(Part, ABC):
 
     def preview(self, tensors: Tensors) -> list[Tensor] | None:
         """Images for a person who looks at the canvas; None shows some of its examples."""
+        return None
+
+    def with_generator(self, generator: Generator) -> Canvas | None:
+        """The same canvas, whose images this generator decodes; None where none does."""
         return None
 
     def geometry(self, tensors: Tensors) -> dict[str, object]:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from distill_datasets.models.backbones import Backbone
+    from distill_datasets.models.generator import Generator
 
 logger = logging.getLogger("distill_datasets")
 
@@ -105,6 +106,8 @@ class RealData:
     calibrate: bool = False
     features: dict[str, Features] = field(default_factory=dict)
     """By the key of a backbone; the features stage puts them here."""
+    generator: Generator | None = None
+    """Where the recipe has one; the generator stage puts it here."""
 
     def features_of(self, backbone: Backbone) -> Features:
         """The images as a backbone sees them.

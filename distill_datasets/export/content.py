@@ -147,6 +147,8 @@ class Content:
         privacy: what is said where trained images start from real ones; else None.
         imported: of a set that others made: its layout, its files, and what is not known of it.
             Its student is {}: how the authors train theirs is not known.
+        generator_bytes: of the generator that made the images, which nobody needs to use them; None
+            where none did.
     """
 
     name: str
@@ -181,6 +183,7 @@ class Content:
     decoder: str = ""
     privacy: str | None = None
     imported: dict[str, Any] | None = None
+    generator_bytes: int | None = None
 
 
 def check(content: Content) -> None:
@@ -288,6 +291,7 @@ def budget(content: Content) -> dict[str, Any]:
         "step_sizes": len(content.step_sizes),
         **(stored if content.numbers else {}),
         **views,
+        **({} if content.generator_bytes is None else {"generator_bytes": content.generator_bytes}),
     }
 
 

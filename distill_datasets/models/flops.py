@@ -4,6 +4,8 @@ Floating-point operations that torch's counter finds on ConvNet-3; every kind of
 here, for all that plan with it.
 """
 
+from collections.abc import Callable
+
 import torch
 
 from distill_datasets.models.architecture import Architecture
@@ -23,12 +25,17 @@ STEP_BACK = 7.93
 
 def cost(architecture: Architecture, shape: Shape) -> tuple[float, int]:
     """Floating-point operations of one forward pass on one image, and the number of weights."""
-    from torch.utils.flop_counter import FlopCounterMode  # recipes that are checked import no torch
-
     module = architecture.on_meta(shape).eval()
     with torch.device("meta"):
         image = torch.empty(1, shape.c, shape.h, shape.w)
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            module(image)
-    weights = sum(parameter.numel() for parameter in module.parameters())
-    return float(counter.get_total_flops()), weights
+        flops = flops_of(lambda: module(image))
+    return flops, sum(parameter.numel() for parameter in module.parameters())
+
+
+def flops_of(call: Callable[[], object]) -> float:
+    """Floating-point operations of a call, without a graph."""
+    from torch.utils.flop_counter import FlopCounterMode  # recipes that are checked import no torch
+
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        call()
+    return float(counter.get_total_flops())

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import distill_datasets
 from distill_datasets.canvases.canvas import Canvas
 from distill_datasets.canvases.parameterized import Parameterized, Storage
+from distill_datasets.config import Part
 from distill_datasets.distilled import Distilled, DistilledImages
 from distill_datasets.evaluation.protocol import Evaluate
 from distill_datasets.export.content import (
@@ -46,7 +47,9 @@ def publishable(
 ) -> Content:
     """Everything that the published folder says, before it is measured."""
     section = recipe.distill
-    parts = [section.objective, section.canvas, section.labels, section.networks]
+    parts: list[Part] = [section.objective, section.canvas, section.labels, section.networks]
+    parts += [] if recipe.generator is None else [recipe.generator]
+    generator = source.real.generator
     measuring = {"students", "exact", "hard", "references", "full_epochs", "full_students"}
     measuring |= {"checkpoint_seconds"}
     student = recipe.evaluate.model_dump(mode="json", exclude=measuring)
@@ -59,6 +62,7 @@ def publishable(
         method=(
             f"{section.canvas.name} canvas, {section.labels.name} labels, "
             f"{section.objective.name} objective, {section.networks.name} networks"
+            + ("" if recipe.generator is None else f", {recipe.generator.name} generator")
         ),
         papers=sorted({paper for part in parts for paper in part.papers()} | views),
         class_names=source.real.class_names,
@@ -83,6 +87,7 @@ def publishable(
         real_shape=(source.real.shape.c, source.real.shape.h, source.real.shape.w),
         relabel=relabel,
         privacy=privacy(section),
+        generator_bytes=None if generator is None else generator.bytes,
         **(
             _images(section.canvas, distilled, source.real.shape.k)
             if isinstance(distilled, DistilledImages)

@@ -39,6 +39,7 @@ from distill_datasets.stages.blocks import run_blocks
 from distill_datasets.stages.class_statistics import run_statistics
 from distill_datasets.stages.distill import run_distill
 from distill_datasets.stages.features import run_features
+from distill_datasets.stages.generator import run_generator
 from distill_datasets.stages.relabel import RelabelFolder, run_relabel
 from distill_datasets.stages.source import LoadedSource, load_source
 from distill_datasets.stages.squeeze import SqueezedFolder, run_squeeze
@@ -47,7 +48,7 @@ logger = logging.getLogger("distill_datasets")
 
 
 VERSION = 1
-DISTILLING = frozenset({"seed", "source", "squeeze", "distill"})
+DISTILLING = frozenset({"seed", "source", "squeeze", "generator", "distill"})
 """What of a recipe decides its distilled images."""
 
 
@@ -112,6 +113,7 @@ def run(
         source = load_source(inputs.source, this.beside)
         check_rows(recipe, source)
         run_features(backbones_of(recipe), source, this.beside)
+        run_generator(recipe.generator, source, this.beside)
         with one_run("distill", lock_of(recipe, own, DISTILLING), runtime):
             teachers = squeeze(recipe, inputs, source, this)
             distilled, stage = distill(recipe, source, teachers, this)
@@ -127,7 +129,7 @@ def run(
 def lock_of(recipe: Recipe, own: Path, sections: frozenset[str] | None = None) -> Path:
     """The lock of runs that do the same in a folder: by the whole recipe, or by some sections."""
     resolved = recipe.resolved()
-    deciding = {name: resolved[name] for name in sorted(sections or resolved)}
+    deciding = {name: resolved[name] for name in sorted(sections or resolved) if name in resolved}
     return own / f".lock-{fingerprint(deciding)}"
 
 

@@ -38,6 +38,7 @@ from distill_datasets.planning.minutes import minutes_of
 from distill_datasets.recipe import Recipe
 from distill_datasets.runtime.draws import draws
 from distill_datasets.selection.selection import privacy
+from distill_datasets.stages.generator import GeneratorPart
 from distill_datasets.stages.relabel import Layout
 from distill_datasets.types import Shape
 
@@ -276,6 +277,8 @@ def _stages(
         yield "features", f"{backbone.title} sees every image once"
     if recipe.squeeze is not None:
         yield "squeeze", _squeezing(recipe, shape)
+    if recipe.generator is not None:
+        yield "generator", _generator(recipe.generator, source)
     yield "distill", f"{_steps(recipe, shape, examples)}, {flops_in_words(work.distill)}"
     if recipe.relabel is not None:
         layout = Layout(recipe.relabel, examples, 1)
@@ -306,6 +309,16 @@ def _squeezing(recipe: Recipe, shape: Shape) -> str:
         f"{flops_in_words(WEIGHT_GRADIENT * max(flops))} per image; "
         f"{squeezed_bytes(squeeze, list(weights)):,} bytes"
     )
+
+
+def _generator(section: GeneratorPart, source: SourceSummary) -> str:
+    weights = section.weights(source.shape)
+    size = (
+        "weights as fetched" if weights is None else f"{weights:,} weights, {4 * weights:,} bytes"
+    )
+    work = None if source.rows is None else section.work(source.shape, source.rows)
+    training = f"; its training {flops_in_words(work)}" if work else ""
+    return f"{section.name}: {size}, not counted in the set's{training}"
 
 
 def _students(recipe: Recipe, shape: Shape, work: Work) -> str:

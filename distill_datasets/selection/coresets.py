@@ -163,11 +163,14 @@ class Correct(Selection):
     """Random training images that the networks of the squeeze stage classify correctly."""
 
     paper: ClassVar[str] = "DATM, arXiv:2310.05773"
-    needs_squeezed: ClassVar[bool] = True
     name: Literal["correct"] = "correct"
     share: float = Field(
         default=1.0, gt=0, le=1, description="smallest share of the networks that have to be right"
     )
+
+    @property
+    def needs_squeezed(self) -> bool:
+        return True
 
     def together(
         self, real: RealData, per_class: int, rng: torch.Generator, teacher: Teacher | None

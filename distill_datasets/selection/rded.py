@@ -36,7 +36,6 @@ class Rded(Selection):
     """
 
     paper: ClassVar[str] = "RDED, arXiv:2312.03526"
-    needs_squeezed: ClassVar[bool] = True
     name: Literal["rded"] = "rded"
     factor: int = Field(
         default=2, gt=0, le=256, description="tiles along each side; RDED: 2, below 128 px 1"
@@ -50,6 +49,10 @@ class Rded(Selection):
     crops: int = Field(default=5, gt=0, le=100_000, description="random crops of each candidate")
     smallest: SmallestArea = 0.08
     largest: LargestArea = 1.0
+
+    @property
+    def needs_squeezed(self) -> bool:
+        return True
 
     @model_validator(mode="after")
     def _areas_are_in_order(self) -> Self:

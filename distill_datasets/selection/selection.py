@@ -17,13 +17,17 @@ from distill_datasets.errors import RecipeError
 from distill_datasets.types import Shape
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from distill_datasets.data.real import RealData
 
 
 class Teacher(Protocol):
     """The trained members of a squeeze stage, asked for their opinion."""
+
+    @property
+    def modules(self) -> Sequence[nn.Module]:
+        """The networks themselves, on the device, for those that differentiate them."""
 
     def __call__(self, images_BCHW: Tensor) -> Tensor:
         """Logits (M, B, K) of every member for images in the student's input space."""
@@ -32,7 +36,10 @@ class Teacher(Protocol):
 class Selection(Part, ABC):
     """Images to start from, or to compare with: drawn, chosen or made from the real ones."""
 
-    needs_squeezed: ClassVar[bool] = False
+    needs_generator: ClassVar[bool] = False
+    """True when a generator makes the images, or the space in which real ones are chosen."""
+    samples: ClassVar[bool] = False
+    """True when its images come from a generator, which then has to be a trained one."""
     effort: ClassVar[Literal["image", "class", "file"]] = "file"
     """What images made class by class cost: `image`, each is drawn for itself; `class`, those of a
     class are drawn together; `file`, they are worked out, so that it pays to keep them."""
@@ -40,6 +47,11 @@ class Selection(Part, ABC):
     """Whether what it gives are images of the source, pieces of these or means of a few."""
     outside: ClassVar[bool] = False
     """True when they depend on more than the recipe, the source and the squeezed networks."""
+
+    @property
+    def needs_squeezed(self) -> bool:
+        """True when it asks the networks of the squeeze stage."""
+        return False
 
     @abstractmethod
     def of_class(

@@ -298,6 +298,8 @@ def run_blocks(
     identity = [VERSION, "blocks", deciding, source.fingerprint, run.seed, *initial.identity()]
     if squeezed is not None:
         identity.append(squeezed.fingerprint)
+    if real.generator is not None:
+        identity.append(real.generator.fingerprint)
     folder = run.folder / f"distill-{fingerprint(identity)}"
     facts, images = folder / "blocks.json", folder / "images.npy"
     whole = [done(folder) is not None, holds_rows(images), intact(facts, read_record) is not None]

@@ -430,6 +430,8 @@ def run_distill(
     if squeezed is not None:
         identity.append(squeezed.fingerprint)
     real = source.real
+    if real.generator is not None:
+        identity.append(real.generator.fingerprint)
     distilled = started(
         settings.canvas, settings.labels, settings.objective, source, run, squeezed=squeezed
     )

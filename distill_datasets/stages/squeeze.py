@@ -178,7 +178,9 @@ class Members:
     """Every member after its last epoch, asked for its logits on a device."""
 
     def __init__(self, squeezed: SqueezedFolder, shape: Shape, device: torch.device = CPU) -> None:
-        self._modules = [squeezed.module(member).to(device) for member in range(squeezed.members)]
+        self.modules: Sequence[nn.Module] = [
+            squeezed.module(member).to(device) for member in range(squeezed.members)
+        ]
         self._device, self._at_once = device, images_at_once(shape, device)
 
     @torch.no_grad()
@@ -188,7 +190,7 @@ class Members:
         return torch.stack(
             [
                 torch.cat([module(chunk.to(self._device)).cpu() for chunk in chunks])
-                for module in self._modules
+                for module in self.modules
             ]
         )
 

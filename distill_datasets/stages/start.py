@@ -46,6 +46,8 @@ def started(
     Squeezed networks that choose images or label them are asked on the device.
     """
     real = source.real
+    if real.generator is not None:
+        canvas = canvas.with_generator(real.generator) or canvas
     space = real.normalization.to(torch.device("cpu")).input_space
     asked = canvas.needs_squeezed or labels.needs_squeezed
     teacher = squeezed.on(run.runtime.device) if squeezed is not None and asked else None

@@ -18,7 +18,8 @@ import copy
 from abc import ABC
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Literal, Protocol
 
 import torch
 from pydantic import Field, SerializeAsAny
@@ -51,6 +52,24 @@ CHECKED = 100
 
 Gradient = Callable[["Tensor", int], "Tensor"]
 """Puts the gradient of the rows of a batch at a step into the weights' `grad`; returns the loss."""
+LossOf = Callable[[nn.Module, Batch, Draw], "Tensor"]
+"""The mean loss of a network on a batch; what it draws beside the augmentation, it is given."""
+
+
+class Steps(Protocol):
+    """How examples become steps: all that a training needs to know of its settings."""
+
+    @property
+    def batch(self) -> int:
+        """Examples of a step."""
+
+    @property
+    def optimizer(self) -> TrainingRule:
+        """Rule of the training."""
+
+    @property
+    def augment(self) -> Augment:
+        """Of the training images."""
 
 
 class Training(Section, ABC):
@@ -110,11 +129,12 @@ class SupervisedTraining:
         label_smoothing: share of every label that all classes divide.
         ema: decay of the average of the weights; None keeps none.
         order: the examples of step t, at t modulo their number; none shuffles every pass.
+        loss_of: what a step lowers; None is the loss of the examples.
     """
 
     def __init__(
         self,
-        settings: Training,
+        settings: Steps,
         module: nn.Module,
         examples: Examples,
         draw: Draw,
@@ -123,6 +143,7 @@ class SupervisedTraining:
         label_smoothing: float = 0.0,
         ema: float | None = None,
         order: Sequence[Sequence[int]] = (),
+        loss_of: LossOf | None = None,
     ) -> None:
         self.module = module.train()
         self.average = None if ema is None else Average(module, ema)
@@ -133,7 +154,8 @@ class SupervisedTraining:
         self._augment, self._label_smoothing, self._order = settings.augment, label_smoothing, order
         self._batch = min(settings.batch, examples.count)
         self._per_pass = steps_of(1, examples.count, settings.batch)
-        self._parameters = list(module.parameters())
+        self._loss_of = loss_of or self._supervised
+        self._parameters = [weight for weight in module.parameters() if weight.requires_grad]
         self._device = self._parameters[0].device
         self._optimizer = settings.optimizer.torch_optimizer(self._parameters)
 
@@ -207,6 +229,7 @@ class SupervisedTraining:
         def gradient(index_B: Tensor, step: int) -> Tensor:
             images_BCHW, targets_BK = self._moved(index_B, step)
             size = chunk or len(images_BCHW)
+            draw = partial(self._draw, "loss", step)
             losses = list[torch.Tensor]()
             with drawing(self.module, self._draw("dropout", step)):
                 for images, targets in zip(
@@ -214,7 +237,7 @@ class SupervisedTraining:
                 ):
                     # the piece's mean times its share of the batch: pieces add up in `grad`
                     share = len(images) / len(images_BCHW)
-                    loss = self._examples.loss(self.module(images), targets) * share
+                    loss = self._loss_of(self.module, Batch(images, targets), draw) * share
                     loss.backward()  # type: ignore[no-untyped-call]
                     losses.append(loss.detach())
             return torch.stack(losses).sum()
@@ -247,9 +270,10 @@ class SupervisedTraining:
                 rows = torch.split(index_B, len(index_B) // shards)
 
                 def work(piece: int) -> Tensor:
-                    images_BCHW, targets_BK = self._moved(rows[piece], step, piece)
+                    batch = self._moved(rows[piece], step, piece)
+                    draw = partial(self._draw, "loss", step, piece)
                     with drawing(modules[piece], self._draw("dropout", step, piece)):
-                        loss = self._examples.loss(modules[piece](images_BCHW), targets_BK)
+                        loss = self._loss_of(modules[piece], batch, draw)
                     grads = torch.autograd.grad(loss, self._parameters, materialize_grads=True)
                     loss = loss.detach()[None]
                     asked = torch.full_like(loss, float(runtime.stop.asked))
@@ -267,6 +291,9 @@ class SupervisedTraining:
                 return mean[0]
 
             yield gradient
+
+    def _supervised(self, module: nn.Module, batch: Batch, draw: Draw) -> Tensor:
+        return self._examples.loss(module(batch.images_BCHW), batch.targets_BK)
 
     def _moved(self, index_B: Tensor, step: int, *piece: int) -> Batch:
         """The examples `index_B`, augmented; a piece has draws of its own."""

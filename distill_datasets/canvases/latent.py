@@ -1,0 +1,134 @@
+"""Images that a generator decodes from trained latents: the canvas of GLaD.
+
+What is trained are latents; what is published are the images that they decode to, as pixels, so
+that nobody needs the generator to use them. The gradient of an objective stops at the images, and
+goes on through the decoder some images at a time,
+
+    dL/dz = sum over chunks of (dx_chunk/dz)^T dL/dx_chunk,
+
+where every chunk is decoded a second time for it, so that the decoder's memory is that of a chunk.
+
+Shape suffixes: N examples, B examples asked for, K classes, C channels and H W pixels of an image,
+L channels and h w sides of a latent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field, PrivateAttr, SerializeAsAny
+
+from distill_datasets.canvases.canvas import (
+    Canvas,
+    CanvasSize,
+    CanvasStart,
+    Cells,
+    Tensors,
+    check_count,
+    initial,
+)
+from distill_datasets.config import part
+from distill_datasets.errors import RecipeError
+from distill_datasets.selection.random import Real
+from distill_datasets.selection.selection import Selection, Teacher
+from distill_datasets.types import Shape
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from distill_datasets.data.real import RealData
+    from distill_datasets.models.generator import Generator
+
+
+class Latent(Canvas):
+    """Trained latents of the generator, an image each.
+
+    Latents have a variance of about one, so that step sizes are shares of that.
+    """
+
+    examples_are_stored: ClassVar[bool] = True
+    needs_generator: ClassVar[bool] = True
+    paper: ClassVar[str] = "GLaD, arXiv:2305.01649"
+    name: Literal["latent"] = "latent"
+    ipc: int = Field(ge=1, le=100_000, description="images per class")
+    init: Annotated[SerializeAsAny[Selection], part("selections")] | None = Field(
+        default=Real(),
+        description="images whose latents are where it starts; null: latents of noise",
+    )
+    chunk: int = Field(
+        default=16, gt=0, description="images that are decoded, and differentiated, at once"
+    )
+    _generator: Generator | None = PrivateAttr(default=None)
+
+    @property
+    def needs_squeezed(self) -> bool:
+        return self.init is not None and self.init.needs_squeezed
+
+    def cited(self) -> list[str]:
+        own = self.paper.split("; ")
+        return (
+            own if self.init is None or self.init.effort != "file" else [*own, *self.init.papers()]
+        )
+
+    def with_generator(self, generator: Generator) -> Latent:
+        own = self.model_copy()
+        own._generator = generator
+        return own
+
+    def _decoding(self) -> Generator:
+        if self._generator is None:
+            raise RecipeError(
+                "distill.canvas: 'latent' asks a generator; add a section generator, for example "
+                "generator: {name: trained, autoencoder: {epochs: 5}, flow: {epochs: 20}}"
+            )
+        return self._generator
+
+    def size(self, shape: Shape) -> CanvasSize:
+        count = shape.k * self.ipc
+        check_count(count, "ipc")
+        return CanvasSize([(shape.h, shape.w)] * count, count)
+
+    def shown(self, shape: Shape, real: RealData | None = None) -> Cells:
+        classes_N = torch.arange(shape.k).repeat_interleave(self.ipc)
+        return Cells(torch.arange(len(classes_N)), classes_N)
+
+    def start(
+        self, real: RealData, rng: torch.Generator, teacher: Teacher | None = None
+    ) -> CanvasStart:
+        generator, cells = self._decoding(), self.shown(real.shape)
+        if self.init is None:
+            latents_NLhw = torch.randn(len(cells.classes_G), *generator.latent, generator=rng)
+        else:
+            counts_K = [self.ipc] * real.shape.k
+            latents_NLhw = generator.encode(initial(self.init, real, counts_K, rng, teacher))
+        constants = {"labels_N": cells.classes_G}
+        return CanvasStart({"latents_NLhw": latents_NLhw}, constants, cells)
+
+    def decode(self, tensors: Tensors, index_B: Tensor) -> Tensor:
+        latents_BLhw = tensors["latents_NLhw"].index_select(0, index_B)
+        labels_B = tensors["labels_N"].index_select(0, index_B)
+        generator = self._decoding()
+        pair = (latents_BLhw.to(generator.device), labels_B.to(generator.device))
+        return in_chunks(generator.decode, *pair, self.chunk).to(latents_BLhw.device)
+
+    def stored(self, tensors: Tensors) -> list[Tensor]:
+        every_N = torch.arange(len(tensors["labels_N"]), device=tensors["labels_N"].device)
+        with torch.no_grad():
+            return list(self.decode(tensors, every_N))
+
+
+def in_chunks(
+    decode: Callable[[Tensor, Tensor], Tensor], latents_BLhw: Tensor, labels_B: Tensor, chunk: int
+) -> Tensor:
+    """What `decode` makes of all, chunk by chunk; only latents and images are kept for a gradient.
+
+    Source: GLaD (arXiv:2305.01649), algorithm 1.
+    """
+    from torch.utils.checkpoint import checkpoint
+
+    pairs = zip(torch.split(latents_BLhw, chunk), torch.split(labels_B, chunk), strict=True)
+    return torch.cat(
+        [checkpoint(decode, z, y, use_reentrant=False, preserve_rng_state=False) for z, y in pairs]
+    )

@@ -1,0 +1,109 @@
+"""What pulls a sample while it is made: each a function of where the flow is and heads for.
+
+The flow of `models.generator` is at x_t, at time t from noise (0) to latent (1), and heads for the
+latent z. Published guidance adds to a step of diffusion in units of its deviation sigma_t, which on
+the straight way from noise is 1 - t. A scale of 0 adds zeros.
+
+Shape suffixes: B samples, L channels and h w sides of a latent, M latents of others, N images, P
+weights of a network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+def mode(clean_BLhw: Tensor, modes_BLhw: Tensor, time: float, scale: float, stop: float) -> Tensor:
+    """Towards a mode of the class each, until the time `stop`: scale (1 - t) (mode - z).
+
+    Source: MGD3 (arXiv:2505.18963), equations 8 and 9, mode guidance and stop guidance.
+    """
+    if time >= stop:
+        return torch.zeros_like(clean_BLhw)
+    return scale * (1 - time) * (modes_BLhw - clean_BLhw)
+
+
+def deviation(x_BLhw: Tensor, others_MLhw: Tensor, time: float, scale: float) -> Tensor:
+    """Away from the nearest of the others, by angle: -scale (1 - t) gradient of max cos(x_t, m).
+
+    The others are the samples that are finished, and the rest of this batch at the same time.
+
+    Source: IGD (arXiv:2412.11058), the deviation guidance, after Minimax's diversity.
+    """
+    with torch.enable_grad():
+        x = x_BLhw.detach().requires_grad_()
+        own_BD, finished_MD = F.normalize(x.flatten(1)), F.normalize(others_MLhw.flatten(1))
+        beside_BB = own_BD @ own_BD.detach().T - 2 * torch.eye(len(x), device=x.device)
+        nearest_B = torch.cat([beside_BB, own_BD @ finished_MD.T], dim=1).amax(dim=1)
+        (gradient,) = torch.autograd.grad(nearest_B.sum(), x)
+    return -scale * (1 - time) * gradient
+
+
+def represent(clean_BLhw: Tensor, real_MLhw: Tensor, time: float, scale: float) -> Tensor:
+    """Towards the real latent that is farthest by angle: scale (1 - t) gradient of min cos(z, m).
+
+    Source: Minimax diffusion (arXiv:2311.15529), representativeness, while sampling in place of
+    fine-tuning.
+    """
+    with torch.enable_grad():
+        clean = clean_BLhw.detach().requires_grad_()
+        cosines_BM = F.normalize(clean.flatten(1)) @ F.normalize(real_MLhw.flatten(1)).T
+        (gradient,) = torch.autograd.grad(cosines_BM.amin(dim=1).sum(), clean)
+    return scale * (1 - time) * gradient
+
+
+def influence(
+    x_BLhw: Tensor,
+    images_of: Callable[[Tensor], Tensor],
+    networks: Sequence[nn.Module],
+    real: Sequence[Sequence[Tensor]],
+    label: int,
+    time: float,
+    scale: float,
+) -> Tensor:
+    """Towards images that move networks as real ones do: scale (1 - t) gradient of cos(g, g_real).
+
+    `images_of` shows what x_t heads for as the networks see it; `real` are their gradients on real
+    images of the class. Every sample is pulled for itself.
+
+    Source: IGD (arXiv:2412.11058), the influence guidance.
+    """
+    pulls = []
+    for x_1Lhw in torch.split(x_BLhw, 1):
+        with torch.enable_grad():
+            x = x_1Lhw.detach().requires_grad_()
+            images = images_of(x)
+            alike = [
+                likeness(gradient_of(each, images, label, create_graph=True), own)
+                for each, own in zip(networks, real, strict=True)
+            ]
+            pulls.append(torch.autograd.grad(torch.stack(alike).sum(), x)[0])
+    return scale * (1 - time) * torch.cat(pulls)
+
+
+def gradient_of(
+    network: nn.Module, images_BCHW: Tensor, label: int, *, create_graph: bool = False
+) -> list[Tensor]:
+    """The gradient of the cross-entropy of images of one class, weight by weight."""
+    weights = list(network.parameters())
+    for weight in weights:
+        weight.requires_grad_()
+    targets_B = torch.full((len(images_BCHW),), label, device=images_BCHW.device)
+    with torch.enable_grad():
+        loss = F.cross_entropy(network(images_BCHW), targets_B)
+        return list(torch.autograd.grad(loss, weights, create_graph=create_graph))
+
+
+def likeness(one: Sequence[Tensor], other: Sequence[Tensor]) -> Tensor:
+    """The cosine between two gradients of all weights."""
+    pairs = list(zip(one, other, strict=True))
+    product = torch.stack([(a * b).sum() for a, b in pairs]).sum()
+    squares = [torch.stack([each.square().sum() for each in side]).sum() for side in (one, other)]
+    return product / (squares[0] * squares[1]).sqrt().clamp(min=1e-12)

@@ -1,0 +1,110 @@
+"""The latent canvas: its gradient through the decoder, and every objective on it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from support.generator_problem import TRAINED, made, trained
+from support.tiny import NET, TOY, toy_real
+from support.toy_runs import command, toy_file
+
+from distill_datasets.canvases.latent import Latent, in_chunks
+from distill_datasets.data.real import RealData
+from distill_datasets.export.folder import read_manifest
+from distill_datasets.networks.network import FreshSource
+from distill_datasets.objectives.distribution import Distribution
+from distill_datasets.objectives.gradient import Gradient
+from distill_datasets.objectives.objective import Objective
+from distill_datasets.objectives.regression import Regression
+from distill_datasets.runtime.draws import LaneDraw, rng_for
+from distill_datasets.selection.random import Noise
+
+SECTION = str(TRAINED).replace("'", "")
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealData]:
+    """Toy images with the generator that was trained on them."""
+    real = toy_real()
+    made(trained(minimax=None), tmp_path_factory.mktemp("generators"), real)
+    yield real
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 5])
+def test_the_gradient_by_chunks_is_that_of_all_at_once(real: RealData, chunk: int) -> None:
+    generator = real.generator
+    assert generator is not None
+    latents = torch.randn(5, *generator.latent, generator=rng_for(0), requires_grad=True)
+    labels_B, weight = torch.tensor([0, 1, 2, 0, 1]), torch.rand(5, 1, 8, 8, generator=rng_for(1))
+    whole = generator.decode(latents, labels_B)
+    pieces = in_chunks(generator.decode, latents, labels_B, chunk)
+    assert torch.allclose(whole, pieces, atol=1e-6)
+    expected, got = (
+        torch.autograd.grad((images.square() * weight).sum(), latents)[0]
+        for images in (whole, pieces)
+    )
+    assert expected.abs().max() > 1e-3 and torch.allclose(expected, got, atol=1e-6)
+
+
+def test_no_graph_of_the_decoder_is_kept_between_the_passes(real: RealData) -> None:
+    generator, kept = real.generator, list[int]()
+    assert generator is not None
+    latents = torch.randn(6, *generator.latent, requires_grad=True)
+    labels_B = torch.zeros(6, dtype=torch.long)
+    for decode in (generator.decode, lambda z, y: in_chunks(generator.decode, z, y, 2)):
+        sizes = list[int]()
+
+        def pack(tensor: torch.Tensor, sizes: list[int] = sizes) -> torch.Tensor:
+            sizes.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            decode(latents, labels_B)
+        kept.append(sum(sizes))
+    assert kept[1] < kept[0] / 5
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        Distribution(real_batch=8),
+        Gradient(real_batch=8),
+        Regression(real_batch=24, ridge=0.001),
+    ],
+    ids=lambda objective: objective.name,
+)
+def test_every_objective_gives_latents_a_gradient(real: RealData, objective: Objective) -> None:
+    from distill_datasets.distilled import Distilled
+    from distill_datasets.labels.fixed import Area
+
+    assert real.generator is not None
+    canvas = Latent(ipc=2, chunk=3).with_generator(real.generator)
+    images = canvas.start(real, rng_for(0))
+    targets = Area().start(images.cells, TOY.k)
+    distilled = Distilled(canvas, Area(), real.normalization.input_space, images, targets)
+    networks = FreshSource(NET, TOY, torch.device("cpu"))
+    found = objective.estimate(distilled, networks, real, LaneDraw(0, 0, 0))
+    assert found.grads["canvas.latents_NLhw"].abs().amax((1, 2, 3)).min() > 0
+
+
+def test_it_starts_from_the_latents_of_its_images_or_of_noise(real: RealData) -> None:
+    assert real.generator is not None
+    for init, near in ((Noise(std=0.0), True), (None, False)):
+        canvas = Latent(ipc=2, init=init).with_generator(real.generator)
+        latents = canvas.start(real, rng_for(0)).trained["latents_NLhw"]
+        gray = real.generator.encode(torch.full((6, 1, 8, 8), 0.5))
+        assert torch.allclose(latents, gray, atol=1e-5) is near
+
+
+def test_a_run_publishes_the_images_and_tells_the_bytes_of_the_generator(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    answer = command(
+        "run", toy_file(tmp_path), f"generator={SECTION}", "distill.steps=2",
+        "distill.canvas={name: latent, ipc: 1}", "distill.labels=area", "distill.objective="
+        "{name: distribution, real_batch: 8}", "--runs", tmp_path / "runs", "--output", out,
+    )  # fmt: skip
+    assert answer.code == 0, answer.err
+    budget = read_manifest(out)["budget"]
+    assert budget["pixels"] == 10 * 64 and budget["generator_bytes"] > 10_000
+    assert "generator" in (out / "README.md").read_text(encoding="utf-8")

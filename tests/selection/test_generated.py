@@ -1,0 +1,196 @@
+"""Prototypes and guided samples: what pulls, what does not, and what is chosen."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.generator_problem import TRAINED, made, trained
+from support.tiny import NET, TOY, toy_real
+from support.toy_runs import command, hashes, toy_file
+from torch import Tensor, nn
+
+from distill_datasets.data.real import RealData
+from distill_datasets.errors import RecipeError
+from distill_datasets.models.generator import Generator
+from distill_datasets.models.initialization import initialize
+from distill_datasets.runtime.draws import rng_for
+from distill_datasets.selection import guidance
+from distill_datasets.selection.generated import (
+    Guided,
+    NearestLatent,
+    Prototypes,
+    centers,
+    misfit,
+)
+from distill_datasets.selection.selection import Selection
+
+SECTION = str(TRAINED).replace("'", "")
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealData]:
+    """Toy images with the generator that was trained on them."""
+    real = toy_real()
+    made(trained(minimax=None), tmp_path_factory.mktemp("generators"), real)
+    yield real
+
+
+@pytest.fixture(scope="module")
+def generator(real: RealData) -> Generator:
+    assert real.generator is not None
+    return real.generator
+
+
+class Networks:
+    """Two fresh networks, as a squeeze stage would give them."""
+
+    def __init__(self) -> None:
+        self.modules: list[nn.Module] = [NET.build(TOY) for _ in range(2)]
+        for turn, module in enumerate(self.modules):
+            initialize(module, rng_for(turn))
+
+    def __call__(self, images_BCHW: Tensor) -> Tensor:
+        with torch.no_grad():
+            return torch.stack([module(images_BCHW) for module in self.modules])
+
+
+def images(real: RealData, label: int = 1, **keys: Any) -> Tensor:  # noqa: ANN401
+    return Guided(**keys).of_class(real, label, 3, rng_for(0), Networks())
+
+
+def test_guidance_without_any_scale_is_plain_sampling_bit_for_bit(
+    real: RealData, generator: Generator
+) -> None:
+    noise, labels_B = generator.start(rng_for(0), 3), torch.ones(3, dtype=torch.long)
+    plain = generator.show(generator.sample(noise, labels_B), labels_B)
+    assert torch.equal(images(real), plain)
+    others = generator.start(rng_for(1), 4)
+    nothing = [
+        lambda x, clean, time: guidance.mode(clean, others[:3], time, 0.0, 1.0),
+        lambda x, clean, time: guidance.mode(clean, others[:3], time, 1.0, 0.0),
+        lambda x, clean, time: guidance.deviation(x, others, time, 0.0),
+        lambda x, clean, time: guidance.represent(clean, others, time, 0.0),
+    ]
+    for guide in nothing:
+        assert torch.equal(
+            generator.show(generator.sample(noise, labels_B, [guide]), labels_B), plain
+        )
+
+
+@pytest.mark.parametrize(
+    "keys", [{"mode": 0.5}, {"influence": 1.0}, {"deviation": 5.0}, {"represent": 5.0}]
+)
+def test_every_scale_moves_the_samples_and_repeats(real: RealData, keys: dict[str, float]) -> None:
+    first, second = images(real, **keys), images(real, **keys)
+    assert torch.equal(first, second) and not torch.equal(first, images(real))
+
+
+def test_a_mode_pulls_all_the_way_when_it_is_asked_for(generator: Generator) -> None:
+    clean, modes = torch.zeros(2, 1, 2, 2), torch.ones(2, 1, 2, 2)
+    assert torch.equal(guidance.mode(clean, modes, 0.25, 2.0, 0.5), torch.full_like(clean, 1.5))
+
+
+def test_deviation_pushes_apart_and_represent_pulls_to_the_farthest() -> None:
+    x = torch.tensor([[1.0, 0.1], [1.0, -0.1]]).view(2, 2, 1, 1)
+    pushed = x + guidance.deviation(x, x[:0], 0.0, 0.1)
+    cosine = torch.nn.functional.cosine_similarity
+    assert cosine(pushed[0], pushed[1], dim=0) < cosine(x[0], x[1], dim=0)
+    real = torch.tensor([[1.0, 0.0], [0.0, 1.0]]).view(2, 2, 1, 1)
+    moved = x + guidance.represent(x, real, 0.0, 0.1)
+    assert (moved[:, 1] > x[:, 1]).all()
+
+
+def test_influence_raises_the_likeness_of_gradients(real: RealData, generator: Generator) -> None:
+    networks, label = Networks().modules, 2
+    images_BCHW = real.class_images(rng_for(3), label, 16)
+    gradients = [guidance.gradient_of(each, images_BCHW, label) for each in networks]
+    labels_1 = torch.tensor([label])
+
+    def images_of(x: Tensor) -> Tensor:
+        return real.normalization.input_space.to_student(generator.decode(x, labels_1))
+
+    def alike(x: Tensor) -> float:
+        pairs = zip(networks, gradients, strict=True)
+        return sum(
+            guidance.likeness(guidance.gradient_of(each, images_of(x), label), own).item()
+            for each, own in pairs
+        )
+
+    x = generator.start(rng_for(4), 1)
+    pull = guidance.influence(x, images_of, networks, gradients, label, 0.0, 1.0)
+    assert alike(x + 0.1 * pull / pull.norm()) > alike(x)
+
+
+def test_prototypes_without_noise_are_the_decoded_centers(
+    real: RealData, generator: Generator
+) -> None:
+    got = Prototypes(strength=0.0).of_class(real, 1, 3, rng_for(0))
+    latents = generator.encode(real.displayable(real.rows_of_class[1]))
+    found = centers(latents, 3, rng_for(0))
+    assert torch.allclose(got, generator.show(found, torch.ones(3, dtype=torch.long)), atol=1e-5)
+    assert not torch.equal(got, Prototypes(strength=0.7).of_class(real, 1, 3, rng_for(0)))
+
+
+def test_a_group_is_nearer_to_the_distribution_than_most_that_are_drawn(real: RealData) -> None:
+    many, one = (
+        Prototypes(how="groups", groups=groups).of_class(real, 0, 4, rng_for(0))
+        for groups in (200, 1)
+    )
+    assert many.shape == one.shape == (4, 1, 8, 8) and not torch.equal(many, one)
+    # two values at -1 and 1 have mean 0, deviation 1 and no skew
+    assert misfit(torch.tensor([[-1.0], [1.0]]), torch.zeros(1), torch.ones(1)) == 0
+    assert misfit(torch.tensor([[0.0], [2.0]]), torch.zeros(1), torch.ones(1)) == pytest.approx(1)
+
+
+def test_nearest_latents_are_real_images_of_the_class(real: RealData) -> None:
+    got = NearestLatent().of_class(real, 2, 3, rng_for(0))
+    own = real.displayable(real.rows_of_class[2])
+    assert all((image == own).all((1, 2, 3)).any() for image in got)
+
+
+def test_of_a_pool_the_networks_choose_the_one_they_are_surest_of(real: RealData) -> None:
+    networks, label = Networks(), 0
+
+    def sure(images_BCHW: Tensor) -> Tensor:
+        seen = real.normalization.input_space.to_student(images_BCHW)
+        return networks(seen).log_softmax(2).mean(0)[:, label]
+
+    chosen = sure(images(real, label, pool=4))
+    pool = Guided().of_class(real, label, 12, rng_for(0))
+    # the sample of a place is one of every third
+    assert torch.allclose(chosen, sure(pool).view(4, 3).amax(0), atol=1e-4)
+
+
+@pytest.mark.parametrize("selection", [Guided(), NearestLatent(), Prototypes()])
+def test_each_gives_displayable_images_of_all_classes(real: RealData, selection: Selection) -> None:
+    images_NCHW = selection.images(real, 4, rng_for(0))
+    assert images_NCHW.shape == (12, 1, 8, 8) and images_NCHW.dtype == torch.float32
+    assert float(images_NCHW.min()) >= 0 and float(images_NCHW.max()) <= 1
+    without = toy_real()
+    with pytest.raises(RecipeError, match="add a section generator"):
+        selection.images(without, 4, rng_for(0))
+
+
+def test_a_run_is_resumed_class_by_class_and_relabeled(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = [
+        "run", toy_file(tmp_path), f"generator={SECTION}", "distill.steps=0",
+        "distill.canvas={name: pixels, ipc: 2, bounds: clip, init: {name: guided, mode: 0.2, "
+        "pool: 2}}", "distill.labels=area", "distill.objective=selected",
+        "distill.networks={name: fresh}", "squeeze={epochs: 2, batch: 50, least_accuracy: 0.0}",
+        "relabel={epochs: 2, batch: 10}", "evaluate.steps=null", "evaluate.epochs=2",
+        "evaluate.batch=10", "evaluate.loss=kl", "--runs", tmp_path / "runs",
+    ]  # fmt: skip
+    answer = command(*words, "--output", out)
+    assert answer.code == 0, answer.err
+    (stage,) = (tmp_path / "runs" / "toy").glob("distill-*")
+    before = hashes(stage)
+    made = sorted((stage / "initial").glob("*.npy"))
+    assert len(made) == 10
+    for path in [made[3], *stage.glob("block-*3.safetensors"), stage / "images.npy"]:
+        path.unlink()
+    answer = command(*words, "--output", out)
+    assert answer.code == 0, answer.err
+    assert hashes(stage) == before
