@@ -102,8 +102,8 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "transformers": "distill_datasets.models.backbones:TransformersBackbone",
     },
     "generators": {
-        "random": "distill_datasets.stages.generator:Untrained",
-        "trained": "distill_datasets.stages.generator:Trained",
+        "random": "distill_datasets.stages.generator:RandomGenerator",
+        "trained": "distill_datasets.stages.generator:TrainedGenerator",
     },
     "selections": {
         "class_mean": "distill_datasets.selection.coresets:ClassMean",

@@ -34,7 +34,7 @@ def latent_sides(shape: Shape) -> tuple[int, int]:
     return -(-shape.h // times), -(-shape.w // times)
 
 
-class Residual(nn.Module):
+class ResidualBlock(nn.Module):
     """Two 3x3 convolutions beside the identity; a condition scales and shifts between them."""
 
     def __init__(self, channels: int, out: int, condition: int = 0) -> None:
@@ -72,11 +72,15 @@ class Autoencoder(nn.Module):
             narrow = width if turn == 0 else wide
             down += [nn.GroupNorm(GROUPS, narrow), nn.SiLU(), _conv(narrow, wide, stride=2)]
             up = [nn.Upsample(scale_factor=2), _conv(wide, narrow), *_ends(narrow), *up]
-        self.encoder = nn.Sequential(*down, Residual(wide, wide), *_ends(wide))
+        self.encoder = nn.Sequential(*down, ResidualBlock(wide, wide), *_ends(wide))
         self.moments = _conv(wide, 2 * channels)
         self.inward, self.of_class = _conv(channels, wide), nn.Linear(shape.k, wide, bias=False)
         self.decoder = nn.Sequential(
-            Residual(wide, wide), *_ends(wide), *up, _conv(width, 4 * shape.c), nn.PixelShuffle(2)
+            ResidualBlock(wide, wide),
+            *_ends(wide),
+            *up,
+            _conv(width, 4 * shape.c),
+            nn.PixelShuffle(2),
         )
         self.register_buffer("mean_L", torch.zeros(channels))
         self.register_buffer("std_L", torch.ones(channels))
@@ -125,12 +129,12 @@ class FlowUNet(nn.Module):
         )
         self.of_class = nn.Linear(classes + 1, told, bias=False)
         self.inward = _conv(channels, width)
-        self.first = Residual(width, width, told)
+        self.first = ResidualBlock(width, width, told)
         self.down = _conv(width, wide, stride=2)
-        self.middle = nn.ModuleList([Residual(wide, wide, told) for _ in range(2)])
-        self.attention = Attention(wide)
+        self.middle = nn.ModuleList([ResidualBlock(wide, wide, told) for _ in range(2)])
+        self.attention = SelfAttention(wide)
         self.up = _conv(wide, width)
-        self.last = Residual(2 * width, width, told)
+        self.last = ResidualBlock(2 * width, width, told)
         self.outward = nn.Sequential(*_ends(width), _conv(width, channels))
 
     def forward(self, x_BLhw: Tensor, times_B: Tensor, labels_B: Tensor) -> Tensor:
@@ -147,7 +151,7 @@ class FlowUNet(nn.Module):
         return velocity
 
 
-class Attention(nn.Module):
+class SelfAttention(nn.Module):
     """Every place of a map looks at all others, beside the identity."""
 
     def __init__(self, channels: int) -> None:

@@ -119,7 +119,7 @@ def sha256_of_modules(*modules: nn.Module) -> str:
     )
 
 
-class Trained(GeneratorPart):
+class TrainedGenerator(GeneratorPart):
     """A variational autoencoder, and a flow of its latents for every class, trained on the source.
 
     Stable Diffusion in small: with the default widths a million weights that learn digits in
@@ -250,7 +250,7 @@ class Trained(GeneratorPart):
         return rows * (WEIGHT_GRADIENT * steps + flips * encoding)
 
 
-class Untrained(GeneratorPart):
+class RandomGenerator(GeneratorPart):
     """An autoencoder whose weights are drawn and never trained: what a generator's shape is worth.
 
     Source: GLaD (arXiv:2305.01649), whose random generators still beat pixels.

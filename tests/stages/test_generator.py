@@ -16,7 +16,7 @@ from distill_datasets.models.flow import Autoencoder, latent_sides
 from distill_datasets.models.generator import Generator, noised
 from distill_datasets.models.initialization import initialize
 from distill_datasets.runtime.draws import rng_for
-from distill_datasets.stages.generator import Untrained
+from distill_datasets.stages.generator import RandomGenerator
 from distill_datasets.stages.generator_training import spread
 from distill_datasets.training import checkpoint
 from distill_datasets.types import Shape
@@ -146,7 +146,7 @@ def test_the_terms_of_minimax_are_the_worst_pairs_by_hand() -> None:
 
 
 def test_a_random_generator_is_the_same_every_time_and_only_decodes(tmp_path: Path) -> None:
-    first, second = (made(Untrained(), tmp_path) for _ in range(2))
+    first, second = (made(RandomGenerator(), tmp_path) for _ in range(2))
     assert first.fingerprint == second.fingerprint and first.velocity is None
     pixels = first.decode(torch.randn(2, *first.latent, generator=rng_for(0)), torch.tensor([0, 1]))
     assert pixels.shape == (2, TOY.c, TOY.h, TOY.w) and list(tmp_path.iterdir()) == []

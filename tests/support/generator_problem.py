@@ -10,7 +10,7 @@ from typing import Any
 from distill_datasets.data.real import RealData
 from distill_datasets.models.generator import Generator
 from distill_datasets.runtime.processes import Run, Runtime
-from distill_datasets.stages.generator import GeneratorPart, Trained, run_generator
+from distill_datasets.stages.generator import GeneratorPart, TrainedGenerator, run_generator
 from distill_datasets.stages.source import LoadedSource
 from support.tiny import toy_real
 
@@ -24,9 +24,9 @@ TRAINED = {
 }
 
 
-def trained(**changed: Any) -> Trained:  # noqa: ANN401
+def trained(**changed: Any) -> TrainedGenerator:  # noqa: ANN401
     """The toy section with some keys changed."""
-    return Trained.model_validate(TRAINED | changed)
+    return TrainedGenerator.model_validate(TRAINED | changed)
 
 
 def made(part: GeneratorPart, folder: Path, real: RealData | None = None) -> Generator:
