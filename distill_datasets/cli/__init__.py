@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from distill_datasets.cli import evaluate, pages, recipes, run, sets, share
+from distill_datasets.cli import derive, evaluate, pages, recipes, run, sets, share
 from distill_datasets.cli.as_json import print_failure
 from distill_datasets.errors import DistillError
 from distill_datasets.runtime.launch import PeerLost, means_lost_peer, process_index, report
@@ -60,8 +60,10 @@ def distill_datasets(
 
 
 FIND, MAKE, JUDGE, SHARE = "Find a recipe", "Make a set", "Judge a set", "Look at and share a set"
+DERIVE = "Make a set of finished ones"
 VERBS: dict[str, dict[str, Callable[..., None]]] = {
     MAKE: {"run": run.run, "plan": run.plan, "check": run.check, "list": run.list_parts},
+    DERIVE: {"shrink": derive.shrink, "extend": derive.extend, "merge": derive.merge},
     FIND: {"init": recipes.init},
     JUDGE: {
         "evaluate": evaluate.evaluate,

@@ -77,7 +77,9 @@ def evaluate(
     ] = None,
     to: Annotated[
         Path | None,
-        typer.Option("--to", help="New folder for a set of others with its results, to publish."),
+        typer.Option(
+            "--to", help="New folder for a set that no run made, with its results, to publish."
+        ),
     ] = None,
     processes: Processes = None,
     runs: RunsOption = RUNS,
@@ -103,7 +105,7 @@ def evaluate(
         return
     run.log_to_stderr(quiet or as_json)
     from distill_datasets.evaluation.standard import run_standard
-    from distill_datasets.layouts.measured import check_imported, write_measured
+    from distill_datasets.layouts.measured import check_unmeasured, write_measured
     from distill_datasets.pipeline.judging import judging, standard_from
     from distill_datasets.planning.construction import construction
 
@@ -116,7 +118,7 @@ def evaluate(
                 found = _use(use)(judged.folder, judged.real, judged.run, **chosen)
             else:
                 if to is not None:
-                    check_imported(judged.folder, to)
+                    check_unmeasured(judged.folder, to)
                 judged.see(asked)
                 shape, rows = judged.real.shape, len(judged.real.train.labels_N)
                 made = construction(judged.folder, shape, rows)

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from distill_datasets.data.real import RealData
-from distill_datasets.errors import ArtifactError
 from distill_datasets.evaluation.lossy import Lossy
 from distill_datasets.evaluation.protocol import Evaluate
 from distill_datasets.evaluation.references import (
@@ -31,9 +30,9 @@ from distill_datasets.evaluation.references import (
     rooms_of,
     stored_references,
 )
-from distill_datasets.export.content import CLASSIFIER, STARTS, sibling_of
+from distill_datasets.export.content import CLASSIFIER, STARTS
 from distill_datasets.export.folder import read_manifest
-from distill_datasets.export.reading import image_bytes, load_rows, read_published
+from distill_datasets.export.reading import image_bytes, published_records, read_published
 from distill_datasets.files.artifacts import read_tensors
 from distill_datasets.media.image import to_bytes
 from distill_datasets.models.architecture import Architecture
@@ -41,7 +40,7 @@ from distill_datasets.models.backbones import Backbone
 from distill_datasets.runtime.draws import Draw, draws
 from distill_datasets.soft_labels.codes import code_of, published_code
 from distill_datasets.soft_labels.ensemble import TeacherEnsemble
-from distill_datasets.soft_labels.records import Records, open_shards, open_table
+from distill_datasets.soft_labels.records import Records
 from distill_datasets.soft_labels.replay import (
     HardLabelExamples,
     MixedPasses,
@@ -293,20 +292,6 @@ def published_labels(
     lengths = {name: column.shape[1] for name, column in first.items() if column.ndim == 2}
     code = published_code(lengths, pictures.classes, constants)
     return SoftLabelExamples(pictures, RecordStream(relabel, records, code), code, loss)
-
-
-def published_records(exported: Path, images: int) -> Records:
-    """Views and labels of a published folder: held in memory when they are few, else in shards.
-
-    Raises:
-        ArtifactError: the folder has none.
-    """
-    labels = read_manifest(exported)["relabel"]
-    if labels is None:
-        raise ArtifactError(f"{exported}: has no labels of views; run the recipe again")
-    if labels["where"] != "relabel":
-        return open_shards(sibling_of(exported), images)
-    return open_table(load_rows(exported, "relabel").data.table, images)
 
 
 def published_pictures(exported: Path, shape: Shape, device: torch.device) -> Pictures:

@@ -13,13 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from distill_datasets.evaluation.baselines import (
-    published_labels,
-    published_pictures,
-    published_records,
-)
+from distill_datasets.evaluation.baselines import published_labels, published_pictures
 from distill_datasets.evaluation.references import MakeStored, once
 from distill_datasets.export.folder import recipe_of
+from distill_datasets.export.reading import published_records
 from distill_datasets.media.image import to_bytes
 from distill_datasets.soft_labels.codes import code_of
 from distill_datasets.soft_labels.ensemble import TeacherEnsemble

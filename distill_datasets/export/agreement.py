@@ -103,7 +103,8 @@ def _miscounted(results: list[dict[str, Any]]) -> Iterator[str]:
 def _wrong_on_card(text: str, manifest: dict[str, Any]) -> Iterator[str]:
     """Lines of the card's tables, and of its budget, that state other numbers than the manifest."""
     expected = result_lines(manifest["results"] or [], manifest["student"], manifest["relabel"])
-    about = {_first(line): line for line in expected}
+    # lines of dashes below the heads of tables are no rows
+    about = {name: line for line in expected if (name := _first(line)).strip("-: ")}
     stated = [line.strip() for line in text.splitlines()]
     for line in stated:
         if line.startswith("|") and _first(line) in about and line not in expected:

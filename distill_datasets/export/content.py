@@ -149,6 +149,8 @@ class Content:
             Its student is {}: how the authors train theirs is not known.
         generator_bytes: of the generator that made the images, which nobody needs to use them; None
             where none did.
+        derived: of a set that was made of other finished ones without distilling them anew: how
+            (`verb`), of what (`of`), and what is said of it (`notes`).
     """
 
     name: str
@@ -184,6 +186,7 @@ class Content:
     privacy: str | None = None
     imported: dict[str, Any] | None = None
     generator_bytes: int | None = None
+    derived: dict[str, Any] | None = None
 
 
 def check(content: Content) -> None:

@@ -163,6 +163,11 @@ def recipe_of(folder: Path) -> dict[str, Any]:
     return recipe
 
 
+def made_by_run(manifest: dict[str, Any]) -> bool:
+    """Whether a recipe made it: it was not imported, and not made of other finished sets."""
+    return not {"imported", "derived"} & manifest.keys()
+
+
 def manifest_text(manifest: dict[str, Any]) -> str:
     """The text of `distill.json`."""
     return json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
@@ -325,6 +330,8 @@ def _manifest(
     return {
         **_origin(content),
         **({} if content.imported is None else {"imported": content.imported}),
+        **({} if content.derived is None else {"derived": content.derived}),
+        **({} if content.privacy is None else {"privacy": content.privacy}),
         "method": content.method,
         "papers": content.papers,
         "source": content.provenance,

@@ -17,8 +17,12 @@ import torch
 from torch import Tensor
 
 from distill_datasets.data.normalization import InputSpace
+from distill_datasets.errors import ArtifactError
+from distill_datasets.export.content import sibling_of
+from distill_datasets.export.folder import read_manifest
 from distill_datasets.hub.pinned import library_bars
 from distill_datasets.media.image import open_image, to_pixels
+from distill_datasets.soft_labels.records import Records, open_shards, open_table
 from distill_datasets.training.examples import Stored
 from distill_datasets.types import Shape
 
@@ -94,6 +98,20 @@ def has_hard_labels(exported: Path) -> bool:
         if not pc.all(pc.or_(pc.equal(shares, 0.0), pc.equal(shares, 1.0))).as_py():
             return False
     return True
+
+
+def published_records(exported: Path, images: int) -> Records:
+    """Views and labels of a published folder: held in memory when they are few, else in shards.
+
+    Raises:
+        ArtifactError: the folder has none.
+    """
+    labels = read_manifest(exported)["relabel"]
+    if labels is None:
+        raise ArtifactError(f"{exported}: has no labels of views; run the recipe again")
+    if labels["where"] != "relabel":
+        return open_shards(sibling_of(exported), images)
+    return open_table(load_rows(exported, "relabel").data.table, images)
 
 
 @contextmanager

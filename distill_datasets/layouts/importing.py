@@ -33,6 +33,8 @@ from distill_datasets.layouts.values import WHITENED, MeanStd, SpacedImages, to_
 logger = logging.getLogger("distill_datasets")
 
 UNKNOWN = "unknown"
+AND = " + "
+"""Between the sources of a set that was made of sets of several."""
 MOST_FILES = 1000
 """Files that the manifest names one by one; of more, the sha256 of all their hashes."""
 

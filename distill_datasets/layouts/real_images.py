@@ -20,7 +20,7 @@ from distill_datasets.data.source import Source, SourceDataset, open_source
 from distill_datasets.errors import ArtifactError, DataError, RecipeError, cut, did_you_mean
 from distill_datasets.export.folder import read_manifest, recipe_of
 from distill_datasets.files.yaml_text import from_yaml
-from distill_datasets.layouts.importing import UNKNOWN
+from distill_datasets.layouts.importing import AND, UNKNOWN
 from distill_datasets.layouts.rows import numbered
 from distill_datasets.types import Shape
 
@@ -63,7 +63,7 @@ def real_images(
     channels, height, width = manifest["input"]["shape"]
     if kind == "mean_std" and "mean" not in given:
         section |= {"mean": manifest["input"]["mean"], "std": manifest["input"]["std"]}
-    if "imported" in manifest:
+    if "source" not in recipe_of(folder):
         section |= {"channels": "gray" if channels == 1 else "rgb"}
         if height == width and "resolution" not in given:
             section |= {"resolution": height}
@@ -88,8 +88,8 @@ def _section(
     """The section `source` to start from."""
     if recipe is not None:
         return dict(recipe)
-    if "imported" not in manifest:
-        section = dict(recipe_of(folder)["source"])
+    if "source" in (own := recipe_of(folder)):
+        section = dict(own["source"])
         # the commit that was read, where the recipe names a branch or none
         return section | {"revision": manifest["source"]["revision"]}
     source = manifest["source"]
@@ -127,6 +127,11 @@ def _check_known(
             f"measure it; {give}"
         )
     on_hub = section.get("revision") is not None or manifest["source"]["card_url"] is not None
+    if not named and "derived" in manifest and AND in str(dataset):
+        raise DataError(
+            f"{folder}: was made of sets of several sources ({dataset}), and real images of all of "
+            f"its classes are needed to measure it; {give}"
+        )
     if named or dataset in EMBEDDED or on_hub or Path(str(dataset)).expanduser().exists():
         return
     if "imported" in manifest and HUB_ID.fullmatch(str(dataset)):

@@ -160,3 +160,18 @@ class OwnRule(nn.Module):
         """The network with weights drawn from `rng`, a generator on the CPU."""
         with torch.device("cpu"), DrawsFrom(rng):
             return self._make()
+
+
+_PLAIN = {nn.AvgPool2d, nn.Conv2d, nn.Flatten, nn.GroupNorm, nn.Linear, nn.MaxPool2d, nn.ReLU}
+_PLAIN |= {AvgPool2d, nn.BatchNorm2d}
+"""Layers whose `repr` is the call that makes them."""
+
+
+def chain(module: nn.Module) -> list[str]:
+    """The layers of a plain chain as constructors of `torch.nn`; [] for any other network.
+
+    A bias is the default, which old versions of torch do not let every layer be told.
+    """
+    if not isinstance(module, nn.Sequential) or not all(type(layer) in _PLAIN for layer in module):
+        return []
+    return [repr(layer).replace(", bias=True", "") for layer in module]

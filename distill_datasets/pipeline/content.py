@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import distill_datasets
 from distill_datasets.canvases.canvas import Canvas
@@ -23,7 +23,7 @@ from distill_datasets.export.content import (
 )
 from distill_datasets.files.artifacts import fingerprint, sha256_tensors
 from distill_datasets.media.image import to_bytes
-from distill_datasets.models.layers import AvgPool2d
+from distill_datasets.models.layers import chain
 from distill_datasets.networks.network import NetworkSource
 from distill_datasets.objectives.objective import Objective
 from distill_datasets.recipe import Recipe
@@ -31,10 +31,6 @@ from distill_datasets.runtime.draws import draws
 from distill_datasets.selection.selection import privacy
 from distill_datasets.stages.source import LoadedSource
 from distill_datasets.stages.squeeze import SqueezedFolder
-
-_PLAIN = {nn.AvgPool2d, nn.Conv2d, nn.Flatten, nn.GroupNorm, nn.Linear, nn.MaxPool2d, nn.ReLU}
-_PLAIN |= {AvgPool2d, nn.BatchNorm2d}
-"""Layers whose `repr` is the call that makes them."""
 
 
 def publishable(
@@ -198,16 +194,6 @@ def follows(settings: Evaluate) -> dict[str, Any]:
     }
     found = {name: text for name, text in said.items() if asked[name]}
     return {"follows": found} if found else {}
-
-
-def chain(module: nn.Module) -> list[str]:
-    """The layers of a plain chain as constructors of `torch.nn`; [] for any other network.
-
-    A bias is the default, which old versions of torch do not let every layer be told.
-    """
-    if not isinstance(module, nn.Sequential) or not all(type(layer) in _PLAIN for layer in module):
-        return []
-    return [repr(layer).replace(", bias=True", "") for layer in module]
 
 
 def _label_cells(distilled: Distilled, originals: int) -> list[Tensor]:

@@ -131,7 +131,7 @@ def published_recipe(folder: Path, dataset: str | None, overrides: Iterable[str]
     """The recipe of a folder, whose source is where it can be read here.
 
     Raises:
-        ArtifactError: the folder was imported.
+        ArtifactError: the folder was imported, or made of others.
         DataError: the source is not here.
     """
     manifest = read_manifest(folder)
@@ -139,6 +139,12 @@ def published_recipe(folder: Path, dataset: str | None, overrides: Iterable[str]
         raise ArtifactError(
             f"{folder}: others made it, and no recipe came with it; `evaluate` and `verify` need "
             "none"
+        )
+    if "derived" in manifest:
+        names = ", ".join(each["target"] for each in manifest["derived"]["of"])
+        raise ArtifactError(
+            f"{folder}: it was made of finished sets ({names}) by {manifest['derived']['verb']}; "
+            "reproduce those"
         )
     content = recipe_of(folder)
     source, said = content["source"], manifest["source"]

@@ -3,6 +3,8 @@
     EL2N(x)       = mean over networks of || softmax(f(x)) - onehot(y) ||, early in training
     forgetting(x) = how often x goes from right to wrong from one pass to the next; an image that is
                     never right counts as one that is forgotten in every pass
+    LBPE(x)       = mean over the passes that end with the most images right of
+                    || softmax(f(x)) - label(x) ||
 
 Hard images serve large selections and easy ones small selections. CCS drops the hardest images and
 takes as many from every stratum of the scores that are left.
@@ -12,6 +14,7 @@ Shape suffixes: N training images, B a batch, K classes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,8 +23,9 @@ import torch
 from distill_datasets.models.initialization import initialize
 from distill_datasets.runtime.memory import images_at_once
 from distill_datasets.selection.selection import repeated
-from distill_datasets.training.examples import Whole
+from distill_datasets.training.examples import Stored, Whole
 from distill_datasets.training.loop import SupervisedTraining, Training, rate, steps_of
+from distill_datasets.types import Shape
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -94,6 +98,61 @@ def difficulty(
         module.train()
     forgotten_N[~ever_N] = passes
     return Difficulty(el2n_N, forgotten_N, module.eval())
+
+
+def prediction_errors(
+    examples: Stored,
+    settings: Training,
+    shape: Shape,
+    passes: int,
+    best: int,
+    draw: Draw,
+    device: torch.device,
+    advance: Callable[[int], object],
+) -> Tensor:
+    """The LBPE of all distilled examples (N,) by one network that trains on them alone.
+
+    Args:
+        examples: on the device.
+        settings: network, batch, optimizer and augmentation.
+        shape: of an example, and the number of classes.
+        passes: over the examples.
+        best: passes that the score is a mean of: those with the most examples right, of equal ones
+            the first.
+        draw: the randomness of this network.
+        device: where to train.
+        advance: is told of every pass.
+
+    Raises:
+        DivergedError: the loss is not finite.
+
+    Source: YOCO (arXiv:2310.14019), rule 1.
+    """
+    module = settings.network.build(shape).to(device)
+    initialize(module, draw("network"))
+    training = SupervisedTraining(settings, module, examples, draw, lambda _: settings.optimizer.lr)
+    gradient, per_pass = training.alone(), steps_of(1, examples.count, settings.batch)
+    label_N = examples.targets_NK.argmax(dim=1)
+    right: list[int] = []
+    errors: list[Tensor] = []
+    for turn in range(passes):
+        training.train(gradient, (turn + 1) * per_pass)
+        share_NK = _shares(module, examples, shape, device)
+        right.append(int((share_NK.argmax(dim=1) == label_N).sum()))
+        errors.append((share_NK - examples.targets_NK).norm(dim=1).cpu())
+        module.train()
+        advance(1)
+    # `sorted` is stable: of passes alike the first come first
+    chosen = sorted(range(passes), key=lambda turn: -right[turn])[:best]
+    return torch.stack([errors[turn] for turn in chosen]).mean(dim=0)
+
+
+@torch.no_grad()
+def _shares(module: nn.Module, examples: Stored, shape: Shape, device: torch.device) -> Tensor:
+    """What a network says of every example, (N, K)."""
+    module.eval()
+    parts = torch.split(torch.arange(examples.count, device=device), images_at_once(shape, device))
+    return torch.cat([module(examples(part).images_BCHW).softmax(dim=1) for part in parts])
 
 
 @torch.no_grad()

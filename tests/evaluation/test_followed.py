@@ -37,9 +37,9 @@ from distill_datasets.files.artifacts import open_rows, read_tensors
 from distill_datasets.files.yaml_text import to_yaml
 from distill_datasets.models.convnets import ConvNet, LeNet
 from distill_datasets.models.initialization import initialize
+from distill_datasets.models.layers import chain
 from distill_datasets.networks.network import Fixed, fresh_weights, skeleton_of
 from distill_datasets.optimizers import Sgd
-from distill_datasets.pipeline.content import chain
 from distill_datasets.runtime.draws import LaneDraw, draws
 from distill_datasets.runtime.processes import Run, Runtime
 from distill_datasets.training.loop import rate

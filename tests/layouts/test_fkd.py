@@ -10,9 +10,8 @@ from support.outside_sets import DIGITS, digits, save_fkd, save_folders
 from support.toy_runs import command
 
 from distill_datasets.errors import ArtifactError
-from distill_datasets.evaluation.baselines import published_records
 from distill_datasets.evaluation.taught import recorded, views_of
-from distill_datasets.export.reading import load_rows
+from distill_datasets.export.reading import load_rows, published_records
 from distill_datasets.layouts.importing import import_set
 from distill_datasets.pipeline.judging import judging
 from distill_datasets.runtime.draws import draws

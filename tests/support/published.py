@@ -5,6 +5,7 @@ Shape suffixes: N images, K classes, C channels, H W pixels.
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,7 +37,13 @@ def alone(folder: Path, seed: int = 0) -> Run:
     return Run(seed, folder, runtime, shown=False)
 
 
-def publish(folder: Path, real: RealData, images_NCHW: Tensor, targets_NK: Tensor) -> Path:
+def publish(
+    folder: Path,
+    real: RealData,
+    images_NCHW: Tensor,
+    targets_NK: Tensor,
+    **changes: Any,  # noqa: ANN401
+) -> Path:
     """Write 8-bit images and their labels as a folder that was distilled from a source."""
     space = real.normalization.input_space
     content = dataclasses.replace(
@@ -49,6 +56,7 @@ def publish(folder: Path, real: RealData, images_NCHW: Tensor, targets_NK: Tenso
         std=space.std_C.tolist(),
         normalization=real.normalization.describe(),
         real_shape=(real.shape.c, real.shape.h, real.shape.w),
+        **changes,
     )
     write_dataset(folder, content, None)
     return folder

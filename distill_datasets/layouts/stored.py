@@ -1,0 +1,157 @@
+"""A published folder read back as the content that it was written from.
+
+Shape suffixes: N training examples, K classes, C channels, H W pixels.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from distill_datasets.config import load
+from distill_datasets.export.content import Content, DisplayPixels, ViewLabels
+from distill_datasets.export.folder import read_manifest
+from distill_datasets.export.reading import load_rows, published_records, read_published
+from distill_datasets.files.artifacts import read_tensors
+from distill_datasets.files.parquet import Config
+from distill_datasets.models.architecture import Architecture
+from distill_datasets.models.layers import chain
+from distill_datasets.soft_labels.records import Columns
+from distill_datasets.stages.relabel import feature_of
+from distill_datasets.types import Shape
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def content_of(folder: Path) -> Content:
+    """What a published folder holds, its rows as they are.
+
+    What rows are drawn from where these are numbers is left out: the rows count for themselves.
+
+    Args:
+        folder: in the published layout; labels of views in shards lie beside it.
+
+    Raises:
+        ArtifactError: it is none, or it is damaged.
+    """
+    manifest, row = read_manifest(folder), load_rows(folder, "recipe")[0]
+    c, h, w = manifest["input"]["shape"]
+    shape = Shape(c, h, w, len(manifest["classes"]))
+    stored = read_published(folder, "default", shape)
+    exact = "exact" in manifest["configs"]
+    posters, cells = _posters(folder) if "poster" in manifest["configs"] else ([], [])
+    starts = manifest["starts"]
+    recipe = json.loads(row["recipe_json"])
+    return Content(
+        name=manifest["name"],
+        method=manifest["method"],
+        papers=manifest["papers"],
+        class_names=manifest["classes"],
+        images_NCHW=stored.images_NCHW,
+        exact_NCHW=read_published(folder, "exact", shape).images_NCHW if exact else None,
+        targets_NK=stored.targets_NK,
+        originals=posters or DisplayPixels(stored.images_NCHW),
+        label_cells=cells,
+        geometry=manifest["geometry"],
+        mean=manifest["input"]["mean"],
+        std=manifest["input"]["std"],
+        normalization=manifest["input"]["normalization"],
+        constants=_tensors(folder, manifest["input"]["constants"]),
+        step_sizes=manifest["step_sizes"],
+        order=json.loads(row["order_json"]),
+        starts_SP=None if starts is None else _tensors(folder, starts)["weights_SP"],
+        student=manifest["student"],
+        layers=_layers(manifest["student"], shape),
+        attack=None if manifest["attack"] is None else tuple(manifest["attack"]),
+        recipe=recipe,
+        recipe_yaml=row["recipe_yaml"],
+        recipe_sha256=manifest["recipe_sha256"],
+        seed=manifest["seed"],
+        provenance=manifest["source"],
+        environment=manifest["environment"],
+        real_shape=(c, h, w),
+        relabel=_view_labels(folder, manifest),
+        privacy=manifest.get("privacy"),
+        imported=manifest.get("imported"),
+        derived=manifest.get("derived"),
+    )
+
+
+def labels_of_views(
+    columns: Columns, facts: dict[str, Any], constants: dict[str, Tensor]
+) -> ViewLabels:
+    """Labels of views that lie in memory, as they are published.
+
+    Args:
+        columns: of all records, by name, in the order of epochs and batches.
+        facts: how they were made.
+        constants: what decoding needs once.
+    """
+    count = len(columns["image"])
+    record_bytes = sum(values[:1].nbytes for values in columns.values())
+    config = Config(
+        "relabel",
+        "relabel",
+        {name: feature_of(values) for name, values in columns.items()},
+        count,
+        record_bytes,
+        lambda start, stop: {name: values[start:stop] for name, values in columns.items()},
+    )
+    return ViewLabels(config, None, count, count * record_bytes, constants, facts)
+
+
+def records_of(folder: Path, images: int) -> Columns:
+    """The columns of all labels of views of a folder."""
+    records = published_records(folder, images)
+    _, columns = records.rows(0, records.count)
+    return {name: values.numpy() for name, values in columns.items()}
+
+
+def classifier_of(folder: Path, manifest: dict[str, Any]) -> dict[str, Tensor]:
+    """What decoding labels of views needs once; {} where they are logits."""
+    name = manifest["relabel"]["classifier"]
+    return {} if name is None else read_tensors(folder / name)[0]
+
+
+def _view_labels(folder: Path, manifest: dict[str, Any]) -> ViewLabels | None:
+    if manifest["relabel"] is None:
+        return None
+    columns = records_of(folder, manifest["configs"]["default"]["rows"])
+    return labels_of_views(columns, manifest["relabel"]["facts"], classifier_of(folder, manifest))
+
+
+def _posters(folder: Path) -> tuple[list[Tensor], list[Tensor]]:
+    """The trained images that rows are cut from, and their label cells."""
+    rows = load_rows(folder, "poster").with_format("numpy")
+    read = [
+        [
+            torch.tensor(row[name], dtype=torch.float32).view(*row[f"{name}_shape"].tolist())
+            for row in rows
+        ]
+        for name in ("poster", "label_poster")
+    ]
+    return read[0], read[1]
+
+
+def _tensors(folder: Path, file: dict[str, Any] | None) -> dict[str, Tensor]:
+    return {} if file is None else read_tensors(folder / file["file"])[0]
+
+
+def _layers(student: dict[str, Any], shape: Shape) -> list[str]:
+    """The student's layers as constructors of `torch.nn`; [] where nobody knows the student."""
+    network = network_of(student)
+    return [] if network is None else chain(network.on_meta(shape))
+
+
+def network_of(student: dict[str, Any]) -> Architecture | None:
+    """The network of a published student; None where nobody knows it."""
+    if not student:
+        return None
+    section = student["network"]
+    found = load("architectures", section["name"]).model_validate(section)
+    assert isinstance(found, Architecture), "the axis has no others"
+    return found
