@@ -13,7 +13,9 @@ from distill_datasets.cli.evaluate import RUNS, Quiet, TargetArgument
 from distill_datasets.errors import Interrupted, RecipeError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+
+    from distill_datasets.recipe import Recipe
 
 NewFolder = Annotated[
     Path, typer.Option("--output", help="New folder for the dataset.", show_default=False)
@@ -104,7 +106,13 @@ def extend(
     run.log_to_stderr(quiet or as_json)
     from distill_datasets.layouts.target import resolve_target
     from distill_datasets.pipeline.extending import extend as extend_folder
+    from distill_datasets.presets import recipe_for
 
+    def of_method(dataset: str, listed: "Sequence[str]", name: str) -> "Recipe":
+        assert method is not None, "asked for one"
+        return recipe_for(dataset, method, listed, name=name)
+
+    preset = None if method is None else of_method
     _make(
         lambda: extend_folder(
             resolve_target(target, runs),
@@ -112,7 +120,7 @@ def extend(
             source,
             output,
             runs=runs,
-            method=method,
+            preset=preset,
             overrides=overrides or [],
             quiet=quiet or as_json,
         ),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,12 @@ from distill_datasets.errors import ArtifactError, DataError, cut
 from distill_datasets.export.folder import check_writable, made_by_run, read_manifest, recipe_of
 from distill_datasets.layouts.merging import merge
 from distill_datasets.pipeline.run import run
-from distill_datasets.presets import recipe_for
 from distill_datasets.recipe import Recipe, name_from, recipe_from
 
 logger = logging.getLogger("distill_datasets")
 
+Preset = Callable[[str, Sequence[str], str], Recipe]
+"""A dataset, overrides and a name become the recipe of a method."""
 READ_ALIKE = (
     *("resolution", "image_column", "label_column", "limit"),
     *("train_split", "test_split", "test_share", "white_level"),
@@ -38,7 +39,7 @@ def extend(
     to: Path,
     *,
     runs: Path,
-    method: str | None = None,
+    preset: Preset | None = None,
     overrides: Iterable[str] = (),
     quiet: bool = False,
 ) -> dict[str, Any]:
@@ -51,7 +52,7 @@ def extend(
             none is read.
         to: new or empty folder.
         runs: the folder of all runs, where the new classes are distilled; a later call goes on.
-        method: by its name in the field; None is the recipe of the set itself.
+        preset: makes the recipe of a method; None takes that of the set itself.
         overrides: `section.key=value` each, of the recipe for the new classes.
         quiet: no progress bars.
 
@@ -62,7 +63,7 @@ def extend(
         DistillError: one of its kinds, before anything is distilled where that can be known.
     """
     check_writable(to)
-    recipe, everything = extension_of(folder, dataset, method, list(overrides))
+    recipe, everything = extension_of(folder, dataset, preset, list(overrides))
     logger.info("extend: distilling %s", ", ".join(map(str, recipe.source.classes or [])))
     made = run(recipe, runs=runs, quiet=quiet)
     return merge(
@@ -76,7 +77,7 @@ def extend(
 
 
 def extension_of(
-    folder: Path, dataset: str, method: str | None, overrides: Sequence[str]
+    folder: Path, dataset: str, preset: Preset | None, overrides: Sequence[str]
 ) -> tuple[Recipe, dict[str, Any] | None]:
     """The recipe for the new classes; and the section that reads real images of all, if any does.
 
@@ -89,19 +90,19 @@ def extension_of(
             f"{folder}: its rows lie in a whitened space of its own source, and new classes cannot "
             "be distilled into it; distill all classes together"
         )
-    if method is None and not made_by_run(manifest):
+    if preset is None and not made_by_run(manifest):
         raise ArtifactError(
             f"{folder}: no recipe made it that could distill more classes; name a method: "
             "--method dm"
         )
-    source = _source(manifest, {} if method else recipe_of(folder)["source"], dataset)
+    source = _source(manifest, {} if preset else recipe_of(folder)["source"], dataset)
     new, old = _classes(folder, manifest["classes"], _peeked(source))
     content = {**source, "classes": new}
     name = name_from(f"{manifest['name']}-extended") or "extended"
-    if method is not None:
+    if preset is not None:
         # JSON is YAML: class names stay what they are
         fixed = [f"source.{key}={json.dumps(value)}" for key, value in content.items()]
-        recipe = recipe_for(dataset, method, [*fixed, *overrides], name=name)
+        recipe = preset(dataset, [*fixed, *overrides], name)
     else:
         sections = _resized(recipe_of(folder), manifest, len(new))
         sections |= {"name": name, "source": content}
