@@ -284,6 +284,7 @@ def test_the_command_line_imports_nothing_slow_before_a_verb_needs_it() -> None:
         "errors",
         "cli",
         "cli.as_json",
+        "cli.derive",
         "cli.evaluate",
         "cli.lazy_imports",
         "cli.pages",
