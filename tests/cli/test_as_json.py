@@ -32,6 +32,9 @@ REFUSED: dict[str, list[str]] = {
     "import": [NOTHING, "--to", "new"],
     "export": [NOTHING, "--layout", "npz", "--to", "new"],
     "recipes": ["--dataset", "mnits"],
+    "shrink": [NOTHING, "ipc=1", "--output", "new"],
+    "extend": [NOTHING, "--source", NOTHING, "--output", "new"],
+    "merge": [NOTHING, NOTHING, "--output", "new"],
 }
 """Arguments that each verb refuses."""
 
