@@ -6,7 +6,7 @@ from the state that all threads of a process share. Here the same calls get a ge
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -50,6 +50,11 @@ BLOCKS: dict[int, tuple[Callable[..., Any], tuple[int, ...]]] = {
 """By depth: the block, and how many of it each stage has."""
 
 
+def instance_norm(channels: int) -> nn.Module:
+    """A norm of every channel of an image alone, with a scale and a shift of its own."""
+    return nn.GroupNorm(channels, channels)
+
+
 class SmallImageResNet(nn.Module):
     """The layers of torchvision's ResNet of any width, with a stem that keeps small images whole.
 
@@ -57,11 +62,14 @@ class SmallImageResNet(nn.Module):
     uniformly within +-1/sqrt(fan in), as in torchvision.
     """
 
-    def __init__(self, depth: int, width: int, shape: Shape) -> None:
+    def __init__(
+        self, depth: int, width: int, norm: Literal["batch", "instance"], shape: Shape
+    ) -> None:
         super().__init__()
         block, counts = BLOCKS[depth]
+        normed: Callable[[int], nn.Module] = nn.BatchNorm2d if norm == "batch" else instance_norm
         self.conv1 = nn.Conv2d(shape.c, width, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
+        self.bn1 = normed(width)
         self.relu = nn.ReLU(inplace=True)
         channels, stages = width, []
         for stage, count in enumerate(counts):
@@ -74,9 +82,9 @@ class SmallImageResNet(nn.Module):
                 if step != 1 or channels != outer:
                     shortcut = nn.Sequential(
                         nn.Conv2d(channels, outer, 1, stride=step, bias=False),
-                        nn.BatchNorm2d(outer),
+                        normed(outer),
                     )
-                blocks.append(block(channels, inner, step, shortcut))
+                blocks.append(block(channels, inner, step, shortcut, norm_layer=normed))
                 channels = outer
             stages.append(nn.Sequential(*blocks))
         self.layer1, self.layer2, self.layer3, self.layer4 = stages

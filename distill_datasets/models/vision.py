@@ -71,11 +71,16 @@ class ResNet(Architecture):
     width: int = Field(
         default=64, ge=1, le=4_096, description="channels of the first stage; each doubles"
     )
+    norm: Literal["batch", "instance"] = Field(
+        default="batch",
+        description="after convolutions; batch keeps running statistics, instance is what papers "
+        "of matching measure with",
+    )
 
     def build(self, shape: Shape) -> nn.Module:
         from distill_datasets.models.layers import SmallImageResNet
 
-        return _with_rule(partial(SmallImageResNet, self.depth, self.width, shape))
+        return _with_rule(partial(SmallImageResNet, self.depth, self.width, self.norm, shape))
 
 
 class Torchvision(Architecture):

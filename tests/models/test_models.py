@@ -151,6 +151,17 @@ def test_papers_are_of_the_family() -> None:
         assert Torchvision(model=model).papers()[1:] == [paper]
 
 
+def test_a_small_resnet_of_instance_norm_looks_at_every_image_alone() -> None:
+    network = ResNet(width=4, norm="instance")
+    module = network.build(SMALL)
+    initialize(module, rng_for(0, "network"))
+    images = torch.rand(3, SMALL.c, SMALL.h, SMALL.w, generator=rng_for(0, "images"))
+    together = module.train()(images)
+    alone = torch.cat([module.train()(one[None]) for one in images])
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
+    assert not list(module.buffers()) and together.std() > 0
+
+
 @pytest.mark.parametrize("network", [BATCHED, ResNet(width=4)])
 def test_networks_with_buffers_are_no_vector_of_weights(network: Architecture) -> None:
     with pytest.raises(RecipeError, match=r"running statistics.*distill\.networks: teachers"):
