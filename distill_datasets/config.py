@@ -102,6 +102,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "transformers": "distill_datasets.models.backbones:TransformersBackbone",
     },
     "generators": {
+        "diffusers": "distill_datasets.stages.diffusers_generator:DiffusersGenerator",
         "random": "distill_datasets.stages.generator:RandomGenerator",
         "trained": "distill_datasets.stages.generator:TrainedGenerator",
     },

@@ -312,15 +312,14 @@ def changed(dataset: str, commit: str | None, files: Iterable[tuple[str, str, in
     return found
 
 
-def model_file(model: str, revision: str | None, file: str) -> Path:
-    """A file of a Hub model, downloaded if need be.
+def model_file(model: str, revision: str | None, file: str, key: str = "squeeze.weights") -> Path:
+    """A file of a Hub model, downloaded if need be; `key` of a recipe names it.
 
     Raises:
         RecipeError: there is no such model, revision or file, or it cannot be fetched.
     """
     from huggingface_hub import errors, hf_hub_download
 
-    key = "squeeze.weights"
     wanted = Wanted("model", model, revision, key, key, "or give a file of this machine")
     try:
         return Path(hf_hub_download(model, file, revision=revision))

@@ -150,8 +150,9 @@ class Generator:
         return x_BLhw
 
     def times_from(self, since: float) -> list[float]:
-        """`since` and the times after it."""
-        return [since, *(time for time in self.times if time > since)]
+        """`since` and the times after it; the first of all where that is later."""
+        begin = max(since, self.times[0])
+        return [begin, *(time for time in self.times if time > begin)]
 
 
 ENCODED_AT_ONCE = 64

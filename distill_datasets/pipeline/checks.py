@@ -77,6 +77,8 @@ def check_inputs(
         check_source_of(output, source)
     shape, names = source.peek()
     check_parts(recipe, shape)
+    if recipe.generator is not None:
+        refuse(recipe.generator.problems(shape, names))
     teaching = open_teaching(recipe)
     check_teaching(teaching, shape, names)
     weights = [] if recipe.squeeze is None else find_weights(recipe.squeeze, shape)
