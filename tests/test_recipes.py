@@ -50,6 +50,10 @@ SMALL = {
     "warmup_epochs": 0,
 }
 SMALL_RESNET = "{name: resnet, depth: 18, width: 4}"
+SMALL_GENERATOR = (
+    "{name: trained, steps: 2, autoencoder: {epochs: 1, batch: 10, channels: 2, width: 8}, "
+    "flow: {epochs: 1, batch: 10, width: 8}}"
+)
 WIDTH = 4
 EXPERT_EPOCHS = 3
 
@@ -210,6 +214,8 @@ def shrunk(recipe: Path, known: Known) -> list[str]:
         overrides.append(
             f"squeeze={{network: {SMALL_RESNET}, members: {members}, epochs: 1, batch: 10}}"
         )
+    if values.get("generator.name") == "diffusers":  # whose weights nobody downloads here
+        overrides.append(f"generator={SMALL_GENERATOR}")
     if values["distill.networks.name"] == "teachers":
         overrides.append("squeeze.least_accuracy=0")  # nobody is right about noise
     if values["distill.objective.name"] == "recover":

@@ -66,10 +66,10 @@ class DiffusersGenerator(GeneratorPart):
         description="how the model is told the source's classes: as classes that it knows, as new "
         "ones that are learned (with minimax), or by prompts"
     )
-    ids: list[int] | None = Field(
+    ids: list[int] | Literal["same"] | None = Field(
         default=None,
-        description="with map: the model's number of every class, in the source's order; null "
-        "finds them by their names",
+        description="with map: the model's number of every class, in the source's order; same: the "
+        "source's own; null finds them by their names",
     )
     prompt: str = Field(
         default="a photo of a {}", description="with prompts: what is said of a class; {} its name"
@@ -126,7 +126,7 @@ class DiffusersGenerator(GeneratorPart):
         """Looks at the small file that says what a model is, which is fetched for it."""
         try:
             index = self._index()
-            ids = self._ids(index, names) if names is not None else None
+            ids = self._ids(index, shape.k, names) if names is not None else None
         except RecipeError as error:
             yield str(error)
             return
@@ -180,29 +180,28 @@ class DiffusersGenerator(GeneratorPart):
             )
         return index
 
-    def _ids(self, index: dict[str, Any], names: Sequence[str]) -> list[int] | None:
+    def _ids(self, index: dict[str, Any], classes: int, names: Sequence[str]) -> list[int] | None:
         """The model's number of every class; None where the source's own numbers are new to it."""
         if self.classes != "map":
             return None
         labels = {int(key): str(said) for key, said in (index.get("id2label") or {}).items()}
-        if self.ids is not None:
-            unknown = [one for one in self.ids if labels and one not in labels]
+        given = list(range(classes)) if self.ids == "same" else self.ids
+        if given is not None:
+            unknown = [one for one in given if labels and one not in labels]
             if unknown:
                 raise RecipeError(
                     f"generator.ids: {self.model} has no class {unknown[0]}; expected 0 to "
                     f"{max(labels)}"
                 )
-            return self.ids
-        known = {
-            _plain(word): number for number, said in labels.items() for word in said.split(",")
-        }
+            return given
+        known = _by_word(labels)
         found = []
         for name in names:
-            spelled = [_plain(word) for word in name.split(",")]
-            number = next((known[word] for word in spelled if word in known), None)
+            spelled = [name, *name.split(",")]
+            number = next((known[_plain(word)] for word in spelled if _plain(word) in known), None)
             if number is None:
                 raise RecipeError(
-                    f"generator.classes: {self.model} knows no class {name!r}; "
+                    f"generator.classes: {self.model} knows no class {name!r}, or several; "
                     f"{did_you_mean(_plain(name), known)}; give generator.ids, or classes: finetune"
                 )
             found.append(number)
@@ -247,7 +246,7 @@ class DiffusersGenerator(GeneratorPart):
         factor = 2 ** (len(autoencoder.config.block_out_channels) - 1)
         side = self.size or network.config.sample_size * factor
         classes_K = prompts_KTD = None
-        ids = self._ids(index, real.class_names)
+        ids = self._ids(index, classes, real.class_names)
         if self.classes == "prompts":
             said = [self.prompt.format(name) for name in real.class_names]
             prompts_KTD = diffusion.embed(place, [*said, self.negative], options)
@@ -303,6 +302,15 @@ def told(model: str) -> Iterator[None]:
             f"generator.model: cannot get {model} ({first}); check the name and the connection, or "
             "give a folder of this machine, in safetensors"
         ) from error
+
+
+def _by_word(labels: dict[int, str]) -> dict[str, int]:
+    """The number of every class by its whole label and by each of its words, where one has it."""
+    numbers: dict[str, set[int]] = {}
+    for number, said in labels.items():
+        for word in {said, *said.split(",")}:
+            numbers.setdefault(_plain(word), set()).add(number)
+    return {word: min(own) for word, own in numbers.items() if len(own) == 1}
 
 
 def _plain(name: str) -> str:
