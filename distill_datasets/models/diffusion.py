@@ -61,7 +61,8 @@ class KlLatents(nn.Module):
         size = (self._shape.h, self._shape.w)
         if tuple(colors.shape[2:]) != size:
             colors = F.interpolate(colors, size, mode="bilinear", antialias=True)
-        return colors if self._shape.c == 3 else colors.mean(dim=1, keepdim=True)
+        shown: Tensor = colors if self._shape.c == 3 else colors.mean(dim=1, keepdim=True)
+        return shown
 
 
 class DiffusionFlow(nn.Module):

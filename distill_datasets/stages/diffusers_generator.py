@@ -294,9 +294,11 @@ def frozen_latents(latents: KlLatents) -> KlLatents:
 @contextmanager
 def told(model: str) -> Iterator[None]:
     """Tell in a sentence why diffusers could not read a model."""
+    # what is not a config or not of safetensors is told by an error of one of these kinds
+    kinds: tuple[type[Exception], ...] = (*fetch_errors(), ValueError, RuntimeError)
     try:
         yield
-    except (*fetch_errors(), ValueError, RuntimeError) as error:
+    except kinds as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise RecipeError(
             f"generator.model: cannot get {model} ({first}); check the name and the connection, or "
