@@ -286,6 +286,7 @@ def test_the_command_line_imports_nothing_slow_before_a_verb_needs_it() -> None:
         "cli.as_json",
         "cli.derive",
         "cli.evaluate",
+        "cli.job",
         "cli.lazy_imports",
         "cli.pages",
         "cli.recipes",

@@ -8,10 +8,13 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from distill_datasets.cli import derive, evaluate, pages, recipes, run, sets, share
+from distill_datasets.cli import derive, evaluate, job, pages, recipes, run, sets, share
 from distill_datasets.cli.as_json import print_failure
 from distill_datasets.errors import DistillError
 from distill_datasets.runtime.launch import PeerLost, means_lost_peer, process_index, report
+
+EXTENSION = "hf-distill"
+"""What the Hub's client calls as `hf distill`."""
 
 
 def _version(asked: bool) -> None:
@@ -62,7 +65,13 @@ def distill_datasets(
 FIND, MAKE, JUDGE, SHARE = "Find a recipe", "Make a set", "Judge a set", "Look at and share a set"
 DERIVE = "Make a set of finished ones"
 VERBS: dict[str, dict[str, Callable[..., None]]] = {
-    MAKE: {"run": run.run, "plan": run.plan, "check": run.check, "list": run.list_parts},
+    MAKE: {
+        "run": run.run,
+        "job": job.job,
+        "plan": run.plan,
+        "check": run.check,
+        "list": run.list_parts,
+    },
     DERIVE: {"shrink": derive.shrink, "extend": derive.extend, "merge": derive.merge},
     FIND: {"init": recipes.init},
     JUDGE: {
@@ -92,7 +101,9 @@ app.add_typer(recipes.app, name="recipes", rich_help_panel=FIND)
 def main() -> None:
     """Run the command line; the exit code is 0, 2 for bad input, 130 for Ctrl-C, or 1."""
     try:
-        app(standalone_mode=True)
+        # `hf distill` starts a program called hf-distill
+        extension = Path(sys.argv[0]).stem == EXTENSION
+        app(standalone_mode=True, prog_name="hf distill" if extension else None)
     except DistillError as error:
         _fail(error)
     except RuntimeError as error:

@@ -109,7 +109,7 @@ def run(
     Several processes share the lanes of an outer step and the students: [bold]--processes N[/bold]
     on one machine, [bold]accelerate launch -m distill_datasets run RECIPE[/bold] on several.
     """
-    loaded = _load(recipe, overrides, profile, skip_bad_rows, method)
+    loaded = load(recipe, overrides, profile, skip_bad_rows, method)
     if dry_run:
         _print_plan(loaded, as_json=as_json)
         return
@@ -154,7 +154,7 @@ def plan(
 
     With source.expected in the recipe nothing is read, and the dataset need not be there.
     """
-    loaded = _load(recipe, overrides, profile, skip_bad_rows, method)
+    loaded = load(recipe, overrides, profile, skip_bad_rows, method)
     _print_plan(loaded, flops_per_second, probe, as_json)
 
 
@@ -170,7 +170,7 @@ def check(
     Problems between sections show when each section by itself has none.
     """
     with put_off(*SLOW):
-        loaded = _load(recipe, overrides, profile, skip_bad_rows)
+        loaded = load(recipe, overrides, profile, skip_bad_rows)
     if as_json:
         print_json("check", {"recipe": recipe, "valid": True, "sha256": loaded.sha256()})
         return
@@ -263,13 +263,14 @@ def _print_parts(axes: list[str], as_json: bool) -> None:
     )
 
 
-def _load(
+def load(
     recipe: str,
     overrides: list[str] | None,
     profile: str | None,
     skip_bad_rows: bool,
     method: str | None = None,
 ) -> "Recipe":
+    """The recipe of a file, of the package, or of a method for a dataset, with its overrides."""
     from distill_datasets.recipe import load_recipe, name_from
 
     extra = ["source.skip_bad_rows=true"] if skip_bad_rows else []

@@ -15,6 +15,7 @@ from distill_datasets.export.folder import write_dataset
 NOTHING = "no/such/thing"
 REFUSED: dict[str, list[str]] = {
     "run": [NOTHING],
+    "job": [NOTHING, "--flavor", "cpu-basic"],
     "plan": [NOTHING],
     "check": [NOTHING],
     "list": ["--axis", "canvasses"],
