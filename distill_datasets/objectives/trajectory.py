@@ -1,9 +1,9 @@
 """Matching of training trajectories: the objective of MTT, TESLA and DATM.
 
 A network starts where an expert stood, takes a few steps of gradient descent on the distilled set,
-and should end where the expert stood some epochs later. The gradient walks back through those steps
-and recomputes each of them on the way, so memory is that of one step and one vector of weights for
-every step, whatever their number.
+and should end where the expert stood some epochs later. The gradient goes back through those steps:
+by their graph where it is small, or by repeating each of them, which takes the memory of one step
+and one vector of weights for every step, whatever their number.
 
 Shape suffixes: B examples of a step, N all training examples, K classes, P all weights of a
 network, T learned step sizes.
@@ -11,17 +11,25 @@ network, T learned step sizes.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 
 from distill_datasets.errors import DistillError
 from distill_datasets.models.flops import IMAGES_OF_WEIGHT_GRADIENT, TRACKED_STEP, WEIGHT_GRADIENT
 from distill_datasets.networks.network import NetworkSource, Sampled
-from distill_datasets.objectives.objective import Estimate, Needs, Objective
+from distill_datasets.objectives.inner_steps import (
+    Differentiate,
+    counting_saved,
+    graph_fits,
+    mean_gradient,
+    pulled_back,
+)
+from distill_datasets.objectives.objective import Estimate, Needs, Objective, through_batch
 from distill_datasets.runtime.draws import Draw, LaneDraw
+from distill_datasets.types import Batch
 from distill_datasets.views.augment import Augment
 
 if TYPE_CHECKING:
@@ -51,10 +59,19 @@ class Trajectory(Objective):
     augment: Augment = Field(
         default=Augment(), description="of the distilled images, drawn anew for every step"
     )
-    differentiate: Literal["exact", "first_order"] = Field(
-        default="exact",
-        description="walk back through every step, or leave out how a step changes the gradients "
-        "of later ones (TESLA's form: as much memory, little less work, another gradient)",
+    differentiate: Differentiate | Literal["first_order"] = Field(
+        default="auto",
+        description="keep the graph of all steps (memory grows with them), or recompute each step "
+        "on the way back (a vector of weights each, a third more work); auto keeps a graph of up "
+        "to 2 GiB on a CPU and of a quarter of an accelerator's memory; first_order recomputes and "
+        "leaves out how a step changes the gradients of later ones (TESLA's form: little less "
+        "work, another gradient)",
+    )
+    chunk: int | None = Field(
+        default=None,
+        gt=0,
+        description="examples differentiated at once; null: 32 on a CPU, whose cache they stay in, "
+        "and 512 elsewhere",
     )
     skip_above: float | None = Field(
         default=None,
@@ -73,13 +90,15 @@ class Trajectory(Objective):
         return Needs(offers=frozenset({"trajectory"}))
 
     def work(self, flops_per_image: float, examples: int, classes: int) -> float:
-        # every step is taken once on the way there and repeated and differentiated on the way back
-        exact = self.differentiate == "exact"
-        back = TRACKED_STEP if exact else IMAGES_OF_WEIGHT_GRADIENT
+        # without a graph every step is taken once on the way there, and repeated on the way back
+        first_order = self.differentiate == "first_order"
+        each = WEIGHT_GRADIENT + (IMAGES_OF_WEIGHT_GRADIENT if first_order else TRACKED_STEP)
+        if self.differentiate in ("auto", "graph"):
+            each = TRACKED_STEP
         batch = min(self.batch or examples, examples)
         passes, left = divmod(self.steps, -(-examples // batch))
         images = passes * examples + left * batch
-        return flops_per_image * images * (WEIGHT_GRADIENT + back)
+        return flops_per_image * images * each
 
     def step_sizes(self) -> list[float]:
         return [self.step_size] if self.learn_step_size else []
@@ -99,23 +118,56 @@ class Trajectory(Objective):
         network = networks.sample(draw)
         target_P, away = _target(network)
         learned = distilled.step_sizes()
-        size = self.step_size if learned is None else learned[0].item()
+        size = self.step_size if learned is None else learned[0]
+        taken: list[torch.Tensor] | None = None
+        if self.differentiate in ("auto", "graph"):
+            taken = self._tracked(distilled, network, size, draw)
+        if taken is None:
+            taken = self._plain(distilled, network, float(size), draw)
+        # |w_N - w*|^2 / |w_0 - w*|^2, and its gradient in w_N, 2 (w_N - w*) / |w_0 - w*|^2
+        end_P = taken.pop()
+        left_P = end_P.detach() - target_P
+        distance = float(left_P.square().sum() / away)
+        adjoint_P = 2 * left_P / away
+        metrics = {"step_size": float(size)}
+        names, parameters = zip(*distilled.parameters.items(), strict=True)
+        if self.skip_above is not None and not distance <= self.skip_above:
+            grads = [torch.zeros_like(parameter) for parameter in parameters]
+            return Estimate(distance, dict(zip(names, grads, strict=True)), metrics, False)
+        if end_P.requires_grad:
+            grads = list(torch.autograd.grad(end_P, parameters, adjoint_P, materialize_grads=True))
+        else:
+            grads = self._sweep(distilled, network, taken, adjoint_P, float(size), draw)
+        return Estimate(distance, dict(zip(names, grads, strict=True)), metrics)
+
+    def _plain(
+        self, distilled: Distilled, network: Sampled, size: float, draw: Draw
+    ) -> list[Tensor]:
+        """The weights before every step and after the last, without a graph."""
         visited = [network.weights_P]
         for step in range(self.steps):
             leaf_P = visited[-1].detach().requires_grad_()
             with torch.no_grad():
-                images_BCHW, targets_BK = self._examples(distilled, step, draw)
-            loss = F.cross_entropy(network(leaf_P, images_BCHW), targets_BK)
-            (grad_P,) = torch.autograd.grad(loss, leaf_P)
+                batch = self._examples(distilled, step, draw)
+            grad_P = mean_gradient(network, leaf_P, batch, self.chunk, tracked=False)
             visited.append(visited[-1] - size * grad_P)
-        # |w_N - w*|^2 / |w_0 - w*|^2, and its gradient in w_N, 2 (w_N - w*) / |w_0 - w*|^2
-        left_P = visited.pop() - target_P
-        distance = float(left_P.square().sum() / away)
-        counts = self.skip_above is None or distance <= self.skip_above
-        grads = {name: torch.zeros_like(value) for name, value in distilled.parameters.items()}
-        if counts:
-            self._sweep(distilled, network, visited, 2 * left_P / away, size, draw, grads)
-        return Estimate(distance, grads, {"step_size": size}, counts)
+        return visited
+
+    def _tracked(
+        self, distilled: Distilled, network: Sampled, size: Tensor | float, draw: Draw
+    ) -> list[Tensor] | None:
+        """The weights after the last step with the graph of all; None if `auto` finds it large."""
+        weights_P = network.weights_P.detach().requires_grad_()
+        for step in range(self.steps):
+            with counting_saved() if step == 0 else nullcontext() as saved:
+                batch = self._examples(distilled, step, draw)
+                grad_P = mean_gradient(network, weights_P, batch, self.chunk, tracked=True)
+                weights_P = weights_P - size * grad_P
+            if saved is None or self.differentiate == "graph":
+                continue
+            if not graph_fits(saved.bytes, self.steps, distilled.device):
+                return None
+        return [weights_P]
 
     def _sweep(
         self,
@@ -125,9 +177,8 @@ class Trajectory(Objective):
         adjoint_P: Tensor,
         size: float,
         draw: Draw,
-        grads: dict[str, Tensor],
-    ) -> None:
-        """Walk back from the last step to the first and add up the gradient in `grads`.
+    ) -> list[Tensor]:
+        """Walk back from the last step to the first; the gradient of every parameter.
 
         A step takes the weights w to w - s g(w, x), with g the gradient on the examples x and s the
         step size. With a the adjoint of the weights after it, everything is a derivative of the
@@ -135,28 +186,27 @@ class Trajectory(Objective):
         a - s d(g.a)/dw, a Hessian-vector product, or a alone in the first-order form.
         """
         parameters = list(distilled.parameters.values())
+        totals = [torch.zeros_like(parameter) for parameter in parameters]
         size_grad = adjoint_P.new_zeros(())
         for step in reversed(range(self.steps)):
             weights_P = visited.pop().detach().requires_grad_()
-            images_BCHW, targets_BK = self._examples(distilled, step, draw)
-            loss = F.cross_entropy(network(weights_P, images_BCHW), targets_BK)
-            (grad_P,) = torch.autograd.grad(loss, weights_P, create_graph=True)
-            along = torch.dot(grad_P, adjoint_P)
-            size_grad -= along.detach()
-            exact = self.differentiate == "exact"
-            pulled = torch.autograd.grad(
-                along, [*parameters, *([weights_P] if exact else [])], materialize_grads=True
-            )
-            for total, part in zip(grads.values(), pulled, strict=False):
+            batch = self._examples(distilled, step, draw)
+            curved = self.differentiate != "first_order"
+            back = pulled_back(network, weights_P, batch, adjoint_P, self.chunk, curved=curved)
+            size_grad -= back.along
+            for total, part in zip(
+                totals, through_batch(batch, back.batch, parameters), strict=True
+            ):
                 total -= size * part
-            if exact:
-                adjoint_P = adjoint_P - size * pulled[-1]
+            if back.weights_P is not None:
+                adjoint_P = adjoint_P - size * back.weights_P
         if (learned := distilled.step_sizes()) is not None:
-            raw_T = distilled.parameters["step_sizes.raw_T"]
-            (pulled_T,) = torch.autograd.grad(learned[0], raw_T)
-            grads["step_sizes.raw_T"] += size_grad * pulled_T
+            pulled = torch.autograd.grad(learned[0], parameters, size_grad, materialize_grads=True)
+            for total, part in zip(totals, pulled, strict=True):
+                total += part
+        return totals
 
-    def _examples(self, distilled: Distilled, step: int, draw: Draw) -> tuple[Tensor, Tensor]:
+    def _examples(self, distilled: Distilled, step: int, draw: Draw) -> Batch:
         """Augmented examples of a step and their targets; the same whenever they are asked for."""
         count = distilled.count
         order_N = torch.arange(count, device=distilled.device)
@@ -166,7 +216,7 @@ class Trajectory(Objective):
             order_N = torch.randperm(count, generator=draw("order", passes))
         index_B = order_N[place * batch : (place + 1) * batch]
         images_BCHW, targets_BK = distilled(index_B)
-        return self.augment(images_BCHW, draw("inner", step)), targets_BK
+        return Batch(self.augment(images_BCHW, draw("inner", step)), targets_BK)
 
 
 def _target(network: Sampled) -> tuple[Tensor, Tensor]:

@@ -4,8 +4,7 @@ A fresh network is trained on the distilled set; the loss of the trained network
 differentiated with respect to the distilled set, through the last `window` steps. Two ways of
 differentiating give the same gradient: keeping the whole graph, or recomputing each step on the way
 back, where one Hessian-vector product per step keeps memory flat in the window. Both go through a
-batch in chunks: on a CPU a chunk stays in the cache, and no block is large enough for the allocator
-to give it back and fault it in again.
+batch in chunks.
 
 Shape suffixes: B examples of a step, K classes, P all weights of a network.
 """
@@ -13,15 +12,23 @@ Shape suffixes: B examples of a step, K classes, P all weights of a network.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple, Self
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field, SerializeAsAny, model_validator
 
 from distill_datasets.config import Section, part
 from distill_datasets.models.flops import STEP_BACK, TRACKED_STEP, WEIGHT_GRADIENT
 from distill_datasets.networks.network import NetworkSource, Sampled
+from distill_datasets.objectives.inner_steps import (
+    Differentiate,
+    chunks,
+    counting_saved,
+    graph_fits,
+    mean_gradient,
+    pulled_back,
+)
 from distill_datasets.objectives.objective import (
     Context,
     Estimate,
@@ -128,10 +135,11 @@ class Unrolled(Objective):
         default=None, description="judge the images of one class as another's; null attacks none"
     )
     augment: Augment = Field(default=Augment(), description="of distilled and of real images")
-    differentiate: Literal["graph", "recompute"] = Field(
+    differentiate: Differentiate = Field(
         default="graph",
         description="keep the graph of the window (memory grows with it), or recompute each step "
-        "on the way back (memory flat, about a third more work)",
+        "on the way back (memory flat, about a third more work); auto keeps a graph of up to 2 GiB "
+        "on a CPU and of a quarter of an accelerator's memory",
     )
     chunk: int | None = Field(
         default=None,
@@ -231,7 +239,7 @@ class Unrolled(Objective):
         batch = min(self.batch or examples, examples)
         mean_steps = (self.inner_steps + self._shortest) / 2
         recomputed = WEIGHT_GRADIENT + STEP_BACK
-        tracked = TRACKED_STEP if self.differentiate == "graph" else recomputed
+        tracked = recomputed if self.differentiate == "recompute" else TRACKED_STEP
         inner = batch * ((mean_steps - self.window) * WEIGHT_GRADIENT + self.window * tracked)
         return flops_per_image * (inner + WEIGHT_GRADIENT * self.real_batch)
 
@@ -249,15 +257,20 @@ class Unrolled(Objective):
             warm_up += int(torch.randint(more + 1, (), generator=draw("placement")))
         for _ in range(warm_up):
             start, _ = self._plain_step(distilled, network, start, draw)
-        if self.differentiate == "graph":
-            return self._through_graph(distilled, network, start, real, draw)
+        if self.differentiate == "recompute":
+            return self._through_recomputation(distilled, network, start, real, draw)
+        with counting_saved() if self.differentiate == "auto" else nullcontext() as saved:
+            first = self._tracked_step(distilled, network, start.leaf(), draw)
+        if saved is None or graph_fits(saved.bytes, self.window, distilled.device):
+            return self._through_graph(distilled, network, first, real, draw)
+        del first  # and its graph
         return self._through_recomputation(distilled, network, start, real, draw)
 
     def _through_graph(
-        self, distilled: Distilled, network: Sampled, start: InnerState, real: RealData, draw: Draw
+        self, distilled: Distilled, network: Sampled, inner: InnerState, real: RealData, draw: Draw
     ) -> Estimate:
-        inner = start.leaf()
-        for _ in range(self.window):
+        """The estimate, given the window's first tracked step."""
+        for _ in range(self.window - 1):
             inner = self._tracked_step(distilled, network, inner, draw)
         loss, adjoint_P = self._judge(network, inner.weights_P, real, draw)
         names, parameters = zip(*distilled.parameters.items(), strict=True)
@@ -308,17 +321,12 @@ class Unrolled(Objective):
         pulled = torch.autograd.grad(ends, inputs, adjoint, materialize_grads=True)
         (adjoint_P, *slots), pull_P = pulled[: len(adjoint)], pulled[len(adjoint)]
         of_rule = pulled[len(adjoint) + 1 :]
-        # through the gradient, a sum over chunks: g_w'(u_g'a), and g_x'(u_g'a) as far as the pixels
+        # through the gradient: g_w'(u_g'a), and g_x'(u_g'a) as far as the pixels
         batch = self._examples(distilled, start.step, draw)
-        leaves = Batch(*(tensor.detach().requires_grad_() for tensor in batch))
-        pieces = list[tuple[torch.Tensor, ...]]()
-        for chunk in self.chunks(leaves):
-            part_P = self._part_of_gradient(network, start.weights_P, chunk, len(batch[0]), True)
-            curved_P, *of_chunk = torch.autograd.grad(part_P, [start.weights_P, *chunk], pull_P)
-            adjoint_P = adjoint_P + curved_P
-            pieces.append(tuple(of_chunk))
-        of_leaves = [torch.cat(column) for column in zip(*pieces, strict=True)]
-        of_examples = through_batch(batch, of_leaves, parameters)
+        back = pulled_back(network, start.weights_P, batch, pull_P, self.chunk)
+        assert back.weights_P is not None, "it was asked for"
+        adjoint_P = adjoint_P + back.weights_P
+        of_examples = through_batch(batch, back.batch, parameters)
         grads = [own + other for own, other in zip(of_rule, of_examples, strict=True)]
         return (adjoint_P, *slots), grads
 
@@ -335,37 +343,14 @@ class Unrolled(Objective):
         images_BCHW, targets_BK = distilled(index_B)
         return Batch(self.augment(images_BCHW, rng), targets_BK)
 
-    def chunks(self, batch: Batch) -> Iterator[Batch]:
-        """The batch in pieces that are differentiated one after another."""
-        on_cpu = batch.images_BCHW.device.type == "cpu"
-        size = self.chunk or (32 if on_cpu else 512)
-        for images, targets in zip(*(torch.split(tensor, size) for tensor in batch), strict=True):
-            yield Batch(images, targets)
-
-    def _part_of_gradient(
-        self, network: Sampled, weights_P: Tensor, chunk: Batch, examples: int, tracked: bool
-    ) -> Tensor:
-        """What a chunk adds to the gradient of the mean loss of so many examples."""
-        loss = F.cross_entropy(network(weights_P, chunk.images_BCHW), chunk.targets_BK)
-        share = loss * (len(chunk.images_BCHW) / examples)
-        (part_P,) = torch.autograd.grad(share, weights_P, create_graph=tracked)
-        return part_P
-
-    def gradient(self, network: Sampled, weights_P: Tensor, batch: Batch, tracked: bool) -> Tensor:
-        """The gradient (P,) of the mean loss of a batch."""
-        parts = [
-            self._part_of_gradient(network, weights_P, chunk, len(batch.images_BCHW), tracked)
-            for chunk in self.chunks(batch)
-        ]
-        return parts[0] if len(parts) == 1 else torch.stack(parts).sum(dim=0)
-
     def _plain_step(
         self, distilled: Distilled, network: Sampled, inner: InnerState, draw: Draw
     ) -> tuple[InnerState, Tensor]:
         """A step of training that leaves no graph, and the gradient that it followed."""
         with torch.no_grad():
             batch = self._examples(distilled, inner.step, draw)
-        grad_P = self.gradient(network, inner.weights_P.detach().requires_grad_(), batch, False)
+        leaf_P = inner.weights_P.detach().requires_grad_()
+        grad_P = mean_gradient(network, leaf_P, batch, self.chunk, tracked=False)
         with torch.no_grad():
             return self._moved(distilled, inner, grad_P), grad_P
 
@@ -374,7 +359,7 @@ class Unrolled(Objective):
     ) -> InnerState:
         """A step of training, differentiable in the inner state and the distilled set."""
         batch = self._examples(distilled, inner.step, draw)
-        grad_P = self.gradient(network, inner.weights_P, batch, True)
+        grad_P = mean_gradient(network, inner.weights_P, batch, self.chunk, tracked=True)
         return self._moved(distilled, inner, grad_P)
 
     def _moved(self, distilled: Distilled, inner: InnerState, grad_P: Tensor) -> InnerState:
@@ -400,7 +385,7 @@ class Unrolled(Objective):
         images_BCHW = self.augment(images_BCHW, rng)
         leaf_P = weights_P.detach().requires_grad_()
         losses, adjoint_P = list[torch.Tensor](), torch.zeros_like(leaf_P)
-        for images, targets in self.chunks(Batch(images_BCHW, targets_BK)):
+        for images, targets in chunks(Batch(images_BCHW, targets_BK), self.chunk):
             summed = real.cross_entropy(network(leaf_P, images), targets, reduction="sum")
             share = summed / len(images_BCHW)
             adjoint_P += torch.autograd.grad(share, leaf_P)[0]

@@ -13,13 +13,14 @@ import torch
 
 from distill_datasets.models.architecture import Architecture
 from distill_datasets.networks.network import FlatNetwork, Sampled, fresh_weights, skeleton_of
+from distill_datasets.objectives.inner_steps import chunks, counting_saved, mean_gradient
 from distill_datasets.objectives.unrolled import Unrolled
 from distill_datasets.planning.costs import bytes_in_words
 from distill_datasets.runtime.draws import draws
 from distill_datasets.types import Batch, Shape
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    pass
 
 
 class Footprint(NamedTuple):
@@ -58,7 +59,7 @@ def footprint(
         torch.full((count, shape.k), 1 / shape.k, device=device),
     )
     graph = kept(objective, network, batch)
-    chunk = kept(objective, network, next(objective.chunks(batch)))
+    chunk = kept(objective, network, next(chunks(batch, objective.chunk)))
     # before each step: the weights, the optimizer's state, and the gradient that was followed
     vectors = 2 + len(objective.optimizer.start(network.weights_P))
     trail = vectors * network.weights_P.nbytes
@@ -69,18 +70,12 @@ def kept(objective: Unrolled, network: Sampled, batch: Batch) -> int:
     """Bytes that a tracked step on this batch keeps: what autograd saves, storage by storage."""
     weights_P = network.weights_P.detach().requires_grad_()
     state = tuple(slot.requires_grad_() for slot in objective.optimizer.start(network.weights_P))
-    # by address: what several operations save of one tensor is kept once
-    held = dict[int, torch.UntypedStorage]()
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        held[storage.data_ptr()] = storage
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        grad_P = objective.gradient(network, weights_P, batch, tracked=True)
-        objective.optimizer.step(weights_P, state, grad_P, 1)
-    return sum(storage.nbytes() for storage in held.values())
+    with counting_saved() as saved:
+        grad_P = mean_gradient(network, weights_P, batch, objective.chunk, tracked=True)
+        # its graph lives until all is counted
+        end = objective.optimizer.step(weights_P, state, grad_P, 1)
+    assert end[0].requires_grad
+    return saved.bytes
 
 
 def memory_of(device: torch.device) -> int:
