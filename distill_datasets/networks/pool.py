@@ -31,6 +31,7 @@ from distill_datasets.networks.network import (
 )
 from distill_datasets.optimizers import Adam, Optimizer
 from distill_datasets.runtime.draws import LaneDraw
+from distill_datasets.runtime.precision import WHERE_FAST, Precision, computing_in
 from distill_datasets.types import Shape
 from distill_datasets.views.augment import Augment
 
@@ -65,8 +66,9 @@ class Pool(Networks):
     optimizer: Annotated[SerializeAsAny[Optimizer], part("optimizers")] = Field(
         default=Adam(lr=0.001), description="rule that trains the members"
     )
-    precision: Literal["float32", "bfloat16"] = Field(
-        default="float32", description="of a training step; weights and loss are float32"
+    precision: Precision = Field(
+        default="float32",
+        description=f"of a training step; weights and loss are float32; {WHERE_FAST}",
     )
 
     def build(
@@ -165,8 +167,7 @@ class PoolSource(CarryingSource):
             images_BCHW, targets_BK = distilled(index_B)
             images_BCHW = settings.augment(images_BCHW, rng)
         leaf_P = weights_P.detach().requires_grad_()
-        lower = settings.precision == "bfloat16"
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=lower):
+        with computing_in(settings.precision, self._device):
             logits_BK = network(leaf_P, images_BCHW)
         loss = F.cross_entropy(logits_BK.to(targets_BK.dtype), targets_BK)
         (grad_P,) = torch.autograd.grad(loss, leaf_P)

@@ -26,14 +26,12 @@ from distill_datasets.networks.network import (
     skeleton_of,
     squeezed_architecture,
 )
+from distill_datasets.runtime.precision import Precision, computing_in
 from distill_datasets.types import Shape
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn.modules.batchnorm import _BatchNorm
-
-
-Precision = Literal["float32", "bfloat16"]
 
 
 class Moments(NamedTuple):
@@ -114,8 +112,7 @@ class BatchNormProbe:
         """
         if self._channels_last:
             images_BCHW = images_BCHW.contiguous(memory_format=torch.channels_last)
-        lower = precision == "bfloat16"
-        with torch.autocast(images_BCHW.device.type, torch.bfloat16, enabled=lower):
+        with computing_in(precision, images_BCHW.device):
             logits_BK: Tensor = self.module(images_BCHW)
         moments = list(self._moments)
         self._moments[:] = [None] * len(moments)

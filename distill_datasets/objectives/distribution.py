@@ -27,6 +27,7 @@ from distill_datasets.networks.network import Layers, NetworkSource, Sampled
 from distill_datasets.objectives.objective import Context, Estimate, Objective, added, through_batch
 from distill_datasets.runtime.draws import LaneDraw
 from distill_datasets.runtime.memory import to_device
+from distill_datasets.runtime.precision import Precision, computing_in
 from distill_datasets.types import Batch, Shape
 from distill_datasets.views.augment import Augment
 
@@ -209,9 +210,10 @@ class Distribution(Objective):
         description="distilled examples differentiated at once; where one draw is of more, each "
         "chunk is embedded twice and memory stays that of one",
     )
-    bf16_real: bool = Field(
+    bf16_real: bool | Literal["auto"] = Field(
         default=False,
-        description="embed real images in bfloat16: faster, relative error of means about 0.001",
+        description="embed real images in bfloat16: faster, relative error of means about 0.001; "
+        "auto where the device multiplies it faster than float32",
     )
 
     @model_validator(mode="after")
@@ -328,8 +330,11 @@ class Distribution(Objective):
             images_BCHW = self.augment(images_BCHW, view.draw(*group.words), shared=True)
             summed: list[Tensor] = []
             on_cpu = images_BCHW.device.type == "cpu"
+            lower = self.bf16_real
+            precision: Precision = "auto" if lower == "auto" else "float32"
+            precision = "bfloat16" if lower is True else precision
             for images in torch.split(images_BCHW, self.chunk or (16 if on_cpu else count)):
-                with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16_real):
+                with computing_in(precision, images.device):
                     layers = view.network.layers(view.network.weights_P, images)
                 more = [table_BD.sum(dim=0) for table_BD in view.features(layers, images.dtype)]
                 summed = (

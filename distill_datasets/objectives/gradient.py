@@ -19,6 +19,7 @@ from distill_datasets.models.flops import IMAGES_OF_WEIGHT_GRADIENT, WEIGHT_GRAD
 from distill_datasets.networks.network import NetworkSource, Sampled
 from distill_datasets.objectives.objective import Estimate, Objective, added
 from distill_datasets.runtime.draws import LaneDraw
+from distill_datasets.runtime.precision import WHERE_FAST, Precision, computing_in
 from distill_datasets.views.augment import Augment
 
 if TYPE_CHECKING:
@@ -103,6 +104,10 @@ class Gradient(Objective):
     augment: Augment = Field(
         default=Augment(), description="one draw per class moves real and distilled images alike"
     )
+    real_precision: Precision = Field(
+        default="float32",
+        description=f"of the network on real images; weights are float32; {WHERE_FAST}",
+    )
     chunk: int | None = Field(
         default=None,
         gt=0,
@@ -177,8 +182,10 @@ class Gradient(Objective):
         on_cpu = images_BCHW.device.type == "cpu"
         for images in torch.split(images_BCHW, self.chunk or (32 if on_cpu else 256)):
             targets_B = torch.full((len(images),), label, device=images.device)
+            with computing_in(self.real_precision, images.device):
+                logits_BK = network(leaf_P, images)
             # not `real.cross_entropy`: images that come class by class have no long tail
-            summed = F.cross_entropy(network(leaf_P, images), targets_B, reduction="sum")
+            summed = F.cross_entropy(logits_BK.to(images.dtype), targets_B, reduction="sum")
             summed_P += torch.autograd.grad(summed, leaf_P)[0]
         return summed_P / len(images_BCHW)
 

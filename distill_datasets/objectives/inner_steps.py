@@ -19,6 +19,7 @@ import torch.nn.functional as F
 
 from distill_datasets.networks.network import Sampled
 from distill_datasets.runtime.memory import GIB
+from distill_datasets.runtime.precision import Precision, computing_in
 from distill_datasets.types import Batch
 
 if TYPE_CHECKING:
@@ -40,21 +41,34 @@ def chunks(batch: Batch, size: int | None) -> Iterator[Batch]:
 
 
 def _part(
-    network: Sampled, weights_P: Tensor, chunk: Batch, examples: int, tracked: bool
+    network: Sampled,
+    weights_P: Tensor,
+    chunk: Batch,
+    examples: int,
+    precision: Precision,
+    tracked: bool,
 ) -> Tensor:
     """What a chunk adds to the gradient of the mean loss of so many examples."""
-    loss = F.cross_entropy(network(weights_P, chunk.images_BCHW), chunk.targets_BK)
+    with computing_in(precision, weights_P.device):
+        logits_BK = network(weights_P, chunk.images_BCHW)
+    loss = F.cross_entropy(logits_BK.to(chunk.targets_BK.dtype), chunk.targets_BK)
     share = loss * (len(chunk.images_BCHW) / examples)
     (part_P,) = torch.autograd.grad(share, weights_P, create_graph=tracked)
     return part_P
 
 
 def mean_gradient(
-    network: Sampled, weights_P: Tensor, batch: Batch, chunk: int | None, *, tracked: bool
+    network: Sampled,
+    weights_P: Tensor,
+    batch: Batch,
+    chunk: int | None,
+    precision: Precision = "float32",
+    *,
+    tracked: bool,
 ) -> Tensor:
     """The gradient (P,) of the mean loss of a batch; `tracked` ones can be differentiated."""
     parts = [
-        _part(network, weights_P, piece, len(batch.images_BCHW), tracked)
+        _part(network, weights_P, piece, len(batch.images_BCHW), precision, tracked)
         for piece in chunks(batch, chunk)
     ]
     return parts[0] if len(parts) == 1 else torch.stack(parts).sum(dim=0)
@@ -78,6 +92,7 @@ def pulled_back(
     batch: Batch,
     vector_P: Tensor,
     chunk: int | None,
+    precision: Precision = "float32",
     *,
     curved: bool = True,
 ) -> PulledBack:
@@ -89,13 +104,14 @@ def pulled_back(
         batch: any tensors; they are cut from their past.
         vector_P: what the gradient is multiplied with.
         chunk: examples at once.
+        precision: of the network.
         curved: whether the derivative in the weights, a Hessian-vector product, is asked for.
     """
     leaves = Batch(*(tensor.detach().requires_grad_() for tensor in batch))
     along, curved_P = weights_P.new_zeros(()), torch.zeros_like(weights_P) if curved else None
     pieces = list[tuple[torch.Tensor, ...]]()
     for piece in chunks(leaves, chunk):
-        part_P = _part(network, weights_P, piece, len(batch.images_BCHW), True)
+        part_P = _part(network, weights_P, piece, len(batch.images_BCHW), precision, True)
         inputs = [*piece, *([weights_P] if curved else [])]
         images, targets, *of_weights = torch.autograd.grad(part_P, inputs, vector_P)
         pieces.append((images, targets))

@@ -76,8 +76,10 @@ def through_batch(
         grads: of the images, and of the targets, which count where labels are trained.
         parameters: what is differentiated; one that the batch does not depend on gets zeros.
     """
-    pairs = zip(batch, grads, strict=True)
-    ends, pulls = zip(*((end, grad) for end, grad in pairs if end.requires_grad), strict=True)
+    pairs = [(end, grad) for end, grad in zip(batch, grads, strict=True) if end.requires_grad]
+    if not pairs:
+        return tuple(torch.zeros_like(parameter) for parameter in parameters)
+    ends, pulls = zip(*pairs, strict=True)
     return torch.autograd.grad(ends, parameters, pulls, materialize_grads=True)
 
 

@@ -23,7 +23,7 @@ from distill_datasets.errors import RecipeError, refuse
 from distill_datasets.models.architecture import Architecture
 from distill_datasets.models.flops import IMAGE_GRADIENT
 from distill_datasets.networks.network import TeacherNetwork, Teachers
-from distill_datasets.networks.teachers import BatchNormProbe, Moments, Precision
+from distill_datasets.networks.teachers import BatchNormProbe, Moments
 from distill_datasets.objectives.objective import (
     Block,
     Composition,
@@ -35,6 +35,7 @@ from distill_datasets.objectives.objective import (
     match_problems,
 )
 from distill_datasets.runtime.draws import LaneDraw
+from distill_datasets.runtime.precision import Precision
 from distill_datasets.types import Shape
 from distill_datasets.views.crops import Curriculum, RandomCrop, draw_view, smallest_area
 

@@ -28,6 +28,7 @@ from distill_datasets.networks.network import NetworkSource, Sampled
 from distill_datasets.objectives.objective import Estimate, Needs, Objective
 from distill_datasets.runtime.draws import LaneDraw
 from distill_datasets.runtime.memory import images_at_once
+from distill_datasets.runtime.precision import WHERE_FAST, Precision, computing_in
 from distill_datasets.views.augment import Augment
 
 if TYPE_CHECKING:
@@ -92,8 +93,9 @@ class Regression(Objective):
     augment: Augment = Field(
         default=Augment(), description="of distilled and of real images, each with its own draw"
     )
-    precision: Literal["float32", "bfloat16"] = Field(
-        default="float32", description="of the networks; kernels are float32, solved in float64"
+    precision: Precision = Field(
+        default="float32",
+        description=f"of the networks; kernels are float32, solved in float64; {WHERE_FAST}",
     )
 
     def cited(self) -> list[str]:
@@ -173,8 +175,7 @@ class Regression(Objective):
 
     def _features(self, network: Sampled, images_BCHW: Tensor) -> Tensor:
         """The inputs of the network's last linear layer, (B, D) in float32 or better."""
-        lower = self.precision == "bfloat16"
-        with torch.autocast(images_BCHW.device.type, torch.bfloat16, enabled=lower):
+        with computing_in(self.precision, images_BCHW.device):
             embedding_BD = network.embedding(network.weights_P.detach(), images_BCHW)
         return embedding_BD.flatten(1).to(images_BCHW.dtype)
 

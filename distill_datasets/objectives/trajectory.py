@@ -21,7 +21,6 @@ from distill_datasets.errors import DistillError
 from distill_datasets.models.flops import IMAGES_OF_WEIGHT_GRADIENT, TRACKED_STEP, WEIGHT_GRADIENT
 from distill_datasets.networks.network import NetworkSource, Sampled
 from distill_datasets.objectives.inner_steps import (
-    Differentiate,
     counting_saved,
     graph_fits,
     mean_gradient,
@@ -29,6 +28,7 @@ from distill_datasets.objectives.inner_steps import (
 )
 from distill_datasets.objectives.objective import Estimate, Needs, Objective, through_batch
 from distill_datasets.runtime.draws import Draw, LaneDraw
+from distill_datasets.runtime.precision import WHERE_FAST, Precision
 from distill_datasets.types import Batch
 from distill_datasets.views.augment import Augment
 
@@ -59,7 +59,7 @@ class Trajectory(Objective):
     augment: Augment = Field(
         default=Augment(), description="of the distilled images, drawn anew for every step"
     )
-    differentiate: Differentiate | Literal["first_order"] = Field(
+    differentiate: Literal["auto", "graph", "recompute", "first_order"] = Field(
         default="auto",
         description="keep the graph of all steps (memory grows with them), or recompute each step "
         "on the way back (a vector of weights each, a third more work); auto keeps a graph of up "
@@ -72,6 +72,10 @@ class Trajectory(Objective):
         gt=0,
         description="examples differentiated at once; null: 32 on a CPU, whose cache they stay in, "
         "and 512 elsewhere",
+    )
+    precision: Precision = Field(
+        default="float32",
+        description=f"of the network in every step; weights are float32; {WHERE_FAST}",
     )
     skip_above: float | None = Field(
         default=None,
@@ -98,7 +102,11 @@ class Trajectory(Objective):
         batch = min(self.batch or examples, examples)
         passes, left = divmod(self.steps, -(-examples // batch))
         images = passes * examples + left * batch
-        return flops_per_image * images * each
+        work = images * each
+        if self.differentiate in ("auto", "graph"):
+            # nobody asks for the derivative in the first weights
+            work -= batch * (TRACKED_STEP - IMAGES_OF_WEIGHT_GRADIENT)
+        return flops_per_image * work
 
     def step_sizes(self) -> list[float]:
         return [self.step_size] if self.learn_step_size else []
@@ -119,17 +127,18 @@ class Trajectory(Objective):
         target_P, away = _target(network)
         learned = distilled.step_sizes()
         size = self.step_size if learned is None else learned[0]
+        moved = self.step_size if learned is None else learned[0].item()
+        metrics = {"step_size": moved}
         taken: list[torch.Tensor] | None = None
         if self.differentiate in ("auto", "graph"):
             taken = self._tracked(distilled, network, size, draw)
         if taken is None:
-            taken = self._plain(distilled, network, float(size), draw)
+            taken = self._plain(distilled, network, moved, draw)
         # |w_N - w*|^2 / |w_0 - w*|^2, and its gradient in w_N, 2 (w_N - w*) / |w_0 - w*|^2
         end_P = taken.pop()
         left_P = end_P.detach() - target_P
         distance = float(left_P.square().sum() / away)
         adjoint_P = 2 * left_P / away
-        metrics = {"step_size": float(size)}
         names, parameters = zip(*distilled.parameters.items(), strict=True)
         if self.skip_above is not None and not distance <= self.skip_above:
             grads = [torch.zeros_like(parameter) for parameter in parameters]
@@ -137,7 +146,7 @@ class Trajectory(Objective):
         if end_P.requires_grad:
             grads = list(torch.autograd.grad(end_P, parameters, adjoint_P, materialize_grads=True))
         else:
-            grads = self._sweep(distilled, network, taken, adjoint_P, float(size), draw)
+            grads = self._sweep(distilled, network, taken, adjoint_P, moved, draw)
         return Estimate(distance, dict(zip(names, grads, strict=True)), metrics)
 
     def _plain(
@@ -149,7 +158,9 @@ class Trajectory(Objective):
             leaf_P = visited[-1].detach().requires_grad_()
             with torch.no_grad():
                 batch = self._examples(distilled, step, draw)
-            grad_P = mean_gradient(network, leaf_P, batch, self.chunk, tracked=False)
+            grad_P = mean_gradient(
+                network, leaf_P, batch, self.chunk, self.precision, tracked=False
+            )
             visited.append(visited[-1] - size * grad_P)
         return visited
 
@@ -161,7 +172,9 @@ class Trajectory(Objective):
         for step in range(self.steps):
             with counting_saved() if step == 0 else nullcontext() as saved:
                 batch = self._examples(distilled, step, draw)
-                grad_P = mean_gradient(network, weights_P, batch, self.chunk, tracked=True)
+                grad_P = mean_gradient(
+                    network, weights_P, batch, self.chunk, self.precision, tracked=True
+                )
                 weights_P = weights_P - size * grad_P
             if saved is None or self.differentiate == "graph":
                 continue
@@ -192,7 +205,9 @@ class Trajectory(Objective):
             weights_P = visited.pop().detach().requires_grad_()
             batch = self._examples(distilled, step, draw)
             curved = self.differentiate != "first_order"
-            back = pulled_back(network, weights_P, batch, adjoint_P, self.chunk, curved=curved)
+            back = pulled_back(
+                network, weights_P, batch, adjoint_P, self.chunk, self.precision, curved=curved
+            )
             size_grad -= back.along
             for total, part in zip(
                 totals, through_batch(batch, back.batch, parameters), strict=True

@@ -39,6 +39,7 @@ from distill_datasets.objectives.objective import (
 )
 from distill_datasets.optimizers import Adam, Optimizer, Sgd, State
 from distill_datasets.runtime.draws import Draw, LaneDraw
+from distill_datasets.runtime.precision import WHERE_FAST, Precision
 from distill_datasets.types import Batch
 from distill_datasets.views.augment import Augment
 
@@ -140,6 +141,11 @@ class Unrolled(Objective):
         description="keep the graph of the window (memory grows with it), or recompute each step "
         "on the way back (memory flat, about a third more work); auto keeps a graph of up to 2 GiB "
         "on a CPU and of a quarter of an accelerator's memory",
+    )
+    warm_up_precision: Precision = Field(
+        default="float32",
+        description=f"of the network in the steps before the window, which nobody differentiates; "
+        f"weights are float32; {WHERE_FAST}",
     )
     chunk: int | None = Field(
         default=None,
@@ -256,7 +262,7 @@ class Unrolled(Objective):
         if more:
             warm_up += int(torch.randint(more + 1, (), generator=draw("placement")))
         for _ in range(warm_up):
-            start, _ = self._plain_step(distilled, network, start, draw)
+            start, _ = self._plain_step(distilled, network, start, draw, self.warm_up_precision)
         if self.differentiate == "recompute":
             return self._through_recomputation(distilled, network, start, real, draw)
         with counting_saved() if self.differentiate == "auto" else nullcontext() as saved:
@@ -344,13 +350,18 @@ class Unrolled(Objective):
         return Batch(self.augment(images_BCHW, rng), targets_BK)
 
     def _plain_step(
-        self, distilled: Distilled, network: Sampled, inner: InnerState, draw: Draw
+        self,
+        distilled: Distilled,
+        network: Sampled,
+        inner: InnerState,
+        draw: Draw,
+        precision: Precision = "float32",
     ) -> tuple[InnerState, Tensor]:
         """A step of training that leaves no graph, and the gradient that it followed."""
         with torch.no_grad():
             batch = self._examples(distilled, inner.step, draw)
         leaf_P = inner.weights_P.detach().requires_grad_()
-        grad_P = mean_gradient(network, leaf_P, batch, self.chunk, tracked=False)
+        grad_P = mean_gradient(network, leaf_P, batch, self.chunk, precision, tracked=False)
         with torch.no_grad():
             return self._moved(distilled, inner, grad_P), grad_P
 

@@ -12,6 +12,7 @@ from support.tiny import double_distilled, double_networks, double_real
 from torch import Tensor
 
 from distill_datasets.objectives.unrolled import Unrolled
+from distill_datasets.runtime import precision
 from distill_datasets.runtime.draws import LaneDraw, draws, rng_for
 from distill_datasets.runtime.memory import images_at_once
 from distill_datasets.runtime.processes import Runtime
@@ -198,6 +199,21 @@ def test_a_mixed_precision_that_nothing_follows_is_told(
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     assert Runtime().accelerator.mixed_precision == "no"
     assert "--mixed_precision: got 'bf16'" in caplog.text
+
+
+@pytest.mark.parametrize(("fast", "lower"), [(True, True), (False, False)])
+def test_auto_is_bfloat16_where_the_cpu_multiplies_it_fast(
+    fast: bool, lower: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(precision, "cpu_is_fast", lambda: fast)
+    assert precision.is_lower("auto", cpu) == lower
+    assert precision.is_lower("bfloat16", cpu) and not precision.is_lower("float32", cpu)
+    assert precision.is_lower("auto", torch.device("meta"))
+    for asked, kind in (("auto", torch.bfloat16 if lower else torch.float32), ("float32", None)):
+        with precision.computing_in(asked, cpu):
+            found = torch.ones(2, 2) @ torch.ones(2, 2)
+        assert found.dtype == (kind or torch.float32)
 
 
 def test_one_process_works_on_all_units(runtime: Runtime) -> None:

@@ -169,6 +169,18 @@ PROBLEMS: dict[str, Callable[[torch.device, bool, Path], Problem]] = {
     "trajectory": _joint(
         Trajectory(steps=4, batch=5, augment=MOVED), PIXELS, Learned(), step_sizes=(0.05,)
     ),
+    "unrolled, recompute, bfloat16": _joint(
+        unrolled(differentiate="recompute", warm_up_precision="bfloat16"), POSTER, Learned()
+    ),
+    "gradient, bfloat16": _joint(
+        Gradient.model_validate({"real_precision": "bfloat16", **TWO}), PIXELS, Area()
+    ),
+    "trajectory, bfloat16": _joint(
+        Trajectory(steps=4, batch=5, augment=MOVED, precision="bfloat16"),
+        PIXELS,
+        Learned(),
+        step_sizes=(0.05,),
+    ),
     "regression": _joint(Regression(real_batch=30, ridge=0.01, augment=MOVED), PIXELS, Vectors()),
     "regression, bfloat16": _joint(
         Regression(real_batch=30, ridge=0.01, augment=MOVED, precision="bfloat16"),

@@ -1,0 +1,37 @@
+"""In which precision networks are computed: what a recipe asks for, on the device that is there."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+Precision = Literal["float32", "bfloat16", "auto"]
+WHERE_FAST = "auto: bfloat16 where the device multiplies it faster than float32, else float32"
+FAST_FLAGS = {"avx512_bf16", "amx_bf16"}
+"""What the kernel calls instructions of a CPU that multiply bfloat16."""
+
+
+@functools.cache
+def cpu_is_fast() -> bool:
+    """Whether this CPU multiplies bfloat16 faster than float32; False where nothing tells."""
+    if sys.platform != "linux":
+        return False
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    flags = next((line.partition(":")[2] for line in lines if line.startswith("flags")), "")
+    return bool(FAST_FLAGS & set(flags.split()))
+
+
+def is_lower(precision: Precision, device: torch.device) -> bool:
+    """Whether networks are computed in bfloat16, given the kind of device alone."""
+    if precision == "auto":
+        return cpu_is_fast() if device.type == "cpu" else True
+    return precision == "bfloat16"
+
+
+def computing_in(precision: Precision, device: torch.device) -> torch.autocast:
+    """Around a call of a network: weights stay as they are, products are in this precision."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=is_lower(precision, device))
