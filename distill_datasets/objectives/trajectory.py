@@ -19,13 +19,13 @@ from pydantic import Field
 
 from distill_datasets.errors import DistillError
 from distill_datasets.models.flops import IMAGES_OF_WEIGHT_GRADIENT, TRACKED_STEP, WEIGHT_GRADIENT
-from distill_datasets.networks.network import NetworkSource, Sampled
-from distill_datasets.objectives.inner_steps import (
+from distill_datasets.networks.inner_steps import (
     counting_saved,
     graph_fits,
     mean_gradient,
     pulled_back,
 )
+from distill_datasets.networks.network import NetworkSource, Sampled
 from distill_datasets.objectives.objective import Estimate, Needs, Objective, through_batch
 from distill_datasets.runtime.draws import Draw, LaneDraw
 from distill_datasets.runtime.precision import WHERE_FAST, Precision

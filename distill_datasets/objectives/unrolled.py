@@ -20,8 +20,7 @@ from pydantic import Field, SerializeAsAny, model_validator
 
 from distill_datasets.config import Section, part
 from distill_datasets.models.flops import STEP_BACK, TRACKED_STEP, WEIGHT_GRADIENT
-from distill_datasets.networks.network import NetworkSource, Sampled
-from distill_datasets.objectives.inner_steps import (
+from distill_datasets.networks.inner_steps import (
     Differentiate,
     chunks,
     counting_saved,
@@ -29,6 +28,7 @@ from distill_datasets.objectives.inner_steps import (
     mean_gradient,
     pulled_back,
 )
+from distill_datasets.networks.network import NetworkSource, Sampled
 from distill_datasets.objectives.objective import (
     Context,
     Estimate,

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from distill_datasets.models.architecture import Architecture
+from distill_datasets.networks.inner_steps import chunks, counting_saved, mean_gradient
 from distill_datasets.networks.network import FlatNetwork, Sampled, fresh_weights, skeleton_of
-from distill_datasets.objectives.inner_steps import chunks, counting_saved, mean_gradient
 from distill_datasets.objectives.unrolled import Unrolled
 from distill_datasets.planning.costs import bytes_in_words
 from distill_datasets.runtime.draws import draws

@@ -33,8 +33,8 @@ from distill_datasets.distilled import Distilled
 from distill_datasets.errors import DistillError
 from distill_datasets.labels.fixed import Area
 from distill_datasets.models.convnets import ConvNet
+from distill_datasets.networks import inner_steps
 from distill_datasets.networks.network import FlatNetwork, FreshSource, NetworkSource, Sampled
-from distill_datasets.objectives import inner_steps
 from distill_datasets.objectives.objective import Estimate
 from distill_datasets.objectives.trajectory import Trajectory
 from distill_datasets.runtime.draws import Draw, LaneDraw, rng_for
