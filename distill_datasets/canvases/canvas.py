@@ -125,8 +125,11 @@ class Canvas(Part, ABC):
     """True when an example is one stored image, in order, so that its label is stored with it."""
     needs_generator: ClassVar[bool] = False
     """True when a generator decodes its images."""
-    samples: ClassVar[bool] = False
-    """Never: what a canvas asks to be decoded is trained. Selections may take samples."""
+
+    @property
+    def samples(self) -> bool:
+        """True when its images pass a generator's flow, which then has to be a trained one."""
+        return False
 
     @property
     def needs_squeezed(self) -> bool:

@@ -1,4 +1,4 @@
-"""Images that a generator decodes from trained latents: the canvas of GLaD.
+"""Images that a generator decodes from trained latents: the canvas of GLaD and LD3M.
 
 What is trained are latents; what is published are the images that they decode to, as pixels, so
 that nobody needs the generator to use them. The gradient of an objective stops at the images, and
@@ -14,7 +14,7 @@ L channels and h w sides of a latent.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import torch
@@ -45,12 +45,13 @@ if TYPE_CHECKING:
 class Latent(Canvas):
     """Trained latents of the generator, an image each.
 
-    Latents have a variance of about one, so that step sizes are shares of that.
+    Latents have a variance of about one, so that step sizes are shares of that. With `through` they
+    pass steps of the flow before they are decoded, which keeps images among those that it makes.
     """
 
     examples_are_stored: ClassVar[bool] = True
     needs_generator: ClassVar[bool] = True
-    paper: ClassVar[str] = "GLaD, arXiv:2305.01649"
+    paper: ClassVar[str] = "GLaD, arXiv:2305.01649; LD3M, arXiv:2403.03881"
     name: Literal["latent"] = "latent"
     ipc: int = Field(ge=1, le=100_000, description="images per class")
     init: Annotated[SerializeAsAny[Selection], part("selections")] | None = Field(
@@ -60,6 +61,12 @@ class Latent(Canvas):
     chunk: int = Field(
         default=16, gt=0, description="images that are decoded, and differentiated, at once"
     )
+    through: int = Field(
+        default=0,
+        ge=0,
+        le=1000,
+        description="steps of the flow that latents pass from noise (LD3M: 10); 0: none",
+    )
     _generator: Generator | None = PrivateAttr(default=None)
 
     @property
@@ -67,10 +74,13 @@ class Latent(Canvas):
         return self.init is not None and self.init.needs_squeezed
 
     def cited(self) -> list[str]:
-        own = self.paper.split("; ")
-        return (
-            own if self.init is None or self.init.effort != "file" else [*own, *self.init.papers()]
-        )
+        own = self.paper.split("; ")[: 2 if self.through else 1]
+        chosen = [] if self.init is None or self.init.effort != "file" else self.init.papers()
+        return [*own, *chosen]
+
+    @property
+    def samples(self) -> bool:
+        return self.through > 0
 
     def with_generator(self, generator: Generator) -> Latent:
         own = self.model_copy()
@@ -104,14 +114,21 @@ class Latent(Canvas):
             counts_K = [self.ipc] * real.shape.k
             latents_NLhw = generator.encode(initial(self.init, real, counts_K, rng, teacher))
         constants = {"labels_N": cells.classes_G}
+        if self.through:
+            constants["noise_NLhw"] = torch.randn(latents_NLhw.shape, generator=rng)
         return CanvasStart({"latents_NLhw": latents_NLhw}, constants, cells)
 
     def decode(self, tensors: Tensors, index_B: Tensor) -> Tensor:
-        latents_BLhw = tensors["latents_NLhw"].index_select(0, index_B)
-        labels_B = tensors["labels_N"].index_select(0, index_B)
-        generator = self._decoding()
-        pair = (latents_BLhw.to(generator.device), labels_B.to(generator.device))
-        return in_chunks(generator.decode, *pair, self.chunk).to(latents_BLhw.device)
+        generator, own = self._decoding(), tensors["latents_NLhw"]
+        names = ["latents_NLhw", "labels_N", *(["noise_NLhw"] if self.through else [])]
+        rows = [tensors[name].index_select(0, index_B).to(generator.device) for name in names]
+
+        def decode(latents_BLhw: Tensor, labels_B: Tensor, *noise: Tensor) -> Tensor:
+            for noise_BLhw in noise:
+                latents_BLhw = generator.blended(latents_BLhw, noise_BLhw, labels_B, self.through)
+            return generator.decode(latents_BLhw, labels_B)
+
+        return in_chunks(decode, rows, self.chunk).to(own.device)
 
     def stored(self, tensors: Tensors) -> list[Tensor]:
         every_N = torch.arange(len(tensors["labels_N"]), device=tensors["labels_N"].device)
@@ -119,16 +136,19 @@ class Latent(Canvas):
             return list(self.decode(tensors, every_N))
 
 
-def in_chunks(
-    decode: Callable[[Tensor, Tensor], Tensor], latents_BLhw: Tensor, labels_B: Tensor, chunk: int
-) -> Tensor:
-    """What `decode` makes of all, chunk by chunk; only latents and images are kept for a gradient.
+def in_chunks(decode: Callable[..., Tensor], rows: Sequence[Tensor], chunk: int) -> Tensor:
+    """What `decode` makes of rows of several tensors, so many rows at once.
 
-    Source: GLaD (arXiv:2305.01649), algorithm 1.
+    Only the rows and the images are kept for a gradient, and a chunk is decoded again for its own.
+
+    Source: GLaD (arXiv:2305.01649).
     """
     from torch.utils.checkpoint import checkpoint
 
-    pairs = zip(torch.split(latents_BLhw, chunk), torch.split(labels_B, chunk), strict=True)
+    chunks = zip(*(torch.split(each, chunk) for each in rows), strict=True)
     return torch.cat(
-        [checkpoint(decode, z, y, use_reentrant=False, preserve_rng_state=False) for z, y in pairs]
+        [
+            checkpoint(decode, *each, use_reentrant=False, preserve_rng_state=False)
+            for each in chunks
+        ]
     )

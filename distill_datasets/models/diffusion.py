@@ -131,7 +131,7 @@ class DiffusionFlow(nn.Module):
 def times_of(cumulative_S: Tensor, steps: int) -> tuple[float, ...]:
     """The times of evenly spaced steps of the diffusion, the noisiest first, and 1.
 
-    Source: trailing steps, arXiv:2305.08891, table 2.
+    Source: trailing steps, arXiv:2305.08891.
     """
     total = len(cumulative_S)
     chosen = [round(total - turn * total / steps) - 1 for turn in range(steps)]

@@ -202,7 +202,7 @@ class Guided(Selection):
     """
 
     paper: ClassVar[str] = (
-        "MGD3, arXiv:2505.18963; IGD, arXiv:2412.11058; Minimax diffusion, arXiv:2311.15529; "
+        "MGD3, arXiv:2505.18963; IGD, https://openreview.net/forum?id=0whx8MhysK; Minimax diffusion, arXiv:2311.15529; "
         "CaO2, arXiv:2506.22637"
     )
     shows_real: ClassVar[bool] = False

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def mode(clean_BLhw: Tensor, modes_BLhw: Tensor, time: float, scale: float, stop: float) -> Tensor:
     """Towards a mode of the class each, until the time `stop`: scale (1 - t) (mode - z).
 
-    Source: MGD3 (arXiv:2505.18963), equations 8 and 9, mode guidance and stop guidance.
+    Source: MGD3 (arXiv:2505.18963), mode guidance and stop guidance.
     """
     if time >= stop:
         return torch.zeros_like(clean_BLhw)
@@ -35,7 +35,7 @@ def deviation(x_BLhw: Tensor, others_MLhw: Tensor, time: float, scale: float) ->
 
     The others are the samples that are finished, and the rest of this batch at the same time.
 
-    Source: IGD (arXiv:2412.11058), the deviation guidance, after Minimax's diversity.
+    Source: IGD (openreview.net, 0whx8MhysK), the deviation guidance, after Minimax's diversity.
     """
     with torch.enable_grad():
         x = x_BLhw.detach().requires_grad_()
@@ -73,7 +73,7 @@ def influence(
     `images_of` shows what x_t heads for as the networks see it; `real` are their gradients on real
     images of the class. Every sample is pulled for itself.
 
-    Source: IGD (arXiv:2412.11058), the influence guidance.
+    Source: IGD (openreview.net, 0whx8MhysK), the influence guidance.
     """
     pulls = []
     for x_1Lhw in torch.split(x_BLhw, 1):

@@ -123,7 +123,7 @@ class MinimaxPhase(Phase):
     To the loss of the flow comes real (1 - min cos(z, m)) + apart max cos(z, z'), over all pairs of
     a batch, which is of one class: latents z and z' that the flow heads for, and real ones m.
 
-    Source: Minimax diffusion (arXiv:2311.15529), equations 4 to 6, where the pairs are of the last
+    Source: Minimax diffusion (arXiv:2311.15529), where the pairs are of the last
     64 latents.
     """
 
@@ -177,7 +177,7 @@ class Labeled(Examples):
 def autoencoder_loss(divergence: float) -> LossOf:
     """Mean squared error of a pixel, and the divergence of an image's latent by its pixels.
 
-    Source: VAE (arXiv:1312.6114), equation 10.
+    Source: VAE (arXiv:1312.6114).
     """
 
     def loss_of(module: Any, batch: Batch, draw: Draw) -> Tensor:  # noqa: ANN401
@@ -221,7 +221,7 @@ def flow_loss(drop: float, minimax: MinimaxPhase | None = None) -> LossOf:
 def spread(made_BD: Tensor, real_BD: Tensor, real: float, apart: float) -> Tensor:
     """real (1 - min cos(z, m)) + apart max cos(z, z') over all pairs of made and of real latents.
 
-    Source: Minimax diffusion (arXiv:2311.15529), equations 4 and 6.
+    Source: Minimax diffusion (arXiv:2311.15529).
     """
     made_BD, real_BD = F.normalize(made_BD), F.normalize(real_BD)
     to_real_BB, between_BB = made_BD @ real_BD.T, made_BD @ made_BD.T

@@ -38,7 +38,7 @@ def test_the_gradient_by_chunks_is_that_of_all_at_once(real: RealData, chunk: in
     latents = torch.randn(5, *generator.latent, generator=rng_for(0), requires_grad=True)
     labels_B, weight = torch.tensor([0, 1, 2, 0, 1]), torch.rand(5, 1, 8, 8, generator=rng_for(1))
     whole = generator.decode(latents, labels_B)
-    pieces = in_chunks(generator.decode, latents, labels_B, chunk)
+    pieces = in_chunks(generator.decode, [latents, labels_B], chunk)
     assert torch.allclose(whole, pieces, atol=1e-6)
     expected, got = (
         torch.autograd.grad((images.square() * weight).sum(), latents)[0]
@@ -52,7 +52,7 @@ def test_no_graph_of_the_decoder_is_kept_between_the_passes(real: RealData) -> N
     assert generator is not None
     latents = torch.randn(6, *generator.latent, requires_grad=True)
     labels_B = torch.zeros(6, dtype=torch.long)
-    for decode in (generator.decode, lambda z, y: in_chunks(generator.decode, z, y, 2)):
+    for decode in (generator.decode, lambda z, y: in_chunks(generator.decode, [z, y], 2)):
         sizes = list[int]()
 
         def pack(tensor: torch.Tensor, sizes: list[int] = sizes) -> torch.Tensor:
@@ -86,6 +86,40 @@ def test_every_objective_gives_latents_a_gradient(real: RealData, objective: Obj
     networks = FreshSource(NET, TOY, torch.device("cpu"))
     found = objective.estimate(distilled, networks, real, LaneDraw(0, 0, 0))
     assert found.grads["canvas.latents_NLhw"].abs().amax((1, 2, 3)).min() > 0
+
+
+def test_latents_pass_the_flow_and_early_steps_hold_on_to_them(real: RealData) -> None:
+    generator = real.generator
+    assert generator is not None
+    latents = torch.randn(2, *generator.latent, generator=rng_for(3), requires_grad=True)
+    noise, labels_B = generator.start(rng_for(4), 2), torch.tensor([0, 2])
+    # a single step is the flow's own, from noise alone; of two the first one is the latent's own
+    one = generator.blended(latents, noise, labels_B, 1)
+    assert torch.allclose(one, generator.heads_for(noise, 0.0, labels_B), atol=1e-5)
+    e = noise  # what x_0 is made of, whatever the velocity there
+    half = 0.5 * latents + 0.5 * e
+    two = generator.blended(latents, noise, labels_B, 2)
+    assert torch.allclose(two, generator.heads_for(half, 0.5, labels_B), atol=1e-5)
+    found, expected = (
+        torch.autograd.grad(images.square().sum(), latents, retain_graph=True)[0]
+        for images in (two, generator.heads_for(half, 0.5, labels_B))
+    )
+    assert found.abs().max() > 1e-3 and torch.allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 4])
+def test_the_gradient_through_the_flow_does_not_depend_on_chunks(
+    real: RealData, chunk: int
+) -> None:
+    assert real.generator is not None
+    grads = []
+    for at_once in (4, chunk):
+        canvas = Latent(ipc=2, through=3, chunk=at_once).with_generator(real.generator)
+        start = canvas.start(real, rng_for(0))
+        latents = start.trained["latents_NLhw"].requires_grad_()
+        shown = canvas.decode(start.trained | start.constants, torch.tensor([0, 2, 3, 5]))
+        grads.append(torch.autograd.grad(shown.square().sum(), latents)[0])
+    assert torch.allclose(*grads, atol=1e-6) and grads[0].abs().max() > 1e-4
 
 
 def test_it_starts_from_the_latents_of_its_images_or_of_noise(real: RealData) -> None:
