@@ -202,8 +202,8 @@ class Guided(Selection):
     """
 
     paper: ClassVar[str] = (
-        "MGD3, arXiv:2505.18963; IGD, https://openreview.net/forum?id=0whx8MhysK; Minimax diffusion, arXiv:2311.15529; "
-        "CaO2, arXiv:2506.22637"
+        "MGD3, arXiv:2505.18963; IGD, https://openreview.net/forum?id=0whx8MhysK; "
+        "Minimax diffusion, arXiv:2311.15529; CaO2, arXiv:2506.22637"
     )
     shows_real: ClassVar[bool] = False
     needs_generator: ClassVar[bool] = True
