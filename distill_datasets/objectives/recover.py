@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 
 from distill_datasets.errors import RecipeError, refuse
-from distill_datasets.models.architecture import Architecture
+from distill_datasets.models.architecture import Architecture, last_linear
 from distill_datasets.models.flops import IMAGE_GRADIENT
 from distill_datasets.networks.network import TeacherNetwork, Teachers
 from distill_datasets.networks.teachers import BatchNormProbe, Moments
@@ -34,6 +34,7 @@ from distill_datasets.objectives.objective import (
     match_blocks,
     match_problems,
 )
+from distill_datasets.objectives.pairing import pair_loss, partners
 from distill_datasets.runtime.draws import LaneDraw
 from distill_datasets.runtime.precision import Precision
 from distill_datasets.types import Shape
@@ -196,6 +197,12 @@ class Recover(Objective):
     roll: int = Field(
         default=4, ge=0, description="roll the whole batch by 0 to so many pixels (32 at 224 px)"
     )
+    pair_weight: float = Field(
+        default=0.0,
+        ge=0,
+        description="of the squared distance of an image's features from those of a real image of "
+        "its class in the same view, drawn once for a block (CIM)",
+    )
     sides: list[int] = Field(
         default=[],
         description="shorter side of the view in equal parts of the steps, in pixels (FADRM at 224 "
@@ -266,6 +273,11 @@ class Recover(Objective):
         teachers, shape, examples = context.teachers, context.shape, context.examples
         if shape is not None and context.network is not None:
             yield from self._unseen(context.network, shape)
+            if self.pair_weight and last_linear(context.network.on_meta(shape)) is None:
+                yield (
+                    f"distill.objective.pair_weight: {context.network.name} has no linear layer, "
+                    "whose inputs are the features that pairs compare; set pair_weight: 0"
+                )
         if teachers is not None:
             for field, values in (("weights", self.weights), ("bn_weight", self.bn_weight)):
                 if isinstance(values, list) and len(values) != teachers:
@@ -307,14 +319,15 @@ class Recover(Objective):
 
         `flops_per_image` is a forward pass of all teachers that are asked at a step.
         """
-        return IMAGE_GRADIENT * flops_per_image * examples
+        looks = 2 * IMAGE_GRADIENT + 1 if self.pair_weight else IMAGE_GRADIENT
+        return looks * flops_per_image * examples
 
     def estimate(
         self, distilled: Distilled, networks: Teachers, real: RealData, draw: LaneDraw
     ) -> Estimate:
         """The loss of the whole block in one shared view, and its gradient in the pixels.
 
-        The real images themselves are not needed.
+        The real images themselves are needed for pairs alone.
 
         Source: SRe2L (arXiv:2306.13092), equation 4; several teachers as in CV-DD.
         """
@@ -334,6 +347,11 @@ class Recover(Objective):
         leaf_BCHW = viewed_BCHW.detach().requires_grad_()
         with self._one_compiles(networks, asked):
             loss, terms = self._loss(leaf_BCHW, targets_BK, networks, asked)
+            if self.pair_weight:
+                paired_BCHW = view(partners(real, targets_BK, draw.always("pairs")))
+                loss = loss + self.pair_weight * self._pairing(
+                    leaf_BCHW, paired_BCHW, networks, asked
+                )
             loss.backward()  # type: ignore[no-untyped-call]
         grads = torch.autograd.grad(viewed_BCHW, parameters, leaf_BCHW.grad)
         number, *parts = torch.stack([loss, *terms]).tolist()  # waits for the device once
@@ -394,6 +412,18 @@ class Recover(Objective):
                 parts.cross_entropy + share * cross_entropy, parts.bn_loss + share * bn_loss
             )
         return loss, parts
+
+    def _pairing(
+        self, images_BCHW: Tensor, partners_BCHW: Tensor, teachers: Teachers, asked: list[int]
+    ) -> Tensor:
+        """The mean of `pair_loss` over the teachers that are asked, by their weights."""
+        weights = [1.0 if self.weights is None else self.weights[place] for place in asked]
+        matched = self._matched(teachers)
+        losses = [
+            weight * pair_loss(matched[place].probe, images_BCHW, partners_BCHW, self.precision)
+            for place, weight in zip(asked, weights, strict=True)
+        ]
+        return torch.stack(losses).sum() / sum(weights)
 
     @contextmanager
     def _one_compiles(self, teachers: Teachers, asked: list[int]) -> Iterator[None]:

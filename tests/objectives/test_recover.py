@@ -20,6 +20,7 @@ from distill_datasets.models.vision import ResNet
 from distill_datasets.networks.network import TeacherNetwork, Teachers
 from distill_datasets.networks.teachers import BatchNormProbe
 from distill_datasets.objectives.objective import Context
+from distill_datasets.objectives.pairing import partners
 from distill_datasets.objectives.recover import Recover, matching_terms
 from distill_datasets.optimizers import Adam
 from distill_datasets.recipe import recipe_from
@@ -116,6 +117,28 @@ def test_the_curriculum_begins_with_whole_images_and_ends_with_crops() -> None:
     falling = Recover(curriculum="cosine", milestone=0.5, **still)
     assert loss(falling, 0) == loss(whole, 0) != loss(cropped, 0)
     assert loss(falling, 500) == loss(cropped, 500) != loss(whole, 500)
+
+
+def test_pairs_add_the_distance_of_features_from_those_of_one_real_image_each() -> None:
+    net, distilled = residual(), block(CLASSES)
+    still: dict[str, Any] = {"crop": None, "flip": False, "roll": 0}
+    plain = Recover(**still).estimate(distilled, teachers(net), REAL, DRAW)
+    paired = Recover(pair_weight=0.5, **still).estimate(distilled, teachers(net), REAL, DRAW)
+    chosen = partners(REAL, torch.eye(4)[CLASSES], DRAW.always("pairs"))
+    rows_N = REAL.select(torch.arange(REAL.train.labels_N.numel())).images_BCHW
+    for image, label in zip(chosen, CLASSES, strict=True):
+        same = (rows_N == image).flatten(1).all(dim=1)
+        assert label in REAL.train.labels_N[same].tolist()
+    kept = list[Tensor]()
+    net.head.register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0]))
+    images = distilled(torch.arange(len(CLASSES))).images_BCHW
+    net(images)
+    net(chosen)
+    distance = ((kept[0] - kept[1].detach()) ** 2).sum(dim=1).mean()
+    assert paired.loss == pytest.approx(plain.loss + 0.5 * distance.item(), rel=1e-5)
+    (pull,) = torch.autograd.grad(0.5 * distance, [distilled.parameters[PIXELS]])
+    (there,), (here,) = paired.grads.values(), plain.grads.values()
+    assert relative(there - here, pull) < 1e-4
 
 
 def test_the_view_has_the_side_of_its_part_of_the_steps() -> None:
