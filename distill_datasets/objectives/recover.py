@@ -23,6 +23,7 @@ from distill_datasets.errors import RecipeError, refuse
 from distill_datasets.models.architecture import Architecture, last_linear
 from distill_datasets.models.flops import IMAGE_GRADIENT
 from distill_datasets.networks.network import TeacherNetwork, Teachers
+from distill_datasets.networks.pairing import pair_loss, partners
 from distill_datasets.networks.teachers import BatchNormProbe, Moments
 from distill_datasets.objectives.objective import (
     Block,
@@ -34,7 +35,6 @@ from distill_datasets.objectives.objective import (
     match_blocks,
     match_problems,
 )
-from distill_datasets.objectives.pairing import pair_loss, partners
 from distill_datasets.runtime.draws import LaneDraw
 from distill_datasets.runtime.precision import Precision
 from distill_datasets.types import Shape

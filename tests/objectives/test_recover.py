@@ -18,9 +18,9 @@ from distill_datasets.errors import RecipeError
 from distill_datasets.models.convnets import ConvNet
 from distill_datasets.models.vision import ResNet
 from distill_datasets.networks.network import TeacherNetwork, Teachers
+from distill_datasets.networks.pairing import partners
 from distill_datasets.networks.teachers import BatchNormProbe
 from distill_datasets.objectives.objective import Context
-from distill_datasets.objectives.pairing import partners
 from distill_datasets.objectives.recover import Recover, matching_terms
 from distill_datasets.optimizers import Adam
 from distill_datasets.recipe import recipe_from

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from distill_datasets.data.real import RealData
-    from distill_datasets.networks.teachers import BatchNormProbe, Precision
+    from distill_datasets.networks.teachers import BatchNormProbe
+    from distill_datasets.runtime.precision import Precision
 
 
 def partners(real: RealData, targets_BK: Tensor, rng: torch.Generator) -> Tensor:
