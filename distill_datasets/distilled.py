@@ -104,7 +104,7 @@ class Distilled:
         return self._canvas.decode(self.of("canvas"), index_B)
 
     def targets(self, index_B: Tensor) -> Tensor:
-        """Targets of the examples `index_B`, (B, K), each row non-negative with sum 1."""
+        """Targets of the examples `index_B`, (B, K); of classes non-negative rows with sum 1."""
         return self._labels.targets(self.of("labels"), index_B)
 
     def step_sizes(self) -> Tensor | None:

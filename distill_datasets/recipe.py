@@ -83,6 +83,7 @@ class Recipe(Section):
             *self._generated_images(),
             *self._views_of_images(),
             *self._followed_by_students(),
+            *self._targets_that_are_no_classes(),
             *self.evaluate.problems(self.relabel),
         ]
         if problems:
@@ -205,6 +206,39 @@ class Recipe(Section):
             )
         if measured.start == "distilled":
             yield from self._start_of_students()
+
+    def _targets_that_are_no_classes(self) -> Iterator[str]:
+        task, section, measured = self.source.task, self.distill, self.evaluate
+        if section.labels.targets_are != task:
+            yield (
+                f"distill.labels: {section.labels.name!r} are of task: "
+                f"{section.labels.targets_are}, got source.task: {task}; expected "
+                f"{{name: vectors, task: {task}}}"
+            )
+        if task == "classes":
+            return
+        if task not in section.objective.tasks:
+            yield (
+                f"distill.objective: {section.objective.name!r} is about classes, got source.task: "
+                f"{task}; expected regression"
+            )
+        if section.objective.last_steps:
+            yield f"distill.objective.answers: are of classes, got source.task: {task}; set 0"
+        about_classes = {
+            "squeeze": self.squeeze is not None,
+            "relabel": self.relabel is not None,
+            "evaluate.label_smoothing": measured.label_smoothing > 0,
+            "evaluate.network": measured.network.frozen() is not None,
+        }
+        for key, is_asked in about_classes.items():
+            if is_asked:
+                yield f"{key}: is about classes, got source.task: {task}; choose another, or none"
+        chosen = [each for each in measured.references if each not in ("random_real", "full")]
+        if chosen:
+            yield (
+                f"evaluate.references: {', '.join(chosen)} choose images of classes, got "
+                f"source.task: {task}; expected random_real or full"
+            )
 
     def _start_of_students(self) -> Iterator[str]:
         networks = self.distill.networks

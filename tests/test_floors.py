@@ -38,6 +38,7 @@ files
 runtime
 media
 config
+targets
 types errors
 """
 """The rooms from the top to the bottom; imports point down. Rooms of a line know nothing of each

@@ -67,6 +67,7 @@ class Known(NamedTuple):
     image: str = "image"
     test: str = "test"
     some_gray: bool = False
+    task: str = "classes"
 
 
 EMBEDDED = Known(1, 8, {"label": 10})
@@ -78,6 +79,8 @@ KNOWN = {
     "zh-plus/tiny-imagenet": Known(3, 64, {"label": 200}, test="valid", some_gray=True),
     "path/to/photos": Known(3, 120, {"label": 3}),
     "path/to/cub200": Known(3, 40, {"label": 200}, some_gray=True),
+    "path/to/tagged": Known(1, 8, {"labels": 4}, task="labels"),
+    "path/to/numbered": Known(1, 8, {"x": 4, "y": 3}, task="values"),
     "path/to/mnist-m": Known(3, 32, {"label": 10}),
     "johnowhitaker/imagenette2-320": Known(
         3, 240, {"label": 10}, test="validation", some_gray=True
@@ -92,12 +95,19 @@ DISTILLED = "path/to/mnist-dm-ipc1"
 def stand_in(known: Known, folder: Path) -> Path:
     """A dataset of that look, four training images and one test image of each class."""
     count = max(known.classes.values())
+
+    def feature(column: str, classes: int) -> Any:  # noqa: ANN401
+        names = datasets.ClassLabel(names=[f"{column} {label}" for label in range(classes)])
+        numbers = datasets.Value("float32")
+        kinds = {"classes": names, "labels": datasets.List(names), "values": numbers}
+        return kinds[known.task]
+
+    def cell(place: int) -> Any:  # noqa: ANN401
+        return [0, place][: 1 + (place > 0)] if known.task == "labels" else place
+
     features = {
         known.image: datasets.Image(),
-        **{
-            column: datasets.ClassLabel(names=[f"{column} {label}" for label in range(classes)])
-            for column, classes in known.classes.items()
-        },
+        **{column: feature(column, classes) for column, classes in known.classes.items()},
     }
     for split, each in (("train", 4), (known.test, 1)):
         images_NCHW = noise(each * count, known.channels, known.side, seed=each).numpy()
@@ -107,7 +117,7 @@ def stand_in(known: Known, folder: Path) -> Path:
         columns: dict[str, list[Any]] = {
             known.image: images,
             **{
-                column: [row % count % classes for row in range(each * count)]
+                column: [cell(row % count % classes) for row in range(each * count)]
                 for column, classes in known.classes.items()
             },
         }
@@ -276,7 +286,8 @@ def test_a_recipe_fits_the_sizes_and_classes_of_its_dataset(
     answer = command("plan", recipe, *overrides)
     assert answer.code == 0, answer.err
     settings = load_recipe(recipe).source
-    classes = len(settings.classes or []) or known.classes[settings.label_column or "label"]
+    label = settings.label_column or ("labels" if known.task == "labels" else "label")
+    classes = len(settings.label_columns or settings.classes or []) or known.classes[label]
     if settings.expected is not None:  # plan takes its word for it
         classes = settings.expected.classes
     assert f"; {classes} classes" in answer.out

@@ -372,7 +372,10 @@ def _print_outcome(outcome: "Outcome") -> None:
     console.print(
         f'rows = load_dataset("{outcome.folder}", "default", split="train")', markup=False
     )
-    console.print('images, soft_labels = rows["image"], rows["soft_label"]', markup=False)
+    labels = "values" if outcome.manifest.get("task") == "values" else "soft_label"
+    console.print(
+        f'images, {labels.removesuffix("s")}s = rows["image"], rows["{labels}"]', markup=False
+    )
 
 
 def _outcome_as_json(outcome: "Outcome") -> dict[str, Any]:
@@ -391,12 +394,20 @@ def _outcome_as_json(outcome: "Outcome") -> dict[str, Any]:
 
 def print_results(console: Console, results: list[dict[str, Any]]) -> None:
     """The table of the rows, and that of longer training and of other networks."""
-    from distill_datasets.export.summary import percent, transfer, tuned, wider, worst
+    from distill_datasets.export.summary import (
+        further,
+        heading,
+        percent,
+        transfer,
+        tuned,
+        wider,
+        worst,
+    )
     from distill_datasets.training.rows import ROWS
 
     is_tuned = any("tuned" in row for row in results)
     more = ["at its tuned step size"] if is_tuned else []
-    columns = ["trained on", "accuracy", *more, "students", "pixels"]
+    columns = ["trained on", heading(results), *more, "students", "pixels"]
     table = Table(*columns, box=None, header_style="bold")
     for row in results:
         found = [tuned(row)] if is_tuned else []
@@ -408,6 +419,8 @@ def print_results(console: Console, results: list[dict[str, Any]]) -> None:
         ]
         table.add_row(ROWS[row["from"]].printed, *cells)
     console.print(table)
+    if (said := further(results)) is not None:
+        console.print(f"published rows: {said}", markup=False)
     found_elsewhere = transfer(results)
     if found_elsewhere is not None:
         names, rows = found_elsewhere

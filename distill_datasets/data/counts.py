@@ -11,6 +11,7 @@ from typing import NamedTuple
 from distill_datasets.data import columns
 from distill_datasets.data.rows import Row
 from distill_datasets.errors import DataError
+from distill_datasets.types import Task
 
 logger = logging.getLogger("distill_datasets")
 
@@ -31,21 +32,32 @@ class RowCount(NamedTuple):
     def __str__(self) -> str:
         shown = [f"{name} {count:,}" for name, count in self.classes.items()]
         more = "" if len(shown) <= LISTED_CLASSES else f", ... ({len(shown)} classes)"
-        images = f"{self.images:,} image{'s' * (self.images != 1)}"
-        return f"{images} of {self.split}: {', '.join(shown[:LISTED_CLASSES])}{more}"
+        images = f"{self.images:,} image{'s' * (self.images != 1)} of {self.split}"
+        return f"{images}: {', '.join(shown[:LISTED_CLASSES])}{more}" if shown else images
 
 
-def count_rows(split: str, chosen: Sequence[Row], names: Sequence[str]) -> RowCount:
+def count_rows(
+    split: str, chosen: Sequence[Row], names: Sequence[str], task: Task = "classes"
+) -> RowCount:
     """Count the chosen rows of a split.
 
     Args:
         split: what it is called.
         chosen: its rows, those without a usable label included.
         names: of the classes.
+        task: where it is labels, an image counts for all of its own; where it is values, for none.
     """
     labels = Counter(row.label for row in chosen if isinstance(row.label, int))
     images = labels.total()
-    own = {name: labels[place] for place, name in enumerate(names)}
+    if task == "classes":
+        own = {name: labels[place] for place, name in enumerate(names)}
+    elif task == "labels":
+        targets = [row.target for row in chosen if row.target is not None]
+        own = {
+            name: sum(target[place] > 0.5 for target in targets) for place, name in enumerate(names)
+        }
+    else:
+        own = {}
     return RowCount(split, images, own, len(chosen) - images)
 
 

@@ -62,10 +62,21 @@ Channels = Literal[1, 3]
 
 
 class Split(NamedTuple):
-    """Images as they are shown, and the class of each."""
+    """Images as they are shown, and the class of each.
+
+    Where targets are no classes, `targets_NK` has them; the class of an image is then the output
+    that it is taken for an example of.
+    """
 
     images_NCHW: Tensor
     labels_N: Tensor
+    targets_NK: Tensor | None = None
+
+    def rows(self, rows_N: Tensor) -> Split:
+        """Some of the rows."""
+        targets_NK = None if self.targets_NK is None else self.targets_NK[rows_N]
+        images_NCHW = self.images_NCHW[rows_N.to(self.images_NCHW.device)]
+        return Split(images_NCHW, self.labels_N[rows_N.to(self.labels_N.device)], targets_NK)
 
 
 class BadRow(NamedTuple):
@@ -118,21 +129,25 @@ class Table:
         self.pieces: int = 1 if self._indexed else rows.num_shards
 
     def labels(self, column: str, piece: int = 0) -> list[columns.Value]:
-        """Every value of a label column in one piece, in order, without touching the images."""
+        """The class of every row in one piece, in order, without touching the images."""
+        return columns.plain(columns.flat(self.features)[column], self.cells(column, piece))
+
+    def cells(self, column: str, piece: int = 0) -> list[Any]:
+        """Every cell of a label column in one piece, in order, without touching the images."""
         path = None
         if self._kept is not None and not self._indexed:
-            path = self._kept / f"{self.split}-{column}-{piece:05d}-of-{self.pieces:05d}.json"
+            path = self._kept / f"{self.split}-{column}-cells-{piece:05d}-of-{self.pieces:05d}.json"
         kept = None if path is None else intact(path, read_record)
         if kept is not None:
-            return cast(list[columns.Value], kept["labels"])
-        values = self._read_labels(column, piece)
+            return cast(list[Any], kept["cells"])
+        values = self._read_cells(column, piece)
         if path is not None:
             # a folder that cannot be written to costs another pass, no more
             with suppress(ArtifactError):
-                write_record(path, {"labels": values})
+                write_record(path, {"cells": values})
         return values
 
-    def _read_labels(self, column: str, piece: int) -> list[columns.Value]:
+    def _read_cells(self, column: str, piece: int) -> list[Any]:
         root, *inner = columns.column_path(self.features, column)
         narrow = self._rows.select_columns([root])
         if self._indexed:
@@ -143,7 +158,7 @@ class Table:
                 values = [row[root] for row in self._piece(narrow, piece)]
         for key in inner:
             values = [None if value is None else value.get(key) for value in values]
-        return columns.plain(columns.flat(self.features)[column], values)
+        return list(values)
 
     def encoded(
         self, column: str, numbers: Sequence[int] | None, piece: int | None = None, first: int = 0
@@ -516,7 +531,9 @@ class SplitRows:
     def finished(self, kept_N: Tensor, store: Store) -> Split:
         """The rows that are kept."""
         labels_N = torch.tensor([row.label for row in self.usable], dtype=torch.int64)
-        return Split(store.finish(self.role, kept_N), labels_N[kept_N])
+        targets = [row.target for row in self.usable if row.target is not None]
+        targets_NK = torch.tensor(targets)[kept_N] if targets else None
+        return Split(store.finish(self.role, kept_N), labels_N[kept_N], targets_NK)
 
     @property
     def _prints(self) -> str:

@@ -40,7 +40,7 @@ class SourceFile(NamedTuple):
 
 @dataclass(frozen=True)
 class Provenance:
-    """What was read. `splits` and `overlap` are filled in by reading; all else is known before."""
+    """What was read; reading fills in `splits`, `overlap` and `targets`."""
 
     dataset: str
     config: str | None = None
@@ -50,6 +50,8 @@ class Provenance:
     card_url: str | None = None
     splits: Mapping[str, int] = field(default_factory=dict)
     overlap: Mapping[str, int] = field(default_factory=dict)
+    targets: Mapping[str, list[float]] = field(default_factory=dict)
+    """Of targets that are numbers: `mean` and `std` of each over the training rows."""
 
     def identity(self) -> dict[str, Any]:
         """What decides the content, for a fingerprint: no path of this machine, no license.
@@ -73,6 +75,7 @@ class Provenance:
             "card_url": self.card_url,
             "splits": dict(self.splits),
             "overlap": dict(self.overlap),
+            **({"targets": dict(self.targets)} if self.targets else {}),
         }
 
     @classmethod

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch.nn import functional
 
+from distill_datasets import targets
 from distill_datasets.data.decoding import BadRow, Split
 from distill_datasets.data.features import Features
 from distill_datasets.data.normalization import Normalization
 from distill_datasets.data.provenance import Provenance
 from distill_datasets.errors import DataError
 from distill_datasets.runtime.memory import GIB, available_bytes, to_device
-from distill_datasets.types import Batch, Shape
+from distill_datasets.types import Batch, Shape, Task
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,12 +48,13 @@ class Decoded:
     class_names: list[str]
     skipped: list[BadRow]
     provenance: Provenance
+    task: Task = "classes"
 
     @property
     def shape(self) -> Shape:
-        """Channels, height, width and classes."""
+        """Channels, height, width and outputs."""
         c, h, w = self.train.images_NCHW.shape[1:]
-        return Shape(c, h, w, len(self.class_names))
+        return Shape(c, h, w, len(self.class_names), self.task)
 
     @property
     def counts_K(self) -> list[int]:
@@ -62,7 +64,10 @@ class Decoded:
     def to_tensors(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything but the images as named tensors and a JSON note, for one safetensors file."""
         tensors = {"train_labels": self.train.labels_N, "test_labels": self.test.labels_N}
+        for name, split in (("train_targets", self.train), ("test_targets", self.test)):
+            tensors |= {} if split.targets_NK is None else {name: split.targets_NK}
         note = {
+            "task": self.task,
             "class_names": self.class_names,
             "skipped": [list(row) for row in self.skipped],
             "provenance": self.provenance.as_json(),
@@ -79,11 +84,12 @@ class Decoded:
     ) -> Decoded:
         """The inverse of `to_tensors`, given the images."""
         return cls(
-            Split(train_NCHW, tensors["train_labels"]),
-            Split(test_NCHW, tensors["test_labels"]),
+            Split(train_NCHW, tensors["train_labels"], tensors.get("train_targets")),
+            Split(test_NCHW, tensors["test_labels"], tensors.get("test_targets")),
             list(note["class_names"]),
             [BadRow(*row) for row in note["skipped"]],
             Provenance.from_json(note["provenance"]),
+            note["task"],
         )
 
 
@@ -139,6 +145,7 @@ class RealData:
             Split(
                 split.images_NCHW.to(device) if moving else split.images_NCHW,
                 split.labels_N.to(device),
+                None if split.targets_NK is None else split.targets_NK.to(device),
             )
             for split in splits
         )
@@ -147,7 +154,10 @@ class RealData:
 
     def _batch(self, split: Split, index_B: Tensor | slice) -> Batch:
         images_BCHW = self.normalization.apply(_picked(split, index_B))
-        targets_BK = functional.one_hot(split.labels_N[index_B], self.shape.k).float()
+        if split.targets_NK is None:
+            targets_BK = functional.one_hot(split.labels_N[index_B], self.shape.k).float()
+        else:
+            targets_BK = split.targets_NK[index_B]
         return Batch(images_BCHW, targets_BK)
 
     def batch(self, rng: torch.Generator, size: int) -> Batch:
@@ -190,16 +200,16 @@ class RealData:
         classes_K = torch.randperm(self.shape.k, generator=rng)
         return torch.stack(columns, dim=1)[:, classes_K].flatten()[:size]
 
-    def cross_entropy(
+    def loss(
         self, logits_BK: Tensor, targets_BK: Tensor, reduction: Literal["mean", "sum"] = "mean"
     ) -> Tensor:
-        """The loss on real images; calibrated, each logit gets the log share of its class's rows.
+        """What is lowered on real images; calibrated, a logit gets the log share of its class.
 
         Source: balanced softmax (arXiv:2007.10740), equation 3.
         """
         if self.calibrate:
             logits_BK = logits_BK + self._log_prior_K.to(logits_BK.dtype)
-        return functional.cross_entropy(logits_BK, targets_BK, reduction=reduction)
+        return targets.loss(self.shape.task, logits_BK, targets_BK, reduction)
 
     @cached_property
     def counts_K(self) -> list[int]:
@@ -288,7 +298,7 @@ class RealData:
 
     def prototypes_KCHW(self) -> Tensor:
         """The mean training image of each class, in [0, 1]; sums are exact integers."""
-        images_NCHW, labels_N = self.train
+        images_NCHW, labels_N = self.train.images_NCHW, self.train.labels_N
         sums_KD = torch.zeros(
             (self.shape.k, images_NCHW[0].numel()), dtype=torch.int64, device=labels_N.device
         )

@@ -13,10 +13,15 @@ from distill_datasets.runtime.draws import Draw
 
 
 class Row(NamedTuple):
-    """A row of a split and its class, or the reason why its label is unusable."""
+    """A row of a split and its class, or the reason why its label is unusable.
+
+    Where a target is no class, `target` has it, and the class is the output that the row is taken
+    for an example of.
+    """
 
     number: int
     label: int | str
+    target: tuple[float, ...] | None = None
 
 
 def labeled(values: Iterable[Value], classes: Classes) -> list[Row]:

@@ -11,30 +11,26 @@ import itertools
 import logging
 from collections import Counter
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property, partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from distill_datasets.config import Section
-from distill_datasets.data import columns, opening, rows
+from distill_datasets.data import columns, opening
 from distill_datasets.data.account import Account
+from distill_datasets.data.chosen import CHANNELS, SourceLayout, cells_in, chosen_rows, layout_of
 from distill_datasets.data.counts import RowCount, check_tested, check_trained, count_rows
 from distill_datasets.data.decoding import (
-    Agreement,
     BadRow,
     Channels,
     Read,
     Split,
     SplitRows,
-    Table,
     first_image,
     first_shape,
 )
-from distill_datasets.data.image_files import ANYWHERE, ImageFiles
 from distill_datasets.data.normalization import Kind
 from distill_datasets.data.overlap import Overlap, Policy, find_overlap
 from distill_datasets.data.provenance import (
@@ -47,15 +43,13 @@ from distill_datasets.data.provenance import (
 )
 from distill_datasets.data.real import Decoded, Sampling
 from distill_datasets.data.stores import InMemory, Store
+from distill_datasets.data.target_columns import Outputs
 from distill_datasets.errors import DataError, cut
 from distill_datasets.runtime.draws import Draw
-from distill_datasets.types import Shape
+from distill_datasets.types import Shape, Task
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-CHANNELS: dict[str, Channels | None] = {"auto": None, "gray": 1, "rgb": 3}
-
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
 
@@ -91,6 +85,17 @@ class Source(Section):
     image_column: Name | None = Field(default=None, description="default: the only Image column")
     label_column: Name | None = Field(
         default=None, description="default: the only ClassLabel column, or one called label or so"
+    )
+    label_columns: list[Name] | None = Field(
+        default=None,
+        min_length=1,
+        max_length=10_000,
+        description="or a column for each label (0 or 1) or number, with task: labels or values",
+    )
+    task: Task = Field(
+        default="classes",
+        description="what a target is: one class; labels, any number of them at once; or values, "
+        "numbers to be predicted",
     )
     resolution: int | None = Field(
         default=None, gt=0, le=10_000, description="side in pixels; None keeps the images' own size"
@@ -169,7 +174,23 @@ class Source(Section):
         side = self.resolution or self.expected.side
         assert side is not None, "the recipe was checked"
         channels = CHANNELS[self.channels] or self.expected.channels
-        return Shape(channels, side, side, self.expected.classes)
+        return Shape(channels, side, side, self.expected.classes, self.task)
+
+    @model_validator(mode="after")
+    def _targets_fit_their_columns(self) -> Self:
+        if self.task == "classes":
+            if self.label_columns is not None:
+                raise ValueError(
+                    "label_columns: a class stands in one column, label_column; set task: labels "
+                    "or task: values for several"
+                )
+            return self
+        if self.label_columns is not None and self.label_column is not None:
+            raise ValueError("label_column and label_columns: got both, expected one of them")
+        for name, given in (("calibrate", self.calibrate), ("imbalance", self.imbalance)):
+            if given:
+                raise ValueError(f"{name}: is about classes, got task: {self.task}; leave it out")
+        return self
 
     @model_validator(mode="after")
     def _one_correction(self) -> Self:
@@ -217,63 +238,6 @@ LISTED_ROWS = 20
 
 
 EMBEDDED_CARDS = {"embedded:uci-digits": "https://doi.org/10.24432/C50P49"}
-
-
-@dataclass(frozen=True)
-class _Layout:
-    """Which splits and columns are used; `tests` are those that may serve for testing.
-
-    Test rows are cut off from train where there are none of these, or none has labels.
-    """
-
-    train: Table
-    tests: list[Table]
-    image: str
-    label: str
-
-    @property
-    def label_feature(self) -> Any:  # noqa: ANN401
-        return columns.flat(self.train.features)[self.label]
-
-    def agreement(self, source: Source) -> Agreement:
-        mode = columns.image_mode(self.train.features[self.image])
-        return Agreement(
-            source.resolution,
-            CHANNELS[source.channels],
-            mode,
-            source.white_level,
-            source.background or "white",
-        )
-
-    def check_agreement(self, test: Table) -> None:
-        """Refuse a test split whose columns differ."""
-        ours, theirs = ((table.split, table.features) for table in (self.train, test))
-        columns.check_agreement(ours, theirs, self.image, self.label)
-
-
-def _layout(
-    source: Source,
-    splits: opening.Splits,
-    files: ImageFiles = ANYWHERE,
-    guard: Callable[[], AbstractContextManager[None]] = nullcontext,
-    kept: Path | None = None,
-) -> _Layout:
-    train_name, test_names = columns.choose_splits(splits, source.train_split, source.test_split)
-    train = Table(train_name, splits[train_name], files, guard, kept)
-    image = columns.image_column(train.features, source.image_column, train.holds_images)
-    label = columns.label_column(train.features, source.label_column)
-    tests = [Table(name, splits[name], files, guard, kept) for name in test_names]
-    labeled = [table for table in tests if label in columns.flat(table.features)]
-    for table in tests:
-        if source.test_split is None and table not in labeled:
-            logger.warning(
-                "nothing is tested on the %s split: no column %r among: %s",
-                table.split, label, columns.describe(table.features),
-            )  # fmt: skip
-    layout = _Layout(train, labeled if source.test_split is None else tests, image, label)
-    if layout.tests:
-        layout.check_agreement(layout.tests[0])
-    return layout
 
 
 def _report(bad: list[BadRow], skip: bool, name: Callable[[str, int], str | None]) -> None:
@@ -343,73 +307,6 @@ def _without_overlap(
     return kept_N, found._replace(dropped=len(places))
 
 
-def _labels(table: Table, column: str, role: str, store: Store) -> list[list[columns.Value]]:
-    """The labels of every piece of a split."""
-    return store.each(f"labels-{role}", table.pieces, lambda piece: table.labels(column, piece))
-
-
-def _labeled_test(
-    source: Source, layout: _Layout, store: Store
-) -> tuple[Table, list[list[columns.Value]]] | None:
-    """The first split for testing whose rows have labels, with these; None where none has.
-
-    Raises:
-        DataError: the split that the recipe names has none.
-    """
-    for place, table in enumerate(layout.tests):
-        layout.check_agreement(table)
-        values = _labels(table, layout.label, f"test{place or ''}", store)
-        if not columns.unlabeled(itertools.chain.from_iterable(values)):
-            return table, values
-        others = [other.split for other in layout.tests[place + 1 :]]
-        if source.test_split is not None:
-            raise DataError(
-                f"source.test_split: no row of {table.split!r} has a label (each is missing or "
-                "negative); name a split that has them, or leave it out to find one"
-            )
-        cut = f"{source.test_share:g} of each class of {layout.train.split} is cut off for testing"
-        instead = f"{others[0]} is taken" if others else cut
-        logger.warning(
-            "no row of the %s split has a label (each is missing or negative): %s instead",
-            table.split, instead,
-        )  # fmt: skip
-    return None
-
-
-def _chosen(
-    source: Source, layout: _Layout, draw: Draw, store: Store
-) -> tuple[SplitRows, SplitRows, list[str], dict[str, int]]:
-    """Training and test rows, the names of the classes, and how many rows every split has."""
-    values = _labels(layout.train, layout.label, "train", store)
-    lengths = [len(piece) for piece in values]
-    counts = {layout.train.split: sum(lengths)}
-    train_values = list(itertools.chain.from_iterable(values))
-    classes = columns.class_table(layout.label_feature, train_values, source.classes)
-    train_rows = rows.labeled(train_values, classes)
-    chosen = _labeled_test(source, layout, store)
-    if chosen is None:
-        test_table, test_lengths = layout.train, lengths
-        train_rows, test_rows = rows.cut(train_rows, source.test_share, len(classes.names), draw)
-    else:
-        test_table, values = chosen
-        test_lengths = [len(piece) for piece in values]
-        counts[test_table.split] = sum(test_lengths)
-        theirs = columns.flat(test_table.features)[layout.label]
-        known = columns.class_names(layout.label_feature) or []
-        test_classes = columns.matched(theirs, classes, known)
-        test_rows = rows.labeled(itertools.chain.from_iterable(values), test_classes)
-    train_rows = rows.limited(train_rows, source.limit, draw("source", "limit", "train"))
-    test_rows = rows.limited(test_rows, source.limit, draw("source", "limit", "test"))
-    if source.imbalance is not None:
-        train_rows = rows.imbalanced(train_rows, source.imbalance, len(classes.names), draw)
-    return (
-        SplitRows("train", layout.train, train_rows, lengths),
-        SplitRows("test", test_table, test_rows, test_lengths),
-        classes.names,
-        counts,
-    )
-
-
 class SourceDataset:
     """A source that was found: a Hub dataset at one commit, a local one, or an object of Python.
 
@@ -420,7 +317,7 @@ class SourceDataset:
 
     def __init__(self, section: Source, dataset: Any = None) -> None:  # noqa: ANN401
         self.section = section
-        self._layouts: dict[bool, _Layout] = {}
+        self._layouts: dict[bool, SourceLayout] = {}
         self.account: Account | None = None
         self._memory = None if dataset is None else opening.as_splits(dataset)
         self._pinned: Provenance | None = None
@@ -464,18 +361,18 @@ class SourceDataset:
     def _row_name(self, split: str, row: int) -> str | None:
         return None if self._memory is not None else self._place.row_name(split, row)
 
-    def _layout(self, *, streaming: bool) -> _Layout:
+    def _layout(self, *, streaming: bool) -> SourceLayout:
         """Splits and columns; each way of opening is gone once, and a folder of images has one."""
         if self._memory is None and self._place.images is not None:
             streaming = False
         if streaming not in self._layouts:
             if self._memory is not None:
-                layout = _layout(self.section, self._memory)
+                layout = layout_of(self.section, self._memory)
             else:
                 place = self._place
                 splits, self.account = place.open(streaming=streaming)
                 section = _as_called(self.account, self.section)
-                layout = _layout(
+                layout = layout_of(
                     section, splits, place.image_files, place.explained, place.labels_folder
                 )
             self._layouts[streaming] = layout
@@ -488,6 +385,16 @@ class SourceDataset:
             DataError: see `read`; only what shows in the first rows is noticed.
         """
         layout = self._layout(streaming=True)
+        shaped = partial(first_shape, layout.train, layout.image, layout.agreement(self.section))
+        if self.section.task != "classes":
+            layout = self._layout(streaming=False)
+            store = InMemory()
+            pieces = cells_in(layout, layout.train, "train", store)
+            section, cells = self.section, list(itertools.chain.from_iterable(pieces))
+            outputs = Outputs.of(
+                section.task, layout.label_feature, section.label_columns, cells, section.classes
+            )
+            return Shape(*shaped(), len(outputs.names), section.task), outputs.names
         values = None
         if not columns.names_classes(layout.label_feature):
             layout = self._layout(streaming=False)
@@ -497,8 +404,7 @@ class SourceDataset:
                 for value in layout.train.labels(layout.label, piece)
             ]
         names = columns.class_table(layout.label_feature, values, self.section.classes).names
-        shape = first_shape(layout.train, layout.image, layout.agreement(self.section))
-        return Shape(*shape, len(names)), names
+        return Shape(*shaped(), len(names)), names
 
     def counts(self, draw: Draw) -> dict[str, RowCount] | None:
         """How many rows of each class are for training and for testing, from the labels alone.
@@ -517,9 +423,10 @@ class SourceDataset:
         if memory is not None and not all(isinstance(rows, datasets.Dataset) for rows in memory):
             return None
         layout = self._layout(streaming=True)
-        train, test, names, _ = _chosen(self.section, layout, draw, InMemory())
+        train, test, names, *_ = chosen_rows(self.section, layout, draw, InMemory())
         counted = {
-            part.role: count_rows(part.table.split, part.chosen, names) for part in (train, test)
+            part.role: count_rows(part.table.split, part.chosen, names, self.section.task)
+            for part in (train, test)
         }
         if self.section.skip_bad_rows or not any(count.unusable for count in counted.values()):
             check_trained((int(row.label) for row in train.usable), names)
@@ -547,7 +454,7 @@ class SourceDataset:
         """
         store = store or InMemory()
         layout = self._layout(streaming=False)
-        train_part, test_part, names, counts = _chosen(self.section, layout, draw, store)
+        train_part, test_part, names, counts, scale = chosen_rows(self.section, layout, draw, store)
         if self.section.skip_bad_rows or len(train_part.usable) == len(train_part.chosen):
             # otherwise the rows that cannot be used are reported first, with the broken images
             check_trained((int(row.label) for row in train_part.usable), names)
@@ -580,8 +487,10 @@ class SourceDataset:
         tested = test_part.finished(test.kept_N, store)
         check_trained(trained.labels_N.tolist(), names)
         check_tested(tested.labels_N.tolist(), names, train_part.table is test_part.table)
-        provenance = replace(self.provenance, splits=counts, overlap=shared._asdict())
-        return Decoded(trained, tested, names, bad, provenance)
+        provenance = replace(
+            self.provenance, splits=counts, overlap=shared._asdict(), targets=scale
+        )
+        return Decoded(trained, tested, names, bad, provenance, self.section.task)
 
 
 def open_source(section: Source, dataset: Any = None) -> SourceDataset:  # noqa: ANN401

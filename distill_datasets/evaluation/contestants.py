@@ -33,7 +33,7 @@ from distill_datasets.evaluation.references import (
     stored_references,
 )
 from distill_datasets.evaluation.taught import Teaching, recorded, views_of
-from distill_datasets.export.folder import read_manifest
+from distill_datasets.export.folder import check_of_classes, read_manifest
 from distill_datasets.export.reading import image_bytes, poster_bytes, read_published
 from distill_datasets.files.artifacts import canonical_json, fingerprint
 from distill_datasets.runtime.draws import Draw, draws
@@ -148,6 +148,7 @@ def read_target(folder: Path, real: RealData) -> Target:
         ArtifactError: it is no published folder, or its images and classes are not the source's.
     """
     manifest = read_manifest(folder)
+    check_of_classes(folder, manifest, "evaluate")
     given, shape = manifest["input"], real.shape
     expected = [shape.c, shape.h, shape.w]
     if list(given["shape"]) != expected:

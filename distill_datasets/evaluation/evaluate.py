@@ -23,7 +23,7 @@ from distill_datasets.evaluation.beyond import Beyond
 from distill_datasets.evaluation.held_out import holding_out
 from distill_datasets.evaluation.protocol import Evaluate
 from distill_datasets.evaluation.references import once
-from distill_datasets.evaluation.results import by_class, spread
+from distill_datasets.evaluation.results import by_class, mean_of_each, spread
 from distill_datasets.evaluation.trials import (
     Trial,
     best_of,
@@ -49,9 +49,10 @@ from distill_datasets.runtime.draws import draws
 from distill_datasets.runtime.memory import images_at_once
 from distill_datasets.runtime.processes import Run
 from distill_datasets.stages.squeeze import SqueezedFolder
+from distill_datasets.targets import METRICS
 from distill_datasets.training.checkpoint import TrainingCheckpoint
 from distill_datasets.training.linear_probe import CLASSIFIER, Probed
-from distill_datasets.training.metrics import score, taken_for
+from distill_datasets.training.metrics import measure, taken_for
 from distill_datasets.training.student import students_at, train_student
 from distill_datasets.views.relabel import Relabel
 
@@ -268,8 +269,8 @@ class _Students:
 
     def _measure_plain(self, trial: Trial, path: Path, checkpoint: TrainingCheckpoint) -> None:
         module, test_batches = self._plain(trial, checkpoint)
-        scored = score(module, test_batches())
-        metrics: dict[str, Any] = {"seed": trial.student, **scored._asdict()}
+        found = measure(module, test_batches(), self.real.shape.task)
+        metrics: dict[str, Any] = {"seed": trial.student, **found}
         if self.attack is not None:
             metrics["taken_for_target"] = taken_for(module, test_batches(), *self.attack)
         write_record(path, metrics)
@@ -311,7 +312,7 @@ class _Students:
         try:
             for mark, module in passing:
                 if mark in missing:
-                    found = score(module, test_batches()).accuracy
+                    found = measure(module, test_batches(), real.shape.task)["accuracy"]
                     write_record(paths[mark], {"seed": trial.student, "accuracy": found})
         except DivergedError:
             # too large a step for this network: its logits are no numbers, and a guess is left
@@ -395,18 +396,39 @@ class _Students:
             "pixels": baseline.pixels,
             **({} if baseline.size is None else {"size": list(baseline.size)}),
             **({} if baseline.bytes is None else {"bytes": baseline.bytes}),
-            **by_class([run["per_class"] for run in runs], self.real.counts_K),
+            **self._by_output(runs),
         }
         if self.attack is not None:
             metrics["taken_for_target"] = spread([run["taken_for_target"] for run in runs])
         return metrics
+
+    def _by_output(self, runs: list[dict[str, Any]]) -> dict[str, Any]:
+        """Metrics of every class, label or number, and those beside the first."""
+        task, per_class = self.real.shape.task, [run["per_class"] for run in runs]
+        if task == "classes":
+            return by_class(per_class, self.real.counts_K)
+        further = [key for key in ("f1_micro", "f1_macro", "mae") if key in runs[0]]
+        return {
+            "metric": METRICS[task],
+            "per_class": mean_of_each(per_class),
+            **{key: spread([run[key] for run in runs]) for key in further},
+        }
 
     def _path(self, trial: Trial, mark: int) -> Path:
         return self.folder / f"{trial.stem(mark)}.json"
 
 
 def chance(real: RealData) -> float:
-    """The accuracy of always naming the class that most test images have."""
+    """The accuracy of always naming the class that most test images have.
+
+    Of labels, the share of images that has one, in the mean over those that some image has: the
+    average precision of equal logits. Of numbers, the R2 of their mean.
+    """
+    if real.shape.task == "values":
+        return 0.0
+    if real.test.targets_NK is not None:
+        share_K = real.test.targets_NK.mean(dim=0)
+        return float(share_K[share_K > 0].mean())
     labels_N = real.test.labels_N
     return int(labels_N.bincount().max()) / len(labels_N)
 

@@ -10,12 +10,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from distill_datasets.data.decoding import Split
 from distill_datasets.data.features import Features
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from distill_datasets.data.real import RealData
     from distill_datasets.training.examples import Stored
 
@@ -41,7 +38,7 @@ def holding_out(real: RealData, count: int, rng: torch.Generator) -> RealData:
         held.append(order_N[:here])
         left.append(order_N[here:].sort().values)
     return dataclasses.replace(
-        real, train=_rows(real.train, torch.cat(left)), test=_rows(real.train, torch.cat(held))
+        real, train=real.train.rows(torch.cat(left)), test=real.train.rows(torch.cat(held))
     )
 
 
@@ -66,7 +63,7 @@ def tenth_held_out(real: RealData, scored: int, rng: torch.Generator) -> RealDat
         key: Features(each.train_ND[rows_N.cpu()], each.train_ND[held_N.cpu()], each.moments)
         for key, each in real.features.items()
     }
-    train, test = _rows(real.train, rows_N), _rows(real.train, held_N)
+    train, test = real.train.rows(rows_N), real.train.rows(held_N)
     return dataclasses.replace(real, train=train, test=test, features=features)
 
 
@@ -80,12 +77,8 @@ def tested_on(real: RealData, images: int, rng: torch.Generator) -> RealData:
         key: Features(each.train_ND, each.test_ND[rows_N], each.moments)
         for key, each in real.features.items()
     }
-    test = _rows(real.test, rows_N.to(labels_N.device))
+    test = real.test.rows(rows_N.to(labels_N.device))
     return dataclasses.replace(real, test=test, features=features)
-
-
-def _rows(split: Split, rows_N: Tensor) -> Split:
-    return Split(split.images_NCHW[rows_N.to(split.images_NCHW.device)], split.labels_N[rows_N])
 
 
 def nearest_neighbor_accuracy(stored: Stored, real: RealData) -> float:

@@ -165,7 +165,7 @@ def random_real(real: RealData, images: int, draw: Draw) -> Stored:
     """Random real images with hard labels, as evenly over the classes as the number allows."""
     device = real.train.labels_N.device
     images_BCHW, targets_BK = real.select(random_rows(real, images, draw).to(device))
-    return Stored(images_BCHW, targets_BK, input_space=None)
+    return Stored(images_BCHW, targets_BK, None, real.shape.task)
 
 
 def chosen_real(real: RealData, images: int, selection: Chooses, seed: int) -> MakeStored:
@@ -218,20 +218,31 @@ class _Displayed:
 
     def shrunk(self, selection: Chooses, room: Room, rng: torch.Generator) -> Stored:
         """As many selected images of every class, in order, as a student sees them."""
-        real, classes = self.real, self.real.shape.k
+        classes = self.real.shape.k
         per_class = room.images // classes
         large_NCHW = selection.images(self._source(), per_class, rng)
-        small_NChw = to_bytes(by_area(large_NCHW, room.size)).float()
-        seen_NCHW = enlarged(small_NChw, (real.shape.h, real.shape.w))
         labels_N = torch.arange(classes).repeat_interleave(per_class)
         targets_NK = functional.one_hot(labels_N, classes).float()
-        device = real.train.labels_N.device
+        return self._seen(large_NCHW, targets_NK, room)
+
+    def _seen(self, large_NCHW: Tensor, targets_NK: Tensor, room: Room) -> Stored:
+        real, device = self.real, self.real.train.labels_N.device
+        small_NChw = to_bytes(by_area(large_NCHW, room.size)).float()
+        seen_NCHW = enlarged(small_NChw, (real.shape.h, real.shape.w))
         seen_NCHW = real.normalization.apply(seen_NCHW.to(device))
-        return Stored(seen_NCHW, targets_NK.to(device), input_space=None)
+        return Stored(seen_NCHW, targets_NK.to(device), None, real.shape.task)
 
     def random(self, room: Room) -> MakeStored:
         """Random images of every class, shrunk; others for every student."""
-        return lambda draw: self.shrunk(Real(), room, draw("random_real"))
+        if self.real.shape.task == "classes":
+            return lambda draw: self.shrunk(Real(), room, draw("random_real"))
+
+        def with_own_targets(draw: Draw) -> Stored:
+            rows_N = random_rows(self.real, room.images, draw)
+            targets_NK = self.real.select(rows_N.to(self.real.train.labels_N.device)).targets_BK
+            return self._seen(self._source().displayable(rows_N), targets_NK, room)
+
+        return with_own_targets
 
     def chosen(self, room: Room, selection: Chooses, draw: Draw) -> MakeStored:
         """Images of a selection, which is made once, shrunk."""

@@ -52,6 +52,14 @@ def by_class(accuracies_SK: list[list[float | None]], counts_K: list[int]) -> di
     return metrics
 
 
+def mean_of_each(values_SK: list[list[float | None]]) -> list[float | None]:
+    """The mean over students of each output; None where nothing was tested."""
+    return [
+        None if None in column else statistics.fmean(each for each in column if each is not None)
+        for column in zip(*values_SK, strict=True)
+    ]
+
+
 def spread(values: list[float]) -> dict[str, float | None]:
     """Mean and sample standard deviation, which one value alone does not have."""
     std = statistics.stdev(values) if len(values) > 1 else None

@@ -33,6 +33,8 @@ from distill_datasets.export.content import (
 from distill_datasets.export.licenses import license_fields, license_names
 from distill_datasets.export.summary import (
     at_chance,
+    further,
+    heading,
     percent,
     statement,
     transfer,
@@ -46,6 +48,7 @@ from distill_datasets.media.image import png, to_bytes
 from distill_datasets.training.linear_probe import START_STD
 from distill_datasets.training.loop import WARMUP_START, steps_of
 from distill_datasets.training.rows import ROWS
+from distill_datasets.types import Task
 from distill_datasets.views.augment import WARPS
 
 PLACEHOLDER = "your-name/your-dataset"
@@ -53,6 +56,11 @@ PLACEHOLDER = "your-name/your-dataset"
 _TEMPLATES = Path(__file__).parent / "templates"
 _LONGEST_RECIPE = 8000
 _SIZES = [(1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M")]
+_CATEGORIES: dict[Task, str] = {
+    "classes": "image-classification",
+    "labels": "image-classification",
+    "values": "image-feature-extraction",
+}
 _XAVIER = ("lenet",)  # networks whose fresh weights are not torch's own
 
 
@@ -153,6 +161,8 @@ def training(content: Content, repo: str) -> str:
         examples=count,
         pace=pace_in_python(student, steps, per_pass),
         smoothing=student.get("label_smoothing"),
+        task=content.task,
+        scale=content.provenance.get("targets"),
         ema=student.get("ema"),
         moves=moves,
         operations=operations,
@@ -214,6 +224,8 @@ def _results(content: Content, results: list[dict[str, Any]]) -> dict[str, Any]:
     paced = "step_sizes" in student.get("follows", {})
     return {
         "results": results,
+        "metric": heading(results),
+        "further": further(results),
         "at_chance": at_chance(results),
         "tuned": any("tuned" in row for row in results),
         "transfer": transfer(results),
@@ -242,11 +254,12 @@ def front_matter(content: Content, rows_hash: str) -> dict[str, Any]:
     return {
         **license_fields(content.provenance),
         "pretty_name": f"{content.name} ({content.method})",
-        "task_categories": ["image-classification"],
+        "task_categories": [_CATEGORIES[content.task]],
         "size_categories": [next((name for most, name in _SIZES if rows < most), "n>1M")],
         **({"source_datasets": [source]} if on_hub else {}),
         "annotations_creators": ["machine-generated"],
         "tags": ["dataset-distillation", "distill_datasets", "synthetic", "soft-labels", *words],
+        **({"task_ids": ["multi-label-image-classification"]} if content.task == "labels" else {}),
         "configs": [
             {
                 "config_name": part.name,
@@ -268,6 +281,8 @@ def front_matter(content: Content, rows_hash: str) -> dict[str, Any]:
 
 def _yaml_feature(name: str, feature: Feature) -> dict[str, Any]:
     """A feature as cards spell it; `sequence`, which unlike `list` every version reads."""
+    if feature["_type"] == "Sequence" and feature["feature"]["_type"] == "ClassLabel":
+        return {"name": name, "sequence": _yaml_feature(name, feature["feature"])["dtype"]}
     if feature["_type"] == "Sequence":
         length = {"length": feature["length"]} if "length" in feature else {}
         return {"name": name, "sequence": feature["feature"]["dtype"], **length}

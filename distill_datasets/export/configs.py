@@ -1,10 +1,12 @@
 """The configurations of a published dataset: which columns each has, and how its rows are made."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -15,10 +17,15 @@ from distill_datasets.files.parquet import (
     TEXT,
     Columns,
     Config,
+    Feature,
     class_label,
+    class_labels,
     numbers,
 )
 from distill_datasets.media.image import png, to_bytes
+
+SOFT, VALUES = "soft_label", "values"
+"""The columns that a student is taught: probabilities, or numbers in the units of the source."""
 
 
 def configs(
@@ -37,42 +44,66 @@ def configs(
 
 
 def _default(content: Content) -> Config:
-    labels_N = content.targets_NK.argmax(dim=1)
+    labels = _labels(content)
 
     def read(start: int, stop: int) -> Columns:
         with ThreadPoolExecutor() as pool:
             images = list(pool.map(png, content.images_NCHW[start:stop]))
-        return {
-            "image": images,
-            "label": labels_N[start:stop].tolist(),
-            "soft_label": content.targets_NK[start:stop].float().cpu().numpy(),
-        }
+        return {"image": images, **labels.read(start, stop)}
 
-    features = {
-        "image": IMAGE,
-        "label": class_label(content.class_names),
-        "soft_label": numbers("float32", len(content.class_names)),
-    }
+    features = {"image": IMAGE, **labels.features}
     row_bytes = content.images_NCHW[0].numel() + 4 * len(content.class_names)
     return Config("default", "data", features, len(content.images_NCHW), row_bytes, read)
 
 
+class _Labels(NamedTuple):
+    """The columns of labels, and what stands in some rows."""
+
+    features: dict[str, Feature]
+    read: Callable[[int, int], dict[str, Any]]
+
+
+def _labels(content: Content) -> _Labels:
+    """The likeliest class or the likely labels beside all probabilities; or numbers.
+
+    Numbers are in the units of the source.
+    """
+    targets_NK, names, task = content.targets_NK, content.class_names, content.task
+    soft = numbers("float32", len(names))
+
+    def floats(start: int, stop: int) -> npt.NDArray[Any]:
+        found: npt.NDArray[Any] = targets_NK[start:stop].float().cpu().numpy()
+        return found
+
+    if task == "values":
+        scale = content.provenance["targets"]
+        mean, std = (np.asarray(scale[key], dtype=np.float32) for key in ("mean", "std"))
+        return _Labels({VALUES: soft}, lambda *rows: {VALUES: floats(*rows) * std + mean})
+    if task == "labels":
+        features = {"labels": class_labels(names), SOFT: soft}
+        return _Labels(
+            features,
+            lambda *rows: {
+                "labels": [np.flatnonzero(row > 0.5) for row in floats(*rows)],
+                SOFT: floats(*rows),
+            },
+        )
+    labels_N = targets_NK.argmax(dim=1)
+    return _Labels(
+        {"label": class_label(names), SOFT: soft},
+        lambda start, stop: {"label": labels_N[start:stop].tolist(), SOFT: floats(start, stop)},
+    )
+
+
 def _exact(content: Content, exact_NCHW: Tensor) -> Config:
-    labels_N = content.targets_NK.argmax(dim=1)
+    labels = _labels(content)
 
     def read(start: int, stop: int) -> Columns:
-        return {
-            "pixel_values": list(exact_NCHW[start:stop].float().cpu()),
-            "label": labels_N[start:stop].tolist(),
-            "soft_label": list(content.targets_NK[start:stop].float().cpu()),
-        }
+        pixels = list(exact_NCHW[start:stop].float().cpu())
+        return {"pixel_values": pixels, **labels.read(start, stop)}
 
     values = exact_NCHW[0].numel()
-    features = {
-        "pixel_values": numbers("float32", values),
-        "label": class_label(content.class_names),
-        "soft_label": numbers("float32", len(content.class_names)),
-    }
+    features = {"pixel_values": numbers("float32", values), **labels.features}
     row_bytes = 4 * (values + len(content.class_names))
     return Config("exact", "exact", features, len(exact_NCHW), row_bytes, read)
 

@@ -16,6 +16,8 @@ from torch import Tensor
 from distill_datasets.data.normalization import InputSpace
 from distill_datasets.errors import ArtifactError
 from distill_datasets.files.parquet import Config
+from distill_datasets.targets import unfit
+from distill_datasets.types import Task
 
 STARTS = "constants/starts.safetensors"
 """Where the weights that students start from lie in a published folder, as `weights_SP`."""
@@ -26,7 +28,6 @@ CLASSIFIER = "constants/classifier.safetensors"
 SIBLING = "-relabel"
 """What the name of the folder and of the repository of large label shards ends with."""
 
-_SUM_TOLERANCE = 1e-3
 _ROWS_AT_ONCE = 4096
 
 
@@ -119,7 +120,8 @@ class Content:
         images_NCHW: uint8, the published training examples; may be mapped from a file.
         exact_NCHW: float32, the same examples as a student sees them, before rounding to 8 bits;
             None where they are 8-bit by construction, and the originals are the examples.
-        targets_NK: rows that sum to 1, of float32, or of uint8 where each names one class.
+        task: what targets are; classes are labels or numbers otherwise.
+        targets_NK: float32, of classes rows that sum to 1, or of uint8 where each names one class.
         originals: trained images, (C, H, W) in [0, 1]; the budget is counted here, or on `numbers`.
         numbers: what the examples are drawn from, by name; {} where that is the originals.
         decoder: lines of numpy that draw `images` in [0, 1] of the numbers and of `shape`, a list
@@ -187,6 +189,7 @@ class Content:
     imported: dict[str, Any] | None = None
     generator_bytes: int | None = None
     derived: dict[str, Any] | None = None
+    task: Task = "classes"
 
 
 def check(content: Content) -> None:
@@ -242,11 +245,9 @@ def check(content: Content) -> None:
         raise ArtifactError(
             "some distilled values are not finite; run again with a smaller learning rate"
         )
-    off = float((content.targets_NK.sum(dim=1) - 1).abs().max())
-    if off > _SUM_TOLERANCE or float(content.targets_NK.min()) < 0:
-        raise ArtifactError(
-            f"soft labels must be non-negative with sum 1; a row is off by {off:.3g}"
-        )
+    wrong = unfit(content.task, content.targets_NK)
+    if wrong is not None:
+        raise ArtifactError(wrong)
 
 
 def budget(content: Content) -> dict[str, Any]:

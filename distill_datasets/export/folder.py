@@ -122,6 +122,20 @@ def check_shards(folder: Path, recipe_sha256: str) -> None:
     )
 
 
+def check_of_classes(folder: Path, manifest: dict[str, Any], what: str) -> None:
+    """Refuse a dataset whose targets are no classes.
+
+    Raises:
+        ArtifactError: they are labels or numbers, which `what` says nothing about.
+    """
+    task = manifest.get("task", "classes")
+    if task != "classes":
+        raise ArtifactError(
+            f"{folder}: its targets are {task}, and {what} is about classes; its results are in "
+            "results.json, and `verify`, `show`, `diff`, `pull` and `publish` take it"
+        )
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a folder that `write_dataset` wrote.
 
@@ -340,6 +354,7 @@ def _manifest(
         "environment": content.environment,
         "budget": spent,
         "classes": content.class_names,
+        **({} if content.task == "classes" else {"task": content.task}),
         "geometry": content.geometry,
         "input": {
             "shape": list(content.images_NCHW.shape[1:]),

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from distill_datasets.data.normalization import InputSpace
 from distill_datasets.errors import ArtifactError
+from distill_datasets.export.configs import SOFT, VALUES
 from distill_datasets.export.content import sibling_of
 from distill_datasets.export.folder import read_manifest
 from distill_datasets.hub.pinned import library_bars
@@ -45,12 +46,18 @@ def read_published(exported: Path, config: str, shape: Shape) -> Stored:
     """
     exact = config == "exact"
     with _loaded(exported, config, in_memory=False) as rows:
-        images_NCHW, targets_NK = _filled(rows, shape if exact else None)
+        taught = SOFT if SOFT in rows.column_names else VALUES
+        images_NCHW, targets_NK = _filled(rows, shape if exact else None, taught)
+    if taught == VALUES:
+        # as the source is read: in standard deviations from the mean
+        scale = json.loads(load_rows(exported, "recipe")[0]["provenance_json"])["targets"]
+        mean_K, std_K = (torch.tensor(scale[key]) for key in ("mean", "std"))
+        targets_NK = (targets_NK - mean_K) / std_K
     if exact:
-        return Stored(images_NCHW, targets_NK, input_space=None)
+        return Stored(images_NCHW, targets_NK, None, shape.task)
     recipe = load_rows(exported, "recipe")[0]
     space = InputSpace(torch.tensor(recipe["mean"]), torch.tensor(recipe["std"]))
-    return Stored(images_NCHW, targets_NK, space)
+    return Stored(images_NCHW, targets_NK, space, shape.task)
 
 
 def image_bytes(exported: Path) -> int:
@@ -92,7 +99,9 @@ def poster_bytes(exported: Path, examples_NCHW: Tensor) -> int | None:
 def has_hard_labels(exported: Path) -> bool:
     """Whether every label of `default` is a class alone."""
     for path in sorted((exported / "data").glob("train-*.parquet")):
-        column = pq.read_table(path, columns=["soft_label"]).column("soft_label")
+        if SOFT not in pq.read_schema(path).names:
+            return False
+        column = pq.read_table(path, columns=[SOFT]).column(SOFT)
         shares = pc.list_flatten(column)
         # a label that sums to one is a class where every share is nothing or all
         if not pc.all(pc.or_(pc.equal(shares, 0.0), pc.equal(shares, 1.0))).as_py():
@@ -129,13 +138,13 @@ def _loaded(folder: Path, config: str, *, in_memory: bool) -> Iterator["Dataset"
         )
 
 
-def _filled(rows: "Dataset", exact: Shape | None) -> tuple[Tensor, Tensor]:
+def _filled(rows: "Dataset", exact: Shape | None, taught: str) -> tuple[Tensor, Tensor]:
     """Images (N, C, H, W), floats of this shape where they are exact, and their targets (N, K)."""
     images_NCHW, targets_NK = torch.empty(0), torch.empty(0)
     first = 0
     for columns in rows.with_format("numpy").iter(ROWS_AT_ONCE):
         images_BCHW = _pixels(columns) if exact is None else _values(columns, exact)
-        targets_BK = torch.tensor(np.stack(columns["soft_label"]), dtype=torch.float32)
+        targets_BK = torch.tensor(np.stack(columns[taught]), dtype=torch.float32)
         if first == 0:
             images_NCHW = images_BCHW.new_empty((len(rows), *images_BCHW.shape[1:]))
             targets_NK = targets_BK.new_empty((len(rows), *targets_BK.shape[1:]))

@@ -89,6 +89,8 @@ def at_chance(results: list[Row]) -> str | None:
     """What to say of published rows that teach nothing; None where they teach something."""
     for row in results:
         if row["from"] == "default" and "chance" in row and _is_guessing(row):
+            if "metric" in row:
+                return _nothing_learned(row)
             return (
                 f"students of this dataset are right for {percent(row['accuracy'])} % of the test "
                 f"images, and one that always names the same class for {100 * row['chance']:.1f} %:"
@@ -97,6 +99,31 @@ def at_chance(results: list[Row]) -> str | None:
                 "steps and optimizer.lr"
             )
     return None
+
+
+def _nothing_learned(row: Row) -> str:
+    return (
+        f"students of this dataset reach {heading([row])} {percent(row['accuracy'])}, and guesses "
+        f"{100 * row['chance']:.1f}: it teaches nothing. Look at poster.png, distill more steps, "
+        "or train students longer"
+    )
+
+
+def heading(results: Sequence[Row]) -> str:
+    """What `accuracy` in the results is called: mAP where an image has several labels, or R2."""
+    return str(results[0].get("metric", "accuracy")) if results else "accuracy"
+
+
+def further(results: Sequence[Row]) -> str | None:
+    """The metrics beside the first, of the published rows; None where there are none."""
+    own = next((row for row in results if row["from"] == "default"), None)
+    if own is None or "metric" not in own:
+        return None
+    named = {"f1_micro": "micro F1, %", "f1_macro": "macro F1, %"}
+    parts = [f"{words} {percent(own[key])}" for key, words in named.items() if key in own]
+    if "mae" in own:
+        parts.append(f"mean absolute error {own['mae']['mean']:.3g} standard deviations")
+    return "; ".join(parts)
 
 
 def _is_guessing(row: Row) -> bool:

@@ -18,23 +18,32 @@ import torch
 from distill_datasets.data.normalization import InputSpace
 from distill_datasets.errors import ArtifactError
 from distill_datasets.export.agreement import problems
+from distill_datasets.export.configs import SOFT, VALUES
 from distill_datasets.export.content import sibling_of
 from distill_datasets.export.folder import MANIFEST, read_manifest, verify
 from distill_datasets.export.reading import ROWS_AT_ONCE, load_rows
+from distill_datasets.targets import SUM_TOLERANCE, unfit
+from distill_datasets.types import Task
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 COLUMNS = {
-    "default": {"image", "label", "soft_label"},
-    "exact": {"pixel_values", "label", "soft_label"},
+    "default": {"image"},
+    "exact": {"pixel_values"},
     "poster": {"preview", "poster", "poster_shape", "label_poster", "label_poster_shape"},
     "numbers": {"name", "shape", "uint8", "float16", "scales"},
     "relabel": {"epoch", "batch", "image", "crop", "flip", "partner", "box", "share"},
     "recipe": {"recipe_yaml", "student_json", "provenance_json", "results_json", "mean", "std"},
 }
 """What every configuration has at the least."""
-SUM_TOLERANCE = 1e-3
+LABELED = ("default", "exact")
+LABELS: dict[Task, set[str]] = {
+    "classes": {"label", SOFT},
+    "labels": {"labels", SOFT},
+    "values": {VALUES},
+}
+"""And these two, by what targets are."""
 ROUNDING = 1e-5
 """Of the largest difference between `default` and `exact`, which is recomputed."""
 MOST_NAMED = 3
@@ -115,12 +124,32 @@ def _unloadable(folder: Path, manifest: dict[str, Any]) -> Iterator[str]:
         if isinstance(rows, str):
             yield rows
             continue
-        if absent := sorted(COLUMNS.get(name, set()) - set(rows.column_names)):
+        task = manifest.get("task", "classes")
+        expected = COLUMNS.get(name, set()) | (LABELS[task] if name in LABELED else set())
+        if absent := sorted(expected - set(rows.column_names)):
             yield f"{name}: no column {', '.join(absent)}"
         if len(rows) != said["rows"]:
             yield f"{name}: {len(rows)} rows, expected {said['rows']}"
-        if name in ("default", "exact"):
+        if name in LABELED and task == "classes":
             yield from _mislabeled(name, rows, manifest["classes"])
+        elif name in LABELED and not absent:
+            yield from _mistaught(name, rows, manifest["classes"], task)
+
+
+def _mistaught(name: str, rows: Dataset, names: list[str], task: Task) -> Iterator[str]:
+    """What is wrong with labels of which an image has several, or with numbers."""
+    taught = VALUES if task == "values" else SOFT
+    columns = rows.select_columns([taught]).with_format("numpy")[:]
+    targets_NK = torch.tensor(np.stack(columns[taught]))
+    if targets_NK.shape[1] != len(names) or not bool(targets_NK.isfinite().all()):
+        yield f"{name}: {taught} is not {len(names)} finite numbers in every row"
+    elif (wrong := unfit(task, targets_NK)) is not None:
+        yield f"{name}: {wrong}"
+    elif task == "labels":
+        own = [set(row) for row in rows["labels"]]
+        likely = [set((row > 0.5).nonzero().flatten().tolist()) for row in targets_NK]
+        if count := sum(a != b for a, b in zip(own, likely, strict=True)):
+            yield f"{name}: the labels of {count} rows are not those above 1/2 in soft_label"
 
 
 def _mislabeled(name: str, rows: Dataset, classes: list[str]) -> Iterator[str]:

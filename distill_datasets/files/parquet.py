@@ -35,6 +35,11 @@ def class_label(names: Sequence[str]) -> Feature:
     return {"names": list(names), "_type": "ClassLabel"}
 
 
+def class_labels(names: Sequence[str]) -> Feature:
+    """A list of such integers."""
+    return {"_type": "Sequence", "feature": class_label(names)}
+
+
 def numbers(dtype: str, length: int | None = None) -> Feature:
     """A flat list of `float32`, `float16`, `int32` or `uint8`.
 
@@ -95,7 +100,8 @@ def write_parquet(path: Path, config: Config, start: int, stop: int) -> None:
     floats = [
         f"{name}.list.element"
         for name, feature in config.features.items()
-        if feature["_type"] == "Sequence" and feature["feature"]["dtype"] in ("float16", "float32")
+        if feature["_type"] == "Sequence"
+        and feature["feature"].get("dtype") in ("float16", "float32")
     ]
     labels = [name for name, feature in config.features.items() if feature["_type"] == "ClassLabel"]
     with pq.ParquetWriter(
@@ -127,7 +133,7 @@ def _arrow_type(feature: Feature) -> pa.DataType:
     if kind == "ClassLabel":
         return pa.int64()
     if kind == "Sequence":
-        return pa.list_(pa.type_for_alias(feature["feature"]["dtype"]))
+        return pa.list_(_arrow_type(feature["feature"]))
     return pa.type_for_alias(feature["dtype"])
 
 
@@ -138,10 +144,10 @@ def _arrow_array(feature: Feature, values: Sequence[Any] | npt.NDArray[Any]) -> 
     if feature["_type"] == "Sequence":
         if isinstance(values, np.ndarray) and values.ndim == 2:
             offsets = np.arange(len(values) + 1, dtype=np.int32) * values.shape[1]
-            flat = values.reshape(-1).astype(feature["feature"]["dtype"], copy=False)
+            flat = values.reshape(-1).astype(kind.value_type.to_pandas_dtype(), copy=False)
             return pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat), type=kind)
         rows = [np.asarray(row).reshape(-1) for row in values]
         offsets = np.cumsum([0, *(len(row) for row in rows)]).astype(np.int32)
-        flat = np.concatenate(rows).astype(feature["feature"]["dtype"])
+        flat = np.concatenate(rows).astype(kind.value_type.to_pandas_dtype())
         return pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat), type=kind)
     return pa.array(values, type=kind)

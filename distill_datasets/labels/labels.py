@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from distill_datasets.canvases.canvas import Canvas, Cells, Tensors
 from distill_datasets.config import Part
-from distill_datasets.types import Shape
+from distill_datasets.types import Shape, Task
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,6 +40,11 @@ class Labels(Part, ABC):
     """True when `take` can put any targets in place of the trained values."""
 
     @property
+    def targets_are(self) -> Task:
+        """What targets of a source these labels are."""
+        return "classes"
+
+    @property
     def needs_squeezed(self) -> bool:
         """True when labels are made with the networks of the squeeze stage."""
         return False
@@ -54,7 +59,7 @@ class Labels(Part, ABC):
 
     @abstractmethod
     def targets(self, tensors: Tensors, index_B: Tensor) -> Tensor:
-        """Targets of the examples `index_B`, (B, K), each row non-negative with sum 1."""
+        """Targets of the examples `index_B`, (B, K); of classes non-negative rows with sum 1."""
 
     @abstractmethod
     def stored(self, tensors: Tensors) -> Tensor:

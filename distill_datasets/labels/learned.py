@@ -15,6 +15,8 @@ from pydantic import Field
 from distill_datasets.canvases.canvas import Cells, Tensors, mix
 from distill_datasets.errors import RecipeError
 from distill_datasets.labels.labels import Labels, LabelStart
+from distill_datasets.targets import as_outputs, as_targets, centered
+from distill_datasets.types import Task
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -124,8 +126,10 @@ class Logits(Labels):
 class Vectors(Labels):
     """One learned vector for each example, whatever cells it shows, as ridge regression fits them.
 
-    A target is softmax(sharpness x vector). Unlike labels of cells, an example of a poster may say
-    anything: the mean of a few cells by area caps what its crops can tell.
+    A target is softmax(sharpness x vector). Where the targets of the source are labels it is
+    sigmoid(sharpness x vector), and where they are numbers the vector itself. Unlike labels of
+    cells, an example of a poster may say anything: the mean of a few cells by area caps what its
+    crops can tell.
     """
 
     takes_targets: ClassVar[bool] = True
@@ -134,36 +138,49 @@ class Vectors(Labels):
     sharpness: float = Field(
         default=10.0, gt=0, description="factor on a vector before the softmax makes it a target"
     )
+    task: Task = Field(
+        default="classes",
+        description="as source.task: a target is the softmax of a vector, its sigmoid (labels), or "
+        "the vector (values)",
+    )
     learn_sharpness: bool = Field(
         default=False,
         description="train that factor with the vectors, from its value on (the temperature of "
         "RFAD and RCIG); for losses that see it, such as cross_entropy of regression",
     )
 
+    @property
+    def targets_are(self) -> Task:
+        return self.task
+
     def start(self, cells: Cells, classes: int, logits_MNK: Tensor | None = None) -> LabelStart:
-        """The shares of the classes that an example shows, centered over the classes."""
+        """The shares of the classes that an example shows, centered."""
         shares_NK = mix(cells.shown, F.one_hot(cells.classes_G, classes).float())
-        trained = {"vectors_NK": shares_NK - 1 / classes}
+        if self.task == "classes":
+            trained = {"vectors_NK": shares_NK - 1 / classes}
+        else:
+            trained = {"vectors_NK": centered(self.task, shares_NK)}
         if self.learn_sharpness:
             trained["log_sharpness"] = torch.tensor(self.sharpness).log()
         return LabelStart(trained, {})
 
     def targets(self, tensors: Tensors, index_B: Tensor) -> Tensor:
-        return self._softmax(tensors, tensors["vectors_NK"].index_select(0, index_B))
+        return self._as_targets(tensors, tensors["vectors_NK"].index_select(0, index_B))
 
     def stored(self, tensors: Tensors) -> Tensor:
-        return self._softmax(tensors, tensors["vectors_NK"]).detach()
+        return self._as_targets(tensors, tensors["vectors_NK"]).detach()
 
     def take(self, tensors: Tensors, targets_NK: Tensor) -> None:
-        log_NK = targets_NK.clamp(min=torch.finfo(targets_NK.dtype).tiny).log()
-        centered_NK = log_NK - log_NK.mean(dim=1, keepdim=True)
         with torch.no_grad():
-            tensors["vectors_NK"].copy_(centered_NK / self._sharpness(tensors))
+            outputs_NK = as_outputs(self.task, targets_NK)
+            tensors["vectors_NK"].copy_(outputs_NK / self._sharpness(tensors))
 
-    def _softmax(self, tensors: Tensors, vectors_BK: Tensor) -> Tensor:
-        return (self._sharpness(tensors) * vectors_BK).softmax(dim=1)
+    def _as_targets(self, tensors: Tensors, vectors_BK: Tensor) -> Tensor:
+        return as_targets(self.task, self._sharpness(tensors) * vectors_BK)
 
     def _sharpness(self, tensors: Tensors) -> Tensor | float:
+        if self.task == "values":
+            return 1.0
         learned = tensors.get("log_sharpness")
         return self.sharpness if learned is None else learned.exp()
 

@@ -13,7 +13,7 @@ import torch
 
 from distill_datasets.config import load
 from distill_datasets.export.content import Content, DisplayPixels, ViewLabels
-from distill_datasets.export.folder import read_manifest
+from distill_datasets.export.folder import check_of_classes, read_manifest
 from distill_datasets.export.reading import load_rows, published_records, read_published
 from distill_datasets.files.artifacts import read_tensors
 from distill_datasets.files.parquet import Config
@@ -39,6 +39,7 @@ def content_of(folder: Path) -> Content:
         ArtifactError: it is none, or it is damaged.
     """
     manifest, row = read_manifest(folder), load_rows(folder, "recipe")[0]
+    check_of_classes(folder, manifest, "making a set of its rows")
     c, h, w = manifest["input"]["shape"]
     shape = Shape(c, h, w, len(manifest["classes"]))
     stored = read_published(folder, "default", shape)

@@ -20,7 +20,12 @@ import webdataset
 from PIL import Image
 
 from distill_datasets.errors import RecipeError, did_you_mean
-from distill_datasets.export.folder import appearing, check_writable, read_manifest
+from distill_datasets.export.folder import (
+    appearing,
+    check_of_classes,
+    check_writable,
+    read_manifest,
+)
 from distill_datasets.export.reading import load_rows
 from distill_datasets.files.artifacts import write_json
 
@@ -75,6 +80,7 @@ def write_layout(folder: Path, layout: str, to: Path) -> Path:
 
 def _rows(folder: Path) -> WrittenRows:
     manifest = read_manifest(folder)
+    check_of_classes(folder, manifest, "export")
     table = load_rows(folder, "default").with_format("numpy")
     info = {
         "name": manifest["name"],

@@ -232,7 +232,7 @@ class TrainedOnReal(Trained):
         return self.real_images
 
     def loss(self, logits_BK: Tensor, targets_BK: Tensor, real: RealData) -> Tensor:
-        return real.cross_entropy(logits_BK, targets_BK)
+        return real.loss(logits_BK, targets_BK)
 
     def _batch(self, real: RealData, index_B: Tensor, rng: torch.Generator) -> Batch:
         with torch.no_grad():

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field, SerializeAsAny
 
+from distill_datasets import targets
 from distill_datasets.config import part
 from distill_datasets.models.architecture import Architecture, ArchitectureField
 from distill_datasets.models.flops import WEIGHT_GRADIENT
@@ -169,7 +169,7 @@ class PoolSource(CarryingSource):
         leaf_P = weights_P.detach().requires_grad_()
         with computing_in(settings.precision, self._device):
             logits_BK = network(leaf_P, images_BCHW)
-        loss = F.cross_entropy(logits_BK.to(targets_BK.dtype), targets_BK)
+        loss = targets.loss(real.shape.task, logits_BK.to(targets_BK.dtype), targets_BK)
         (grad_P,) = torch.autograd.grad(loss, leaf_P)
         moved = settings.optimizer.step(weights_P, tuple(state), grad_P, member.age + 1)
         pool = self._carried.get(draw.lane)

@@ -184,7 +184,7 @@ class Gradient(Objective):
             targets_B = torch.full((len(images),), label, device=images.device)
             with computing_in(self.real_precision, images.device):
                 logits_BK = network(leaf_P, images)
-            # not `real.cross_entropy`: images that come class by class have no long tail
+            # not `real.loss`: images that come class by class have no long tail
             summed = F.cross_entropy(logits_BK.to(images.dtype), targets_B, reduction="sum")
             summed_P += torch.autograd.grad(summed, leaf_P)[0]
         return summed_P / len(images_BCHW)

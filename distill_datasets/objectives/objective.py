@@ -12,7 +12,7 @@ from distill_datasets.config import Part
 from distill_datasets.errors import refuse
 from distill_datasets.models.architecture import Architecture
 from distill_datasets.runtime.draws import LaneDraw
-from distill_datasets.types import Batch, Shape
+from distill_datasets.types import Batch, Shape, Task
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -150,6 +150,8 @@ class Objective(Part, ABC):
 
     separable: ClassVar[bool] = False
     """True when `blocks` says how the images fall into pieces that are solved each for itself."""
+    tasks: ClassVar[frozenset[Task]] = frozenset({"classes"})
+    """What targets of a source it can be asked about."""
     minimizes: ClassVar[bool] = True
     """False when the initial images are what is distilled."""
 

@@ -10,7 +10,8 @@ and the gradient goes through F_s and Y_s alone, in a system of N equations.
 
 A label vector is the logarithm of a target, centered over the classes and divided by `sharpness`:
 with the labels `vectors` it is what they train. Real labels are centered likewise, 1 - 1/K for the
-right class and -1/K for others.
+right class and -1/K for others. Where an image has several labels, a vector is the logit of each,
+divided by `sharpness`, and real ones are 1/2 or -1/2; where targets are numbers, it is the target.
 
 Shape suffixes: B real images, N distilled examples, K classes, D values of a feature.
 """
@@ -29,6 +30,8 @@ from distill_datasets.objectives.objective import Estimate, Needs, Objective
 from distill_datasets.runtime.draws import LaneDraw
 from distill_datasets.runtime.memory import images_at_once
 from distill_datasets.runtime.precision import WHERE_FAST, Precision, computing_in
+from distill_datasets.targets import as_outputs, centered
+from distill_datasets.types import Task
 from distill_datasets.views.augment import Augment
 
 if TYPE_CHECKING:
@@ -64,6 +67,7 @@ class Regression(Objective):
         "FRePo, arXiv:2206.00719; RFAD, arXiv:2210.12067; KIP, arXiv:2011.00050; "
         "UniDD, arXiv:2503.01212"
     )
+    tasks: ClassVar[frozenset[Task]] = frozenset({"classes", "labels", "values"})
     name: Literal["regression"] = "regression"
     real_batch: int = Field(gt=0, description="real images that are predicted in a step")
     ridge: float = Field(
@@ -129,7 +133,8 @@ class Regression(Objective):
             chunks = torch.split(seen_BCHW, images_at_once(real.shape, seen_BCHW.device))
             real_BD = torch.cat([self._features(network, chunk) for chunk in chunks])
         shown_ND = self._features(network, images_NCHW)
-        vectors_NK = self._vectors(targets_NK, trained=targets_NK.requires_grad)
+        task = real.shape.task
+        vectors_NK = self._vectors(targets_NK, task, trained=targets_NK.requires_grad)
         # the loss sees images and labels through these two alone: small leaves, then one way back
         leaf_ND = shown_ND.detach().requires_grad_()
         leaf_NK = vectors_NK.detach().requires_grad_()
@@ -144,9 +149,12 @@ class Regression(Objective):
             [pull for _, pull in trained],
             materialize_grads=True,
         )
-        right = (predicted_BK.argmax(dim=1) == real_BK.argmax(dim=1)).float().mean()
         named = dict(zip(distilled.parameters, grads, strict=True))
-        return Estimate(loss.item(), named, {"accuracy": right.item()})
+        metrics = {}
+        if task == "classes":
+            right = (predicted_BK.argmax(dim=1) == real_BK.argmax(dim=1)).float().mean()
+            metrics["accuracy"] = right.item()
+        return Estimate(loss.item(), named, metrics)
 
     @property
     def last_steps(self) -> int:
@@ -179,12 +187,11 @@ class Regression(Objective):
             embedding_BD = network.embedding(network.weights_P.detach(), images_BCHW)
         return embedding_BD.flatten(1).to(images_BCHW.dtype)
 
-    def _vectors(self, targets_NK: Tensor, *, trained: bool) -> Tensor:
+    def _vectors(self, targets_NK: Tensor, task: Task = "classes", *, trained: bool) -> Tensor:
         """Label vectors of the targets; hard labels that nobody trains are centered as they are."""
         if not trained:
-            return targets_NK - targets_NK.mean(dim=1, keepdim=True)
-        log_NK = targets_NK.clamp(min=torch.finfo(targets_NK.dtype).tiny).log()
-        return (log_NK - log_NK.mean(dim=1, keepdim=True)) / self.sharpness
+            return centered(task, targets_NK)
+        return as_outputs(task, targets_NK) / (1 if task == "values" else self.sharpness)
 
     def _ridge(self, draw: LaneDraw) -> float:
         if self.ridge_start is None:
@@ -193,6 +200,6 @@ class Regression(Objective):
 
     def _loss(self, predicted_BK: Tensor, real_BK: Tensor, real: RealData) -> Tensor:
         if self.loss == "cross_entropy":
-            return real.cross_entropy(self.sharpness * predicted_BK, real_BK)
-        centered_BK = real_BK - real_BK.mean(dim=1, keepdim=True)
+            return real.loss(self.sharpness * predicted_BK, real_BK)
+        centered_BK = centered(real.shape.task, real_BK)
         return 0.5 * F.mse_loss(predicted_BK, centered_BK, reduction="sum") / len(real_BK)

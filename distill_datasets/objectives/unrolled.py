@@ -397,7 +397,7 @@ class Unrolled(Objective):
         leaf_P = weights_P.detach().requires_grad_()
         losses, adjoint_P = list[torch.Tensor](), torch.zeros_like(leaf_P)
         for images, targets in chunks(Batch(images_BCHW, targets_BK), self.chunk):
-            summed = real.cross_entropy(network(leaf_P, images), targets, reduction="sum")
+            summed = real.loss(network(leaf_P, images), targets, reduction="sum")
             share = summed / len(images_BCHW)
             adjoint_P += torch.autograd.grad(share, leaf_P)[0]
             losses.append(share.detach())

@@ -84,6 +84,7 @@ def publishable(
         relabel=relabel,
         privacy=privacy(section),
         generator_bytes=None if generator is None else generator.bytes,
+        task=source.real.shape.task,
         **(
             _images(section.canvas, distilled, source.real.shape.k)
             if isinstance(distilled, DistilledImages)

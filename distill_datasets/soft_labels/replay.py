@@ -249,7 +249,7 @@ class HardLabelExamples(Examples):
     def loss(self, logits_BK: Tensor, targets_BK: Tensor) -> Tensor:
         if self._real is None:
             return F.cross_entropy(logits_BK, targets_BK)
-        return self._real.cross_entropy(logits_BK, targets_BK)
+        return self._real.loss(logits_BK, targets_BK)
 
 
 class MixedPasses(Examples):

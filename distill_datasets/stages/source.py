@@ -125,14 +125,20 @@ def load_source(source: SourceDataset, run: Run) -> LoadedSource:
         logger.info("source: %s", shared.in_words())
     for line in [] if source.account is None else source.account.lines():
         logger.info("source: %s", line)
-    for role, labels_N in (("training", decoded.train.labels_N), ("test", decoded.test.labels_N)):
-        counts = torch.bincount(labels_N, minlength=len(decoded.class_names)).tolist()
+    for role, split in (("training", decoded.train), ("test", decoded.test)):
+        if decoded.task == "values":
+            continue
+        if split.targets_NK is None:
+            counts = torch.bincount(split.labels_N, minlength=len(decoded.class_names)).tolist()
+        else:
+            counts = (split.targets_NK > 0.5).sum(dim=0).tolist()
         shown = list(zip(decoded.class_names, counts, strict=True))[:LISTED_CLASSES]
         listed = ", ".join(f"{name} {count}" for name, count in shown)
         more = ", ..." if len(counts) > LISTED_CLASSES else ""
+        what = "class" if decoded.task == "classes" else "label"
         logger.info(
-            "source: %s images per class, %d to %d: %s%s",
-            role, min(counts), max(counts), listed, more,
+            "source: %s images per %s, %d to %d: %s%s",
+            role, what, min(counts), max(counts), listed, more,
         )  # fmt: skip
     return LoadedSource(
         RealData.build(

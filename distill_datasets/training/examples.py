@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 
-from distill_datasets.types import Batch
+from distill_datasets import targets
+from distill_datasets.types import Batch, Task
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,12 +54,14 @@ def shuffled(count: int, rng: torch.Generator, batch: int) -> Tensor:
 class Stored(Examples):
     """Examples held as they were published, made into the student's input batch by batch.
 
-    Bytes stand for 255ths. `input_space` is None where the images already lie in it.
+    Bytes stand for 255ths. `input_space` is None where the images already lie in it; `task` says
+    what the targets are.
     """
 
     images_NCHW: Tensor
     targets_NK: Tensor
     input_space: InputSpace | None
+    task: Task = "classes"
 
     @property
     def count(self) -> int:
@@ -77,12 +79,12 @@ class Stored(Examples):
         return shuffled(self.count, rng, batch)
 
     def loss(self, logits_BK: Tensor, targets_BK: Tensor) -> Tensor:
-        return F.cross_entropy(logits_BK, targets_BK)
+        return targets.loss(self.task, logits_BK, targets_BK)
 
     def to(self, device: torch.device) -> Stored:
         """The same on a device."""
         space = None if self.input_space is None else self.input_space.to(device)
-        return Stored(self.images_NCHW.to(device), self.targets_NK.to(device), space)
+        return Stored(self.images_NCHW.to(device), self.targets_NK.to(device), space, self.task)
 
 
 @dataclass(frozen=True)
@@ -104,4 +106,4 @@ class Whole(Examples):
         return self.real.order(rng)
 
     def loss(self, logits_BK: Tensor, targets_BK: Tensor) -> Tensor:
-        return self.real.cross_entropy(logits_BK, targets_BK)
+        return self.real.loss(logits_BK, targets_BK)

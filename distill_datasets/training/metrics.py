@@ -4,13 +4,13 @@ Shape suffixes: B images, N all of them, C channels, H W pixels, K classes.
 """
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distill_datasets.types import Batch
+from distill_datasets.types import Batch, Task
 
 
 class Score(NamedTuple):
@@ -97,6 +97,74 @@ def answers(module: nn.Module, batches: Iterable[Batch]) -> Answers:
 def score(module: nn.Module, batches: Iterable[Batch]) -> Score:
     """Count the images whose largest logit is the largest target, in one pass."""
     return answers(module, batches).score()
+
+
+def measure(module: nn.Module, batches: Iterable[Batch], task: Task) -> dict[str, Any]:
+    """How good a network is: `accuracy` and `per_class` as in `Score`, of `targets.METRICS`.
+
+    Where targets are no classes, further metrics stand beside them.
+    """
+    if task == "classes":
+        return score(module, batches)._asdict()
+    outputs_NK, targets_NK = _outputs(module, batches)
+    if task == "labels":
+        return label_score(outputs_NK, targets_NK)
+    return value_score(outputs_NK, targets_NK)
+
+
+@torch.no_grad()
+def _outputs(module: nn.Module, batches: Iterable[Batch]) -> tuple[Tensor, Tensor]:
+    module.eval()
+    pairs = [(module(images_BCHW), targets_BK) for images_BCHW, targets_BK in batches]
+    return torch.cat([pair[0] for pair in pairs]), torch.cat([pair[1] for pair in pairs])
+
+
+def label_score(logits_NK: Tensor, targets_NK: Tensor) -> dict[str, Any]:
+    """Mean average precision over labels that some image has, and F1 at a probability of 1/2.
+
+    The average precision of a label is the mean, over the images that have it, of the share of
+    images with the label among those of at least its logit; of equal logits all count.
+    """
+    precisions = list[float | None]()
+    for logits_N, has_N in zip(logits_NK.double().T, targets_NK.T > 0.5, strict=True):
+        if not bool(has_N.any()):
+            precisions.append(None)
+            continue
+        # places of equal logits are those of the last of them
+        own_P = logits_N[has_N]
+        above_P = (logits_N >= own_P[:, None]).sum(dim=1)
+        right_P = (own_P >= own_P[:, None]).sum(dim=1)
+        precisions.append(float((right_P / above_P).mean()))
+    named_NK, has_NK = logits_NK > 0, targets_NK > 0.5
+    hits_K = (named_NK & has_NK).sum(dim=0).double()
+    both_K = (named_NK.sum(dim=0) + has_NK.sum(dim=0)).double()
+    tested = [each for each in precisions if each is not None]
+    return {
+        "accuracy": sum(tested) / max(1, len(tested)),
+        "per_class": precisions,
+        "f1_micro": float(2 * hits_K.sum() / both_K.sum().clamp(min=1)),
+        "f1_macro": float((2 * hits_K / both_K.clamp(min=1)).mean()),
+    }
+
+
+def value_score(outputs_NK: Tensor, targets_NK: Tensor) -> dict[str, Any]:
+    """Mean over numbers of R2, and the mean absolute error in the targets' units.
+
+    A number that is the same in all test images has no R2.
+    """
+    error_NK = (outputs_NK - targets_NK).double()
+    apart_NK = (targets_NK - targets_NK.mean(dim=0)).double()
+    left_K, whole_K = error_NK.square().sum(dim=0), apart_NK.square().sum(dim=0)
+    explained = [
+        1 - left / whole if whole > 0 else None
+        for left, whole in zip(left_K.tolist(), whole_K.tolist(), strict=True)
+    ]
+    tested = [each for each in explained if each is not None]
+    return {
+        "accuracy": sum(tested) / max(1, len(tested)),
+        "per_class": explained,
+        "mae": float(error_NK.abs().mean()),
+    }
 
 
 def accuracy(module: nn.Module, batches: Iterable[Batch]) -> float:

@@ -127,9 +127,7 @@ def test_calibration_changes_nothing_where_classes_are_equal() -> None:
     logits_BK = torch.randn(20, 3, generator=rng_for(0))
     targets_BK = torch.softmax(torch.randn(20, 3, generator=rng_for(1)), dim=1)
     for reduction in ("mean", "sum"):
-        losses = [
-            real.cross_entropy(logits_BK, targets_BK, reduction) for real in (plain, calibrated)
-        ]
+        losses = [real.loss(logits_BK, targets_BK, reduction) for real in (plain, calibrated)]
         assert losses[0] == F.cross_entropy(logits_BK, targets_BK, reduction=reduction)
         assert losses[1].item() == pytest.approx(losses[0].item(), rel=1e-6)
 
@@ -140,7 +138,7 @@ def test_calibrated_logits_get_the_log_of_the_counts() -> None:
     # -log of exp(2) * 1 / (exp(0.3) * 8 + exp(-1) * 4 + exp(2) * 1)
     shares = torch.tensor([8, 4, 1]) * logits_BK[0].exp()
     expected = -torch.log(shares[2] / shares.sum())
-    found = real.cross_entropy(logits_BK, torch.tensor([[0.0, 0.0, 1.0]], dtype=torch.float64))
+    found = real.loss(logits_BK, torch.tensor([[0.0, 0.0, 1.0]], dtype=torch.float64))
     assert found.dtype == torch.float64 and found.item() == pytest.approx(
         expected.item(), rel=1e-12
     )

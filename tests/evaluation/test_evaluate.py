@@ -126,7 +126,7 @@ def trained() -> Iterator[Trained]:
     trained = Trained()
     with (
         mock.patch.object(evaluate, "train_student", trained),
-        mock.patch.object(evaluate, "score", lambda module, batches: Score(0.5, [0.5] * 3)),
+        mock.patch.object(evaluate, "measure", lambda *_: Score(0.5, [0.5] * 3)._asdict()),
     ):
         yield trained
 
@@ -227,7 +227,7 @@ def test_reading_a_folder_leaves_nothing_in_it(exported: Path) -> None:
 def test_the_spread_is_the_sample_standard_deviation(exported: Path) -> None:
     scores = iter([0.25, 0.5, 0.75, 0.5])
     with mock.patch.object(
-        evaluate, "score", lambda module, batches: Score(next(scores), [0.5] * 3)
+        evaluate, "measure", lambda *_: Score(next(scores), [0.5] * 3)._asdict()
     ):
         row = measure(changed(students=4, exact=False), exported)["default"]
     assert row["accuracy"]["mean"] == 0.5
@@ -385,7 +385,7 @@ def test_a_killed_student_goes_on_from_its_last_pass(exported: Path) -> None:
     settings = changed(students=1, exact=False, checkpoint_seconds=0.0)
     whole = measure(settings, exported, "undisturbed")
     with (
-        mock.patch.object(evaluate, "score", side_effect=KeyboardInterrupt),
+        mock.patch.object(evaluate, "measure", side_effect=KeyboardInterrupt),
         pytest.raises(KeyboardInterrupt),
     ):
         measure(settings, exported, "killed")

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from distill_datasets.data.decoding import Split
 from distill_datasets.errors import ArtifactError, RecipeError, did_you_mean
 from distill_datasets.evaluation.audit.comparison import SourceComparison, named_classes
 from distill_datasets.evaluation.audit.findings import (
@@ -318,8 +317,7 @@ def halves(real: RealData, draw: Draw) -> tuple[Tensor, Tensor]:
 
 def _part(real: RealData, rows_N: Tensor) -> RealData:
     """The source with some of its training rows alone."""
-    images_NCHW, labels_N = real.train
-    train = Split(images_NCHW[rows_N.to(images_NCHW.device)], labels_N[rows_N.to(labels_N.device)])
+    train = real.train.rows(rows_N)
     return replace(real, train=train)
 
 

@@ -24,7 +24,7 @@ from distill_datasets.data.overlap import prints
 from distill_datasets.errors import ArtifactError, DistillError
 from distill_datasets.evaluation.audit.findings import Measurement
 from distill_datasets.export.agreement import problems
-from distill_datasets.export.folder import MANIFEST
+from distill_datasets.export.folder import MANIFEST, check_of_classes
 from distill_datasets.export.licenses import why_restricted
 from distill_datasets.files.artifacts import fingerprint, read_json, read_tensors, sha256_of
 from distill_datasets.media.image import UnusableImage, quiet_decoders, read_image
@@ -107,6 +107,7 @@ def read_folder(folder: Path) -> Reading:
             "`import` wrote, or import this one first"
         )
     manifest = _manifest(folder)
+    check_of_classes(folder, manifest or {}, "audit")
     found = {
         "files": _counted(_disagreements(folder)),
         "programs": _counted(_programs(folder)),
