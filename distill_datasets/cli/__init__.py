@@ -84,6 +84,7 @@ VERBS: dict[str, dict[str, Callable[..., None]]] = {
         "show": sets.show,
         "report": pages.report,
         "compare": pages.compare,
+        "gallery": pages.gallery,
         "diff": sets.diff,
         "publish": share.publish,
         "pull": sets.pull,

@@ -91,3 +91,37 @@ def _write(verb: str, targets: list[str], output: Path, runs: Path, as_json: boo
     elif subjects[0].statement is not None:
         console.print(subjects[0].statement, markup=False)
     console.print(f"page     {output}", markup=False)
+
+
+def gallery(
+    targets: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="ORG|FOLDER...",
+            help="Users or organizations of the Hub, folders below which sets lie, or Hub ids.",
+            show_default=False,
+        ),
+    ],
+    output: OutputOption = Path("gallery.html"),
+    title: Annotated[str, typer.Option(help="Of the page.")] = "Distilled datasets",
+    as_json: AsJson = False,
+) -> None:
+    """Write one HTML page of many sets: pictures, bytes, and accuracy beside real images.
+
+    It sorts and filters, by keyboard and on a phone, holds its pictures and asks for nothing from a
+    network. Of a set on the Hub two small files are read, its manifest and its picture.
+
+    As a static Space: [bold]hf repos create me/gallery --repo-type space --space-sdk static[/bold]
+    and [bold]hf upload me/gallery gallery.html index.html --repo-type space[/bold].
+    """
+    run.log_to_stderr(quiet=as_json)
+    from distill_datasets.evaluation.report.collection import exhibits, write_gallery
+    from distill_datasets.evaluation.report.report import check_free
+
+    check_free(output)
+    shown = [each for target in targets for each in exhibits(target)]
+    write_gallery(shown, output, title)
+    if as_json:
+        print_json("gallery", {"page": str(output), "sets": [each.place for each in shown]})
+        return
+    typer.echo(f"page     {output}, {len(shown)} sets")

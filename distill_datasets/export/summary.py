@@ -175,6 +175,12 @@ def statement(results: Sequence[Row], *, hard: bool) -> str | None:
     return " ".join(part for part in parts if part) or None
 
 
+def best_real(results: Sequence[Row]) -> Row | None:
+    """The best selection of real images of no more pixels or bytes; None without any."""
+    rivals = [row for row in results if ROWS[row["from"]].images in ("equal", "bytes")]
+    return max(rivals, key=_chosen_by, default=None)
+
+
 def _compared(beginning: str, own: Row, rivals: Sequence[Row], which: str = "") -> str | None:
     if not rivals:
         return None

@@ -182,6 +182,18 @@ def fetch(
     return folder
 
 
+def datasets_of(owner: str, tag: str) -> list[str]:
+    """The datasets of a user or organization whose cards have a tag, by name.
+
+    Raises:
+        DataError: the Hub cannot be asked.
+    """
+    from huggingface_hub import HfApi
+
+    with explained(owner, None):
+        return sorted(info.id for info in HfApi().list_datasets(author=owner, filter=tag))
+
+
 def holds(dataset: str, commit: str, paths: Iterable[str]) -> bool:
     """Whether files of a commit are on this machine."""
     folder = cached_folder(dataset) / "snapshots" / commit

@@ -26,6 +26,7 @@ REFUSED: dict[str, list[str]] = {
     "reproduce": [NOTHING],
     "show": [NOTHING],
     "report": [NOTHING],
+    "gallery": [NOTHING],
     "compare": [NOTHING],
     "diff": [NOTHING, NOTHING],
     "publish": [NOTHING],

@@ -23,7 +23,7 @@ from distill_datasets.evaluation.report.gallery import gallery_of
 from distill_datasets.evaluation.report.subject import Subject, find_standard, read_subject
 from distill_datasets.files.artifacts import write_text
 
-_TEMPLATES = Path(__file__).parent / "templates"
+TEMPLATES = Path(__file__).parent / "templates"
 
 
 def report(
@@ -157,7 +157,7 @@ def _warning(subject: Subject) -> str | None:
 @cache
 def _templates() -> jinja2.Environment:
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES, encoding="utf-8"),
+        loader=jinja2.FileSystemLoader(TEMPLATES, encoding="utf-8"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
