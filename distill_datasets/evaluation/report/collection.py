@@ -57,7 +57,7 @@ class Exhibit(NamedTuple):
     url: str | None
 
 
-class Mark(NamedTuple):
+class AccuracyMark(NamedTuple):
     """An accuracy on the line of a set: where, from where to where, and in words."""
 
     kind: str
@@ -86,7 +86,7 @@ class Tile(NamedTuple):
     ipc: float
     classes: int
     rows: int
-    marks: list[Mark]
+    marks: list[AccuracyMark]
     sentence: str | None
     origin: str | None
     warnings: list[str]
@@ -232,13 +232,13 @@ def _picture(folder: Path) -> tuple[str | None, bool]:
     return f"data:image/{kind};base64,{base64.b64encode(encoded).decode()}", wide
 
 
-def _marks(rows: dict[str, dict[str, Any]], rival: dict[str, Any] | None) -> Iterator[Mark]:
+def _marks(rows: dict[str, dict[str, Any]], rival: dict[str, Any] | None) -> Iterator[AccuracyMark]:
     """What students reach, on one line: of the whole source, of real images, of the set."""
     for kind, row in (("whole", rows.get("full")), ("other", rival), ("own", rows.get("default"))):
         if row is not None:
             mean, std = row["accuracy"]["mean"], row["accuracy"]["std"] or 0.0
             words = f"{ROWS[row['from']].printed}: {percent(row['accuracy'])} %"
-            yield Mark(kind, mean, max(0.0, mean - std), min(1.0, mean + std), words)
+            yield AccuracyMark(kind, mean, max(0.0, mean - std), min(1.0, mean + std), words)
 
 
 def _sentence(manifest: dict[str, Any]) -> str | None:
