@@ -42,7 +42,9 @@ if TYPE_CHECKING:
 class Trajectory(Objective):
     """Distance to an expert's later weights, after a few steps of descent on the distilled set."""
 
-    paper: ClassVar[str] = "MTT, arXiv:2203.11932; TESLA, arXiv:2211.10586; DATM, arXiv:2310.05773"
+    paper: ClassVar[str] = (
+        "MTT, arXiv:2203.11932; TESLA, arXiv:2211.10586; DATM, arXiv:2310.05773; PAD, arXiv:2408.03360"
+    )
     name: Literal["trajectory"] = "trajectory"
     steps: int = Field(gt=0, le=100_000, description="steps on the distilled set (N)")
     batch: int | None = Field(
@@ -77,6 +79,13 @@ class Trajectory(Objective):
         default="float32",
         description=f"of the network in every step; weights are float32; {WHERE_FAST}",
     )
+    ignored: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="share of the weights whose distance does not count, those of the first layers "
+        "(PAD: up to 0.75 where a set is large)",
+    )
     skip_above: float | None = Field(
         default=None,
         gt=0,
@@ -85,9 +94,13 @@ class Trajectory(Objective):
     )
 
     def cited(self) -> list[str]:
-        mtt, tesla, datm = self.paper.split("; ")
-        own = [mtt, tesla] if self.differentiate == "first_order" else [mtt]
-        return own if self.skip_above is None else [*own, datm]
+        mtt, tesla, datm, pad = self.paper.split("; ")
+        also = {
+            tesla: self.differentiate == "first_order",
+            datm: self.skip_above is not None,
+            pad: self.ignored > 0,
+        }
+        return [mtt, *(paper for paper, used in also.items() if used)]
 
     @property
     def needs(self) -> Needs:
@@ -124,7 +137,7 @@ class Trajectory(Objective):
         (arXiv:2211.10586), equation 7.
         """
         network = networks.sample(draw)
-        target_P, away = _target(network)
+        target_P, away = _target(network, self.ignored)
         learned = distilled.step_sizes()
         size = self.step_size if learned is None else learned[0]
         moved = self.step_size if learned is None else learned[0].item()
@@ -137,6 +150,7 @@ class Trajectory(Objective):
         # |w_N - w*|^2 / |w_0 - w*|^2, and its gradient in w_N, 2 (w_N - w*) / |w_0 - w*|^2
         end_P = taken.pop()
         left_P = end_P.detach() - target_P
+        left_P[: int(self.ignored * len(left_P))] = 0
         distance = float(left_P.square().sum() / away)
         adjoint_P = 2 * left_P / away
         names, parameters = zip(*distilled.parameters.items(), strict=True)
@@ -234,14 +248,15 @@ class Trajectory(Objective):
         return Batch(self.augment(images_BCHW, draw("inner", step)), targets_BK)
 
 
-def _target(network: Sampled) -> tuple[Tensor, Tensor]:
-    """Where the expert went, and the squared length of its way."""
+def _target(network: Sampled, ignored: float) -> tuple[Tensor, Tensor]:
+    """Where the expert went, and the squared length of its way, a share of the weights left out."""
     if network.target_P is None:
         raise DistillError(
             "trajectory: the networks offer trajectories and gave one without a target; choose "
             "distill.networks: trajectories, or mend the package they come from"
         )
-    away = (network.weights_P - network.target_P).square().sum()
+    way_P = network.weights_P - network.target_P
+    away = way_P[int(ignored * len(way_P)) :].square().sum()
     if not bool(away > 0):
         raise DistillError(
             "trajectory: an expert's start and target are the same weights, so there is no way to "
