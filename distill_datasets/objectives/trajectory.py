@@ -43,7 +43,8 @@ class Trajectory(Objective):
     """Distance to an expert's later weights, after a few steps of descent on the distilled set."""
 
     paper: ClassVar[str] = (
-        "MTT, arXiv:2203.11932; TESLA, arXiv:2211.10586; DATM, arXiv:2310.05773; PAD, arXiv:2408.03360"
+        "MTT, arXiv:2203.11932; TESLA, arXiv:2211.10586; DATM, arXiv:2310.05773; "
+        "PAD, arXiv:2408.03360"
     )
     name: Literal["trajectory"] = "trajectory"
     steps: int = Field(gt=0, le=100_000, description="steps on the distilled set (N)")
