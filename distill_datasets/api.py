@@ -104,9 +104,9 @@ def distill(
     Args:
         dataset: a `datasets.Dataset`, or a `DatasetDict` with its own test split; or a Hub id or
             the path of a local dataset, as `source.dataset` of a recipe.
-        method: by its name in the field, one of `distill_datasets.presets.METHODS`: cda, datadam,
-            datm, dm, dsa, edc, frepo, frepo-poster, frepo-small, herding, idc, lpld, mtt, ncfm,
-            podd, probe, rat-bptt, rded, sre2l.
+        method: by its name in the field, one of `distill_datasets.presets.METHODS`: cda, d4m,
+            datadam, datm, dm, dsa, edc, frepo, frepo-poster, frepo-small, glad, herding, idc, lpld,
+            mgd3, mtt, ncfm, podd, probe, rat-bptt, rded, sre2l.
         ipc: budget in images per class; None: what the method is measured with, half a one for
             `podd`.
         backbone: of `probe`: the frozen network that classifiers will stand on, for example

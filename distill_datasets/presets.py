@@ -65,6 +65,7 @@ STUDENT_STEPS = {"podd": 20, "rat-bptt": 20, "dm": 300, "probe": 300}
 
 SHIPPED = {
     "cda": "cifar10/cda",
+    "d4m": "mnist/prototypes",
     "datadam": "mnist/datadam-ipc1",
     "datm": "cifar10/datm-ipc1",
     "dsa": "cifar10/dsa-ipc1",
@@ -72,9 +73,11 @@ SHIPPED = {
     "frepo": "cifar10/regression",
     "frepo-poster": "cifar10/regression-poster",
     "frepo-small": "cifar10/small",
+    "glad": "mnist/glad-dm",
     "herding": "cifar10/herding-relabeled",
     "idc": "cifar10/idc-ipc1",
     "lpld": "cifar10/lpld",
+    "mgd3": "mnist/guided",
     "mtt": "cifar10/mtt-ipc1",
     "ncfm": "mnist/ncfm-ipc1",
     "rded": "cifar10/rded",

@@ -24,6 +24,7 @@ SHORT = {
     "dsa": ["distill.steps=2"],
     "frepo": ["distill.steps=2", "distill.networks.members=2"],
     "rded": [],
+    "mgd3": ["generator.autoencoder.epochs=1", "generator.flow.epochs=1", "generator.steps=2"],
 }
 """Of each family a method or more that is run, at toy scale."""
 

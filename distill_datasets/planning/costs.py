@@ -110,8 +110,8 @@ def _reading(
         work = squeeze_work(squeeze, flops, rows)
         stored = squeezed_bytes(squeeze, [weights for _, weights in forward])
         yield Cost("squeeze", squeeze.members * squeeze.shards, work, stored)
-    if recipe.generator is not None:
-        made = recipe.generator
+    made = recipe.generator
+    if made is not None and made.work(shape, rows):
         yield Cost("generator", 1, made.work(shape, rows), 4.0 * (made.weights(shape) or 0))
     if recipe.distill.objective.needs.class_statistics:
         yield Cost("class statistics", max(1, rows // 4096), rows * flops, 0.0)

@@ -1,5 +1,6 @@
 """Prototypes and guided samples: what pulls, what does not, and what is chosen."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -194,3 +195,19 @@ def test_a_run_is_resumed_class_by_class_and_relabeled(tmp_path: Path) -> None:
     answer = command(*words, "--output", out)
     assert answer.code == 0, answer.err
     assert hashes(stage) == before
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_network_takes_most_samples_of_a_class_for_it(tmp_path: Path) -> None:
+    answer = command(
+        "run", toy_file(tmp_path), "source.limit=null", "distill.steps=0", "generator={name: "
+        "trained, autoencoder: {epochs: 15, batch: 64, channels: 4, width: 16}, flow: {epochs: 40, "
+        "batch: 64, width: 32, ema: 0.99}}", "distill.canvas={name: pixels, ipc: 10, bounds: clip, "
+        "init: {name: guided, pool: 2}}", "distill.labels=area", "distill.objective=selected",
+        "squeeze={network: {name: convnet, depth: 2, width: 32, norm: batch}, epochs: 10, batch: "
+        "64}", "--runs", tmp_path / "runs", "--output", tmp_path / "out",
+    )  # fmt: skip
+    assert answer.code == 0, answer.err
+    shares = [int(share) for share in re.findall(r"guided: (\d+)% of 20 samples", answer.err)]
+    assert len(shares) == 10 and sum(shares) / 10 > 80, shares
