@@ -178,10 +178,13 @@ def preset(
     canvas = OWN[method]["canvas"] | {"ipc": ipc if method == "podd" else int(ipc)}
     if method == "probe":
         return _probe_sections(canvas, backbone)
+    objective = OWN[method]["objective"]
+    if rows is not None:
+        objective = objective | {"real_batch": min(objective["real_batch"], rows)}
     return {
         "name": method,
         "source": _resolution(shape),
-        "distill": OWN[method] | {"canvas": canvas},
+        "distill": OWN[method] | {"canvas": canvas, "objective": objective},
         "evaluate": {
             "network": OWN[method]["networks"]["network"],
             "students": 4,

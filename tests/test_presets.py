@@ -106,3 +106,9 @@ def test_a_budget_below_one_image_is_for_posters() -> None:
 def test_a_profile_does_not_go_with_a_method(tmp_path: Path) -> None:
     answer = command("plan", pictures(tmp_path / "p", 2), "--method", "dm", "--profile", "cpu")
     assert answer.code == 2 and "--profile: got 'cpu' with --method" in answer.err
+
+
+@pytest.mark.parametrize("method", ["podd", "rat-bptt", "dm"])
+def test_a_batch_is_no_larger_than_a_small_folder(method: str) -> None:
+    sections = preset(method, shape=Shape(3, 32, 32, 4), rows=90)
+    assert sections["distill"]["objective"]["real_batch"] == 90

@@ -79,6 +79,7 @@ KNOWN = {
     "zh-plus/tiny-imagenet": Known(3, 64, {"label": 200}, test="valid", some_gray=True),
     "path/to/photos": Known(3, 120, {"label": 3}),
     "path/to/cub200": Known(3, 40, {"label": 200}, some_gray=True),
+    "path/to/bands": Known(4, 8, {"label": 3}, image="bands"),
     "path/to/tagged": Known(1, 8, {"labels": 4}, task="labels"),
     "path/to/numbered": Known(1, 8, {"x": 4, "y": 3}, task="values"),
     "path/to/mnist-m": Known(3, 32, {"label": 10}),
@@ -103,15 +104,20 @@ def stand_in(known: Known, folder: Path) -> Path:
         return kinds[known.task]
 
     def cell(place: int) -> Any:  # noqa: ANN401
-        return [0, place][: 1 + (place > 0)] if known.task == "labels" else place
+        return sorted({place, (place + 1) % 4}) if known.task == "labels" else place
 
+    arrays = datasets.Array3D((known.channels, known.side, known.side), "uint8")
+    pictured = known.channels in (1, 3)
     features = {
-        known.image: datasets.Image(),
+        known.image: datasets.Image() if pictured else arrays,
         **{column: feature(column, classes) for column, classes in known.classes.items()},
     }
     for split, each in (("train", 4), (known.test, 1)):
         images_NCHW = noise(each * count, known.channels, known.side, seed=each).numpy()
-        images = [Image.fromarray(image.transpose(1, 2, 0).squeeze()) for image in images_NCHW]
+        images = [
+            Image.fromarray(image.transpose(1, 2, 0).squeeze()) if pictured else image
+            for image in images_NCHW
+        ]
         if known.some_gray:
             images[-1] = images[-1].convert("L")
         columns: dict[str, list[Any]] = {

@@ -14,12 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from distill_datasets.data import columns, opening, rows
 from distill_datasets.data.decoding import Agreement, Channels, SplitRows, Table
 from distill_datasets.data.image_files import ANYWHERE, ImageFiles
 from distill_datasets.data.stores import Store
 from distill_datasets.data.target_columns import Cell, Outputs, Spread, cells_of, found_columns
 from distill_datasets.errors import DataError
+from distill_datasets.media.array import ArrayKind
 from distill_datasets.runtime.draws import Draw
 
 if TYPE_CHECKING:
@@ -52,14 +55,47 @@ class SourceLayout:
         return columns.flat(self.train.features)[self.label]
 
     def agreement(self, source: Source) -> Agreement:
-        mode = columns.image_mode(self.train.features[self.image])
+        feature = self.train.features[self.image]
         return Agreement(
             source.resolution,
             CHANNELS[source.channels],
-            mode,
+            columns.image_mode(feature),
             source.white_level,
             source.background or "white",
+            self._array(source, feature) if columns.is_array(feature) else None,
         )
+
+    def _array(self, source: Source, feature: Any) -> ArrayKind:  # noqa: ANN401
+        """How the arrays are read; channels are the shorter one of the first and the last axis.
+
+        Raises:
+            DataError: their values have no range, or the section asks for what only pictures have.
+        """
+        for name, given in (
+            ("channels", source.channels != "auto"),
+            ("white_level", source.white_level),
+            ("background", source.background),
+        ):
+            if given:
+                raise DataError(
+                    f"source.{name}: is about pictures, and {self.image!r} holds arrays; leave it "
+                    "out"
+                )
+        dtype, shape = columns.array_of(feature)
+        if dtype != "uint8" and source.range is None:
+            raise DataError(
+                f"source.range: missing, and {self.image!r} holds arrays of {dtype}; set it to the "
+                "values that are black and white, for example [0, 10000]"
+            )
+        if shape is None:
+            cell = next(iter(self.train.encoded(self.image, [0])))[1]
+            shape = np.shape(cell)
+        if len(shape) != 3:
+            raise DataError(
+                f"the first array of {self.image!r} has the shape {shape}, expected three axes"
+            )
+        span = None if source.range is None else (source.range[0], source.range[1])
+        return ArrayKind(shape[2] < shape[0], span)
 
     def check_agreement(self, test: Table) -> None:
         """Refuse a test split whose columns differ."""

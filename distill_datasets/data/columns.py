@@ -170,6 +170,25 @@ def holds_bytes(feature: Any) -> bool:  # noqa: ANN401
     return _dtype(feature).endswith("binary")
 
 
+def is_array(feature: Any) -> bool:  # noqa: ANN401
+    """Whether a column holds arrays of numbers of three axes: `Array3D`, or lists of lists."""
+    if _kind(feature) == "Array3D":
+        return True
+    depth = 0
+    while _kind(feature) in LISTS:
+        feature, depth = feature.feature, depth + 1
+    return depth == 3 and _dtype(feature).startswith(("int", "uint", "float", "double"))
+
+
+def array_of(feature: Any) -> tuple[str, tuple[int, ...] | None]:  # noqa: ANN401
+    """The type of the numbers of arrays, and their shape where the column declares it."""
+    if _kind(feature) == "Array3D":
+        return str(feature.dtype), tuple(feature.shape)
+    while _kind(feature) in LISTS:
+        feature = feature.feature
+    return _dtype(feature), None
+
+
 def image_mode(feature: Any) -> str | None:  # noqa: ANN401
     """The PIL mode that an image column asks for."""
     return feature.mode if _kind(feature) == "Image" else None
@@ -200,7 +219,7 @@ def image_column(
         DataError: there is none, there are several, or the named one holds no images.
     """
     remedy = (
-        "encode them as PNG first, for example "
+        "encode pictures as PNG first, for example "
         'dataset.map(...).cast_column("image", datasets.Image())'
     )
     if named is not None:
@@ -212,10 +231,11 @@ def image_column(
                 "expected whole image files, such as PNG or JPEG, in every cell"
             )
         feature = _check_named(features, "image_column", named)
-        if _kind(feature) != "Image":
+        if _kind(feature) != "Image" and not (named in features and is_array(feature)):
             raise DataError(
-                f"source.image_column: {named!r} is {_words(feature)}, expected an Image column or "
-                f"the bytes of image files; arrays are not images: {remedy}"
+                f"source.image_column: {named!r} is {_words(feature)}, expected an Image column, "
+                "the bytes of image files, or arrays of three axes (channels, height, width); "
+                f"{remedy}"
             )
         return named
     found = [name for name, feature in features.items() if _kind(feature) == "Image"]
@@ -224,6 +244,8 @@ def image_column(
         candidates = [name for name, feature in features.items() if holds_bytes(feature)]
         found = [name for name in candidates if identified(name)]
         unidentified = [repr(name) for name in candidates if name not in found]
+    if not found:
+        found = [name for name, feature in features.items() if is_array(feature)]
     if len(found) == 1:
         return found[0]
     if found:
@@ -233,7 +255,8 @@ def image_column(
     tried = f"the bytes in {', '.join(unidentified)} are no images that PIL identifies; "
     raise DataError(
         f"no image column among: {describe(features)}; {tried if unidentified else ''}"
-        f"arrays are not images: {remedy}"
+        "expected an Image column, the bytes of image files, or arrays of three axes (channels, "
+        f"height, width); {remedy}"
     )
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
+import numpy as np
 import torch
 
 from distill_datasets.data import columns, overlap
@@ -32,6 +33,7 @@ from distill_datasets.data.values import Values
 from distill_datasets.errors import ArtifactError, DataError
 from distill_datasets.files.artifacts import intact, read_record, write_record
 from distill_datasets.media import image as images
+from distill_datasets.media.array import ArrayKind, read_array
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -170,7 +172,8 @@ class Table:
         import datasets
 
         undecoded = self._rows.select_columns([column])
-        if not columns.holds_bytes(self.features[column]):
+        feature = self.features[column]
+        if not columns.holds_bytes(feature) and not columns.is_array(feature):
             undecoded = undecoded.cast_column(column, datasets.Image(decode=False))
         if self._indexed:
             chosen = range(len(undecoded)) if numbers is None else numbers
@@ -202,18 +205,18 @@ class Table:
                 return images.is_image(encoded)
         return False
 
-    def bytes_of(self, cell: Any) -> bytes:  # noqa: ANN401
-        """The encoded bytes of one cell: bytes, or a struct of bytes and path.
+    def bytes_of(self, cell: Any) -> Any:  # noqa: ANN401
+        """The encoded bytes of one cell: bytes, or a struct of bytes and path; an array as it is.
 
         Raises:
             UnusableImage: there are none, or they lie in a file that cannot or may not be read.
         """
-        if isinstance(cell, bytes):
+        if isinstance(cell, bytes | list | np.ndarray):
             return cell
         if cell is None or (cell.get("bytes") is None and not cell.get("path")):
             raise images.UnusableImage("the image is missing")
         if cell.get("bytes") is not None:
-            return cast(bytes, cell["bytes"])
+            return cell["bytes"]
         return self.files.read(str(cell["path"]))
 
     def units(self, rows: Sequence[Row], lengths: Sequence[int]) -> list[Unit]:
@@ -253,31 +256,35 @@ class Agreement:
     mode: str | None = None
     white_level: int | None = None
     background: str = "white"
-    common: Channels | None = None
+    array: ArrayKind | None = None
+    common: int | None = None
     size: tuple[int, int] | None = None
     first: str = ""
     alone: Lock = field(default_factory=Lock, repr=False)
 
-    def seen(self, where: str, encoded: bytes) -> images.Seen:
+    def seen(self, where: str, encoded: Any) -> images.Seen:  # noqa: ANN401
         """The pixels of one image, and what is known of its values.
 
         Args:
             where: split and row, for messages.
-            encoded: the image file.
+            encoded: the image file, or the array.
 
         Raises:
             UnusableImage: this image is broken.
             DataError: this image is fine but does not agree with the others.
         """
-        seen = images.read_image(
-            encoded,
-            channels=self.channels,
-            resolution=self.resolution,
-            mode=self.mode,
-            white_level=self.white_level,
-            background=self.background,
-            alone=self.alone,
-        )
+        if self.array is not None:
+            seen = read_array(encoded, self.array, self.resolution)
+        else:
+            seen = images.read_image(
+                encoded,
+                channels=self.channels,
+                resolution=self.resolution,
+                mode=self.mode,
+                white_level=self.white_level,
+                background=self.background,
+                alone=self.alone,
+            )
         own, size = seen.own, (seen.pixels_CHW.shape[1], seen.pixels_CHW.shape[2])
         if self.common is None or self.size is None:
             self.common, self.size, self.first = own, size, where
@@ -296,7 +303,8 @@ class Agreement:
 
 
 def _channel_words(count: int) -> str:
-    return "1 channel (gray)" if count == 1 else "3 channels (color)"
+    words = {1: "1 channel (gray)", 3: "3 channels (color)"}
+    return words.get(count, f"{count} channels")
 
 
 def first_image(
@@ -447,7 +455,7 @@ def _some(cells: Iterator[tuple[int, Any]]) -> list[tuple[int, Any]]:
     for number, cell in itertools.islice(cells, CELLS_AT_ONCE):
         some.append((number, cell))
         encoded = cell.get("bytes") if isinstance(cell, dict) else cell
-        size += len(encoded or b"")
+        size += 0 if encoded is None else len(encoded)
         if size >= BATCH_BYTES:
             break
     return some

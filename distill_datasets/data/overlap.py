@@ -87,6 +87,8 @@ def _thumbnails(images_BCHW: Tensor) -> Tensor:
     gray_BCHW = images_BCHW.float()
     if gray_BCHW.shape[1] == len(LUMA):  # not the mean, which follows the colors that JPEG thins
         gray_BCHW = (gray_BCHW * torch.tensor(LUMA)[:, None, None]).sum(dim=1, keepdim=True)
+    elif gray_BCHW.shape[1] > 1:
+        gray_BCHW = gray_BCHW.mean(dim=1, keepdim=True)
     return functional.adaptive_avg_pool2d(gray_BCHW, SIDE).round().byte()
 
 

@@ -143,6 +143,12 @@ class Source(Section):
         description="value that is white in files of 16 bits a channel, as in 4095 for 12 bits; "
         "null: 65535, refused where less than a tenth of it is used",
     )
+    range: list[float] | None = Field(
+        default=None,
+        min_length=2,
+        max_length=2,
+        description="of a column of arrays: the values that become 0 and 1; null: they are bytes",
+    )
     background: Literal["white", "black"] | None = Field(
         default=None,
         description="what transparent pixels lie on; null: white, refused where drawings vanish",
@@ -191,6 +197,13 @@ class Source(Section):
             if given:
                 raise ValueError(f"{name}: is about classes, got task: {self.task}; leave it out")
         return self
+
+    @field_validator("range")
+    @classmethod
+    def _range_rises(cls, span: list[float] | None) -> list[float] | None:
+        if span is not None and not span[0] < span[1]:
+            raise ValueError(f"got {span}, expected the lower value first")
+        return span
 
     @model_validator(mode="after")
     def _one_correction(self) -> Self:

@@ -134,6 +134,7 @@ def training(content: Content, repo: str) -> str:
     shared = {
         "repo": repo,
         "channels": content.images_NCHW.shape[1],
+        "size": list(content.images_NCHW.shape[2:]),
         "classes": len(content.class_names),
     }
     if content.relabel is not None:

@@ -24,6 +24,9 @@ from distill_datasets.files.parquet import (
 )
 from distill_datasets.media.image import png, to_bytes
 
+PICTURED = (1, 3)
+"""Channels of images that are published as pictures; others are, too, but as floats."""
+PIXELS = "pixels"
 SOFT, VALUES = "soft_label", "values"
 """The columns that a student is taught: probabilities, or numbers in the units of the source."""
 
@@ -45,13 +48,22 @@ def configs(
 
 def _default(content: Content) -> Config:
     labels = _labels(content)
+    c, values = content.images_NCHW.shape[1], content.images_NCHW[0].numel()
+    pictures = c in PICTURED
 
     def read(start: int, stop: int) -> Columns:
+        images_BCHW = content.images_NCHW[start:stop]
         with ThreadPoolExecutor() as pool:
-            images = list(pool.map(png, content.images_NCHW[start:stop]))
-        return {"image": images, **labels.read(start, stop)}
+            seen = list(pool.map(png, images_BCHW))
+        if pictures:
+            return {"image": seen, **labels.read(start, stop)}
+        pixels = list(images_BCHW.cpu().float() / 255)
+        return {"preview": seen, PIXELS: pixels, **labels.read(start, stop)}
 
-    features = {"image": IMAGE, **labels.features}
+    if pictures:
+        features = {"image": IMAGE, **labels.features}
+    else:
+        features = {"preview": IMAGE, PIXELS: numbers("float32", values), **labels.features}
     row_bytes = content.images_NCHW[0].numel() + 4 * len(content.class_names)
     return Config("default", "data", features, len(content.images_NCHW), row_bytes, read)
 

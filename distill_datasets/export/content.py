@@ -200,11 +200,6 @@ def check(content: Content) -> None:
     """
     exact_NCHW, (n, c) = content.exact_NCHW, content.images_NCHW.shape[:2]
     k = len(content.class_names)
-    if c not in (1, 3):
-        raise ArtifactError(
-            f"images have {c} channels; only 1 (gray) or 3 (RGB) can be published as PNG: "
-            "choose an image column with one of these"
-        )
     if n == 0 or not content.originals:
         raise ArtifactError("there is no image to publish; check that the run has finished")
     if len(set(content.class_names)) < k:

@@ -19,7 +19,7 @@ from typing import Any
 from distill_datasets import __version__
 from distill_datasets.errors import ArtifactError, RecipeError
 from distill_datasets.export.card import card, labels_card
-from distill_datasets.export.configs import configs
+from distill_datasets.export.configs import PICTURED, configs
 from distill_datasets.export.content import (
     CLASSIFIER,
     SIBLING,
@@ -123,11 +123,18 @@ def check_shards(folder: Path, recipe_sha256: str) -> None:
 
 
 def check_of_classes(folder: Path, manifest: dict[str, Any], what: str) -> None:
-    """Refuse a dataset whose targets are no classes.
+    """Refuse a dataset whose targets are no classes, or whose images are no pictures.
 
     Raises:
         ArtifactError: they are labels or numbers, which `what` says nothing about.
     """
+    channels = manifest.get("input", {}).get("shape", [1])[0]
+    if channels not in PICTURED:
+        raise ArtifactError(
+            f"{folder}: its images have {channels} channels, and {what} is about pictures; its own "
+            "results are in results.json, and `verify`, `show`, `diff`, `pull` and `publish` take "
+            "it"
+        )
     task = manifest.get("task", "classes")
     if task != "classes":
         raise ArtifactError(

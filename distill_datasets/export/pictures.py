@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from distill_datasets.media.image import in_color
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -71,7 +73,7 @@ def class_sheet(images_NCHW: Tensor, targets_NK: Tensor, class_names: Sequence[s
 
 def _thumbnail(image_CHW: Tensor) -> Image.Image:
     """The image as a square: enlarged without smoothing, shrunk with it."""
-    pixels = image_CHW.cpu().permute(1, 2, 0).contiguous().numpy()
+    pixels = in_color(image_CHW.cpu()).permute(1, 2, 0).contiguous().numpy()
     picture = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
     larger = max(picture.size) > SIDE_PX
     picture.thumbnail((SIDE_PX, SIDE_PX), Image.Resampling.LANCZOS)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from distill_datasets.data.normalization import InputSpace
 from distill_datasets.errors import ArtifactError
-from distill_datasets.export.configs import SOFT, VALUES
+from distill_datasets.export.configs import PIXELS, SOFT, VALUES
 from distill_datasets.export.content import sibling_of
 from distill_datasets.export.folder import read_manifest
 from distill_datasets.hub.pinned import library_bars
@@ -47,7 +47,8 @@ def read_published(exported: Path, config: str, shape: Shape) -> Stored:
     exact = config == "exact"
     with _loaded(exported, config, in_memory=False) as rows:
         taught = SOFT if SOFT in rows.column_names else VALUES
-        images_NCHW, targets_NK = _filled(rows, shape if exact else None, taught)
+        flat = "pixel_values" if exact else PIXELS if PIXELS in rows.column_names else None
+        images_NCHW, targets_NK = _filled(rows, flat, shape, taught)
     if taught == VALUES:
         # as the source is read: in standard deviations from the mean
         scale = json.loads(load_rows(exported, "recipe")[0]["provenance_json"])["targets"]
@@ -138,12 +139,12 @@ def _loaded(folder: Path, config: str, *, in_memory: bool) -> Iterator["Dataset"
         )
 
 
-def _filled(rows: "Dataset", exact: Shape | None, taught: str) -> tuple[Tensor, Tensor]:
+def _filled(rows: "Dataset", flat: str | None, shape: Shape, taught: str) -> tuple[Tensor, Tensor]:
     """Images (N, C, H, W), floats of this shape where they are exact, and their targets (N, K)."""
     images_NCHW, targets_NK = torch.empty(0), torch.empty(0)
     first = 0
     for columns in rows.with_format("numpy").iter(ROWS_AT_ONCE):
-        images_BCHW = _pixels(columns) if exact is None else _values(columns, exact)
+        images_BCHW = _pixels(columns) if flat is None else _values(columns[flat], shape)
         targets_BK = torch.tensor(np.stack(columns[taught]), dtype=torch.float32)
         if first == 0:
             images_NCHW = images_BCHW.new_empty((len(rows), *images_BCHW.shape[1:]))
@@ -159,6 +160,6 @@ def _pixels(columns: Mapping[str, Any]) -> Tensor:
     return images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2)
 
 
-def _values(columns: Mapping[str, Any], shape: Shape) -> Tensor:
-    values = torch.tensor(np.stack(columns["pixel_values"]), dtype=torch.float32)
+def _values(column: Any, shape: Shape) -> Tensor:  # noqa: ANN401
+    values = torch.tensor(np.stack(column), dtype=torch.float32)
     return values.view(-1, shape.c, shape.h, shape.w)

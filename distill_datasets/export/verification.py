@@ -18,7 +18,7 @@ import torch
 from distill_datasets.data.normalization import InputSpace
 from distill_datasets.errors import ArtifactError
 from distill_datasets.export.agreement import problems
-from distill_datasets.export.configs import SOFT, VALUES
+from distill_datasets.export.configs import PICTURED, PIXELS, SOFT, VALUES
 from distill_datasets.export.content import sibling_of
 from distill_datasets.export.folder import MANIFEST, read_manifest, verify
 from distill_datasets.export.reading import ROWS_AT_ONCE, load_rows
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 COLUMNS = {
-    "default": {"image"},
     "exact": {"pixel_values"},
     "poster": {"preview", "poster", "poster_shape", "label_poster", "label_poster_shape"},
     "numbers": {"name", "shape", "uint8", "float16", "scales"},
@@ -125,7 +124,11 @@ def _unloadable(folder: Path, manifest: dict[str, Any]) -> Iterator[str]:
             yield rows
             continue
         task = manifest.get("task", "classes")
-        expected = COLUMNS.get(name, set()) | (LABELS[task] if name in LABELED else set())
+        expected = (
+            COLUMNS.get(name, set())
+            | (_shown(manifest) if name == "default" else set())
+            | (LABELS[task] if name in LABELED else set())
+        )
         if absent := sorted(expected - set(rows.column_names)):
             yield f"{name}: no column {', '.join(absent)}"
         if len(rows) != said["rows"]:
@@ -169,13 +172,19 @@ def _mislabeled(name: str, rows: Dataset, classes: list[str]) -> Iterator[str]:
         yield f"{name}: the label of {wrong} rows is not the largest share of its soft label"
 
 
+def _shown(manifest: dict[str, Any]) -> set[str]:
+    """The columns of `default` that hold images."""
+    return {"image"} if manifest["input"]["shape"][0] in PICTURED else {"preview", PIXELS}
+
+
 def _undecoded(folder: Path, manifest: dict[str, Any]) -> Iterator[str]:
     c, h, w = manifest["input"]["shape"]
-    expected = (h, w) if c == 1 else (h, w, c)
-    images = load_rows(folder, "default").select_columns(["image"]).with_format("numpy")
+    column = "image" if c in PICTURED else "preview"
+    expected = (h, w) if c == 1 else (h, w, 3)
+    images = load_rows(folder, "default").select_columns([column]).with_format("numpy")
     for number in range(len(images)):
         try:
-            shape = images[number]["image"].shape
+            shape = images[number][column].shape
         except (OSError, ValueError, SyntaxError) as error:  # what PIL says of damaged files
             yield f"row {number}: its image cannot be decoded ({error})"
             continue
@@ -196,8 +205,11 @@ def _unlike(folder: Path, manifest: dict[str, Any]) -> Iterator[str]:
         strict=True,
     )
     for rounded, said in pairs:
-        images = torch.tensor(np.stack(rounded["image"])).float() / 255
-        pixels = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2)
+        if c in PICTURED:
+            images = torch.tensor(np.stack(rounded["image"])).float() / 255
+            pixels = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2)
+        else:
+            pixels = torch.tensor(np.stack(rounded[PIXELS])).view(-1, c, h, w)
         values = torch.tensor(np.stack(said["pixel_values"])).view(-1, c, h, w)
         largest = max(largest, float((space.to_student(pixels) - values).abs().max()))
     told = manifest["quantization"]["max_abs_error"]

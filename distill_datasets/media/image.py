@@ -140,7 +140,7 @@ class Seen(NamedTuple):
     """
 
     pixels_CHW: Tensor
-    own: Literal[1, 3]
+    own: int
     original_px: int
     peak: int | None = None
     faded: bool | None = None
@@ -437,7 +437,8 @@ def _of_mode(image: Image.Image, white_level: int | None, background: str) -> Im
     return image if image.mode in SOLID_MODES else image.convert("RGB")
 
 
-def _square(pixels_CHW: Tensor, resolution: int) -> Tensor:
+def square(pixels_CHW: Tensor, resolution: int) -> Tensor:
+    """The center of an image, its shorter side resized to `resolution`."""
     from torchvision.transforms.v2 import functional
 
     height, width = pixels_CHW.shape[-2:]
@@ -482,7 +483,7 @@ def _sized(solid: Image.Image, channels: Literal[1, 3], resolution: int | None) 
         converted.height, converted.width, channels
     )
     pixels_CHW = torch.from_numpy(values).permute(2, 0, 1).contiguous()
-    return pixels_CHW if resolution is None else _square(pixels_CHW, resolution)
+    return pixels_CHW if resolution is None else square(pixels_CHW, resolution)
 
 
 _WIDTH_PX = 1024
@@ -500,7 +501,7 @@ def to_bytes(image_CHW: Tensor) -> Tensor:
 
 
 def png(image_CHW: Tensor) -> bytes:
-    """An 8-bit image as PNG: mode L for one channel, RGB for three; lossless, equal bytes."""
+    """An 8-bit image as PNG, mode L for one channel, else RGB: lossless for one and for three."""
     return _encode(_pixels(image_CHW))
 
 
@@ -547,7 +548,18 @@ def overview(images: Sequence[Tensor]) -> bytes:
     return _encode(sheet)
 
 
+def in_color(image_CHW: Tensor) -> Tensor:
+    """What a person sees of an image: the first three channels as red, green and blue.
+
+    Where there are two, blue is black; one is gray.
+    """
+    if image_CHW.shape[0] == 2:
+        return torch.cat([image_CHW, torch.zeros_like(image_CHW[:1])])
+    return image_CHW[:3]
+
+
 def _pixels(image_CHW: Tensor) -> Bytes:
+    image_CHW = in_color(image_CHW)
     pixels: Bytes = image_CHW.cpu().permute(1, 2, 0).contiguous().numpy()
     return pixels
 
