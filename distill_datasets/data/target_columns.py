@@ -1,8 +1,8 @@
 """Targets that are no single class: several labels of an image at once, or numbers beside it.
 
 They stand in one column of lists, or in a column for each label or number. What an image is taken
-for an example of, where an image is asked for by class, is the output that stands out most: of its
-labels the rarest, of its numbers the one that is farthest above its mean.
+for an example of, where an image is asked for by class, is one of its labels, or of its numbers
+above their mean: the one that fewest images before it were taken for, and else the rarest.
 
 Shape suffixes: N rows, K outputs.
 """
@@ -206,18 +206,23 @@ class Spread:
 
     def finished(self, rows: Sequence[Row], task: Task) -> list[Row]:
         """The rows with their class; numbers in standard deviations from their mean."""
-        found = []
+        found, taken = [], [0] * len(self.mean)
+        most = max(range(len(self.mean)), key=self.mean.__getitem__)
         for row in rows:
             if row.target is not None:
                 apart = [
                     (each - mean) / std
                     for each, mean, std in zip(row.target, self.mean, self.std, strict=True)
                 ]
-                target = tuple(apart) if task == "values" else row.target
-                if task == "labels" and not any(row.target):
-                    label = max(range(len(self.mean)), key=self.mean.__getitem__)
-                else:
-                    label = max(range(len(apart)), key=apart.__getitem__)
-                row = Row(row.number, label, target)
+                own = [place for place, each in enumerate(apart) if each > 0]
+                if task == "labels":
+                    own = [place for place, each in enumerate(row.target) if each > 0] or [most]
+                # fewest images so far, then what stands out most: no output is left without any
+                label = min(
+                    own or [apart.index(max(apart))],
+                    key=lambda place: (taken[place], -apart[place]),
+                )
+                taken[label] += 1
+                row = Row(row.number, label, tuple(apart) if task == "values" else row.target)
             found.append(row)
         return found

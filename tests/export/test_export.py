@@ -242,7 +242,7 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"images_NCHW": torch.zeros(6, 4, 8, 8, dtype=torch.uint8)}, "images have 4 channels"),
+        ({"images_NCHW": torch.zeros(6, 4, 8, 8, dtype=torch.uint8)}, "exact: got shape"),
         ({"exact_NCHW": torch.full((6, 3, 8, 8), float("nan"))}, "not finite"),
         ({"exact_NCHW": torch.zeros(5, 3, 8, 8)}, "exact: got shape"),
         ({"targets_NK": torch.full((6, 3), 0.5)}, "sum 1"),
