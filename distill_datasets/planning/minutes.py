@@ -85,12 +85,12 @@ def minutes_of(recipe: Recipe, dataset: Any = None) -> Minutes | None:  # noqa: 
         dataset: the object to read instead of what `source.dataset` names.
 
     Returns:
-        None for a recipe with a squeeze stage, whose work `costs` counts.
+        None for a recipe with a squeeze stage or a generator, whose work `costs` counts.
 
     Raises:
         DistillError: whatever `run` would refuse.
     """
-    if recipe.squeeze is not None:
+    if recipe.squeeze is not None or recipe.generator is not None:
         return None
     with tempfile.TemporaryDirectory() as folder:
         runtime = Runtime()

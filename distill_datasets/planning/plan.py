@@ -366,6 +366,7 @@ def _sizes(shape: Shape, size: CanvasSize, stored: int | None) -> Lines:
 def _work_lines(recipe: Recipe, work: Work) -> Lines:
     # how many rows the source has shows only when it is read
     uncounted = ["the squeeze stage"] if recipe.squeeze else []
+    uncounted += ["the generator"] if recipe.generator else []
     uncounted += ["the full reference"] if "full" in recipe.evaluate.references else []
     more = "".join(f" and {what}" for what in uncounted)
     network, student = flops_in_words(work.network_flops), flops_in_words(work.student_flops)
