@@ -116,6 +116,8 @@ class Matched:
     @cached_property
     def compiled(self) -> Callable[..., Terms]:
         """`matching_terms` through torch's compiler; networks of one architecture share a graph."""
+        # tells the compiler too, which is not imported before it is needed
+        torch.use_deterministic_algorithms(torch.are_deterministic_algorithms_enabled())
         return torch.compile(matching_terms, dynamic=False)
 
     def wanted(self, targets_BK: Tensor) -> list[list[Moments]]:

@@ -198,7 +198,9 @@ def _student(
 
     few, more = (_seconds(partial(train, steps), device) for steps in STEPS)
     batch = Batch(examples.images_NCHW[:TESTED], examples.targets_NK[:TESTED])
-    test = _seconds(lambda: accuracy(trained[-1], [batch]), device) / len(batch.images_BCHW)
+    test = _seconds(lambda: accuracy(trained[-1], [batch], measured.precision), device) / len(
+        batch.images_BCHW
+    )
     return max(0.0, more - few) / (STEPS[1] - STEPS[0]), test
 
 

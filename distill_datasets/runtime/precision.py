@@ -5,9 +5,12 @@ from __future__ import annotations
 import functools
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Precision = Literal["float32", "bfloat16", "auto"]
 WHERE_FAST = "auto: bfloat16 where the device multiplies it faster than float32, else float32"
@@ -30,6 +33,11 @@ def is_lower(precision: Precision, device: torch.device) -> bool:
     if precision == "auto":
         return cpu_is_fast() if device.type == "cpu" else True
     return precision == "bfloat16"
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """The same values, for a loss that is to be taken in full; double ones stay double."""
+    return tensor.float() if tensor.dtype == torch.bfloat16 else tensor
 
 
 def computing_in(precision: Precision, device: torch.device) -> torch.autocast:

@@ -148,11 +148,12 @@ class Runtime:
         import torch.utils.deterministic as deterministic_settings
 
         threads = torch.get_num_threads()
-        deterministic = torch.are_deterministic_algorithms_enabled()
+        deterministic = torch.get_deterministic_debug_mode()
         torch.set_num_threads(self.cores)
         # Several GPU kernels have no deterministic form; there the promise of equal bits is not
         # given and the fast kernels are kept.
-        torch.use_deterministic_algorithms(self.device.type == "cpu")
+        # not by use_deterministic_algorithms, which imports torch's compiler: a second, for nothing
+        torch.set_deterministic_debug_mode("error" if self.device.type == "cpu" else "default")
         # What float32 is on a card: convolutions in TF32, with 10 bits of mantissa, as in the
         # programs of the papers; products of matrices, whose systems are solved, with all 23.
         cards = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
@@ -165,7 +166,7 @@ class Runtime:
         finally:
             deterministic_settings.fill_uninitialized_memory = filling  # type: ignore[attr-defined]
             torch.set_num_threads(threads)
-            torch.use_deterministic_algorithms(deterministic)
+            torch.set_deterministic_debug_mode(deterministic)
             torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = cards
 
     @contextmanager

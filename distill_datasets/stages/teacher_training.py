@@ -166,7 +166,9 @@ class MemberTraining:
             return settings.optimizer.lr * rate(settings.schedule, step, steps, rising)
 
         self._settings, self._per_epoch = settings, per_epoch
-        self._training = SupervisedTraining(settings, self.module, examples, draw, step_size)
+        self._training = SupervisedTraining(
+            settings, self.module, examples, draw, step_size, precision=settings.precision
+        )
         self.rows = [self._weights_P()]
         """The weights that are kept, on the CPU: after every epoch, or the first and the last."""
 

@@ -33,6 +33,12 @@ from distill_datasets.models.initialization import drawing
 from distill_datasets.optimizers import Adam, TrainingRule, cosine
 from distill_datasets.runtime.draws import Draw
 from distill_datasets.runtime.memory import to_device
+from distill_datasets.runtime.precision import (
+    WHERE_FAST,
+    Precision,
+    at_least_float32,
+    computing_in,
+)
 from distill_datasets.runtime.processes import Runtime
 from distill_datasets.training.checkpoint import restore_state, state_of
 from distill_datasets.training.examples import Examples
@@ -91,6 +97,11 @@ class Training(Section, ABC):
         "published_step takes a tenth of them from half-way on",
     )
     augment: Augment = Field(default=Augment(), description="of the training images")
+    precision: Precision = Field(
+        default="float32",
+        description="of the network while it is trained, and while students are tested; weights "
+        f"and losses are float32; {WHERE_FAST}",
+    )
 
 
 class Average:
@@ -128,6 +139,7 @@ class SupervisedTraining:
         step_size: of a step, counted from 0.
         label_smoothing: share of every label that all classes divide.
         ema: decay of the average of the weights; None keeps none.
+        precision: of the network.
         order: the examples of step t, at t modulo their number; none shuffles every pass.
         loss_of: what a step lowers; None is the loss of the examples.
     """
@@ -142,6 +154,7 @@ class SupervisedTraining:
         *,
         label_smoothing: float = 0.0,
         ema: float | None = None,
+        precision: Precision = "float32",
         order: Sequence[Sequence[int]] = (),
         loss_of: LossOf | None = None,
     ) -> None:
@@ -156,7 +169,7 @@ class SupervisedTraining:
         self._per_pass = steps_of(1, examples.count, settings.batch)
         self._loss_of = loss_of or self._supervised
         self._parameters = [weight for weight in module.parameters() if weight.requires_grad]
-        self._device = self._parameters[0].device
+        self._device, self._precision = self._parameters[0].device, precision
         self._optimizer = settings.optimizer.torch_optimizer(self._parameters)
 
     def state(self) -> dict[str, Tensor]:
@@ -293,7 +306,9 @@ class SupervisedTraining:
             yield gradient
 
     def _supervised(self, module: nn.Module, batch: Batch, draw: Draw) -> Tensor:
-        return self._examples.loss(module(batch.images_BCHW), batch.targets_BK)
+        with computing_in(self._precision, self._device):
+            logits_BK = module(batch.images_BCHW)
+        return self._examples.loss(at_least_float32(logits_BK), batch.targets_BK)
 
     def _moved(self, index_B: Tensor, step: int, *piece: int) -> Batch:
         """The examples `index_B`, augmented; a piece has draws of its own."""

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from distill_datasets.runtime.precision import Precision, at_least_float32, computing_in
 from distill_datasets.types import Batch, Task
 
 
@@ -84,39 +85,53 @@ class Calibration(NamedTuple):
 
 
 @torch.no_grad()
-def answers(module: nn.Module, batches: Iterable[Batch]) -> Answers:
-    """Ask a network about images."""
+def answers(
+    module: nn.Module, batches: Iterable[Batch], precision: Precision = "float32"
+) -> Answers:
+    """Ask a network about images; its logits are float32."""
     module.eval()
     logits, labels = list[Tensor](), list[Tensor]()
     for images_BCHW, targets_BK in batches:
-        logits.append(module(images_BCHW))
+        with computing_in(precision, images_BCHW.device):
+            logits_BK = module(images_BCHW)
+        logits.append(at_least_float32(logits_BK))
         labels.append(targets_BK.argmax(dim=1))
     return Answers(torch.cat(logits), torch.cat(labels))
 
 
-def score(module: nn.Module, batches: Iterable[Batch]) -> Score:
+def score(module: nn.Module, batches: Iterable[Batch], precision: Precision = "float32") -> Score:
     """Count the images whose largest logit is the largest target, in one pass."""
-    return answers(module, batches).score()
+    return answers(module, batches, precision).score()
 
 
-def measure(module: nn.Module, batches: Iterable[Batch], task: Task) -> dict[str, Any]:
+def measure(
+    module: nn.Module, batches: Iterable[Batch], task: Task, precision: Precision = "float32"
+) -> dict[str, Any]:
     """How good a network is: `accuracy` and `per_class` as in `Score`, of `targets.METRICS`.
 
     Where targets are no classes, further metrics stand beside them.
     """
     if task == "classes":
-        return score(module, batches)._asdict()
-    outputs_NK, targets_NK = _outputs(module, batches)
+        return score(module, batches, precision)._asdict()
+    outputs_NK, targets_NK = _outputs(module, batches, precision)
     if task == "labels":
         return label_score(outputs_NK, targets_NK)
     return value_score(outputs_NK, targets_NK)
 
 
 @torch.no_grad()
-def _outputs(module: nn.Module, batches: Iterable[Batch]) -> tuple[Tensor, Tensor]:
+def _outputs(
+    module: nn.Module, batches: Iterable[Batch], precision: Precision
+) -> tuple[Tensor, Tensor]:
+    """What a network makes of images, in float32, and the targets."""
     module.eval()
-    pairs = [(module(images_BCHW), targets_BK) for images_BCHW, targets_BK in batches]
-    return torch.cat([pair[0] for pair in pairs]), torch.cat([pair[1] for pair in pairs])
+    outputs, targets = list[Tensor](), list[Tensor]()
+    for images_BCHW, targets_BK in batches:
+        with computing_in(precision, images_BCHW.device):
+            outputs_BK = module(images_BCHW)
+        outputs.append(at_least_float32(outputs_BK))
+        targets.append(targets_BK)
+    return torch.cat(outputs), torch.cat(targets)
 
 
 def label_score(logits_NK: Tensor, targets_NK: Tensor) -> dict[str, Any]:
@@ -167,9 +182,11 @@ def value_score(outputs_NK: Tensor, targets_NK: Tensor) -> dict[str, Any]:
     }
 
 
-def accuracy(module: nn.Module, batches: Iterable[Batch]) -> float:
+def accuracy(
+    module: nn.Module, batches: Iterable[Batch], precision: Precision = "float32"
+) -> float:
     """Share of images whose largest logit is the largest target, in [0, 1]."""
-    return score(module, batches).accuracy
+    return score(module, batches, precision).accuracy
 
 
 @torch.no_grad()

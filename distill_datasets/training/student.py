@@ -192,6 +192,7 @@ def students_at(
         step_size,
         label_smoothing=settings.label_smoothing,
         ema=settings.ema,
+        precision=settings.precision,
         order=order,
     )
     saved = None if checkpoint is None else checkpoint.read()

@@ -193,6 +193,18 @@ def test_reproducible_sets_and_restores_threads_and_determinism(
         torch.use_deterministic_algorithms(False)
 
 
+def test_reproducible_does_not_import_the_compiler_of_torch() -> None:
+    program = """
+import sys
+from distill_datasets.runtime.processes import Runtime
+with Runtime().reproducible():
+    pass
+print(any(name.startswith("torch._inductor") for name in sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.split() == ["False"], done.stderr
+
+
 def test_a_mixed_precision_that_nothing_follows_is_told(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -22,7 +22,7 @@ from distill_datasets.optimizers import Adam, Sgd
 from distill_datasets.runtime.draws import draws
 from distill_datasets.training.examples import Stored
 from distill_datasets.training.loop import rate, steps_of
-from distill_datasets.training.metrics import accuracy
+from distill_datasets.training.metrics import accuracy, answers
 from distill_datasets.training.student import train_student
 from distill_datasets.types import Batch, Shape
 from distill_datasets.views.augment import Augment
@@ -276,3 +276,17 @@ def test_chunks_of_unequal_size_train_the_student_of_whole_batches(
         rtol=1e-5,
         atol=1e-6,
     )
+
+
+def test_a_student_in_bfloat16_is_nearly_that_of_float32_and_its_weights_are_float32() -> None:
+    real, trained = toy_real(), {}
+    examples = Stored(real.train.images_NCHW, real.select(torch.arange(120)).targets_BK, None)
+    for precision in ("float32", "bfloat16"):
+        asked = settings(network=NET, steps=20, batch=40, precision=precision)
+        module = train_student(asked, 20, examples, real.shape, draws(0), CPU)
+        trained[precision] = answers(module, real.test_batches(60), precision)
+        assert weights(module).dtype == torch.float32
+    full, low = trained["float32"].logits_NK, trained["bfloat16"].logits_NK
+    assert low.dtype == torch.float32
+    assert 1e-4 < float((low - full).norm() / full.norm()) < 0.1
+    assert abs(trained["float32"].score().accuracy - trained["bfloat16"].score().accuracy) < 0.1
