@@ -54,12 +54,14 @@ class Minutes:
 
     Attributes:
         source: reading, decoding and normalizing, and the features of frozen networks.
+        start: making what the first step of distilling starts from, and what follows the last.
         step: an outer step of distilling.
         distill: all of them.
         evaluate: every student and every test.
     """
 
     source: float
+    start: float
     step: float
     distill: float
     evaluate: float
@@ -67,12 +69,13 @@ class Minutes:
     @property
     def total(self) -> float:
         """Of the run."""
-        return self.source + self.distill + self.evaluate
+        return self.source + self.start + self.distill + self.evaluate
 
     def lines(self) -> Iterator[tuple[str, str]]:
         """As `plan` prints them."""
         yield "read the source", time_in_words(self.source)
-        yield "distill", f"{time_in_words(self.distill)}, {self.step:.3g} s an outer step"
+        distill = time_in_words(self.start + self.distill)
+        yield "distill", f"{distill}, {self.step:.3g} s an outer step"
         yield "evaluate", time_in_words(self.evaluate)
         yield "in all", f"about {time_in_words(self.total)} on one core or one accelerator here"
 
@@ -105,14 +108,14 @@ def minutes_of(recipe: Recipe, dataset: Any = None) -> Minutes | None:  # noqa: 
 
             reading = _seconds(read, runtime.device)
             (source,) = kept
-            step = _outer_step(recipe, source, run)
+            start, step = _distilling(recipe, source, run)
             steps = recipe.distill.steps
             evaluating = _evaluating(recipe, source, runtime.device)
-    return Minutes(reading, step, steps * step, evaluating)
+    return Minutes(reading, start, step, steps * step, evaluating)
 
 
-def _outer_step(recipe: Recipe, source: LoadedSource, run: Run) -> float:
-    """Seconds of one, by runs of few and of more."""
+def _distilling(recipe: Recipe, source: LoadedSource, run: Run) -> tuple[float, float]:
+    """Seconds beside the outer steps, and of one of these, by runs of few and of more."""
     spent = []
     for steps in STEPS:
         short = recipe.distill.model_copy(update={"steps": steps, "previews": 1})
@@ -121,7 +124,8 @@ def _outer_step(recipe: Recipe, source: LoadedSource, run: Run) -> float:
         own = Run(recipe.seed, folder, run.runtime, shown=False)
         few = recipe.model_copy(update={"distill": short})
         spent.append(_seconds(partial(distill, few, source, None, own), run.runtime.device))
-    return max(0.0, spent[1] - spent[0]) / (STEPS[1] - STEPS[0])
+    step = max(0.0, spent[1] - spent[0]) / (STEPS[1] - STEPS[0])
+    return max(0.0, spent[0] - STEPS[0] * step), step
 
 
 def _evaluating(recipe: Recipe, source: LoadedSource, device: torch.device) -> float:

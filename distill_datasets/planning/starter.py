@@ -216,7 +216,7 @@ def _sized(fields: dict[str, Any], seconds: float) -> tuple[dict[str, Any], Minu
         chosen = next(fitting, MEASURING[-1])
         measured = replace(measured, evaluate=chosen.work / whole * measured.evaluate)
         fields["measuring"] = chosen
-    left = seconds - measured.source - measured.evaluate
+    left = seconds - measured.source - measured.start - measured.evaluate
     steps = max(FIRST_STEPS, int(left / max(measured.step, 1e-6)) // 50 * 50)
     steps = min(steps, MOST_STEPS)
     measured = replace(measured, distill=steps * measured.step)
