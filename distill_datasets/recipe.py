@@ -52,6 +52,21 @@ class Publish(Section):
         pattern=r"^[\w.-]+/[\w.-]+$",
         description="Hub repository, organization/name",
     )
+    notes: str | None = Field(
+        default=None,
+        max_length=10_000,
+        description="Markdown below the first sentence of the card, in the publisher's words",
+    )
+    citation: str | None = Field(
+        default=None, max_length=10_000, description="BibTeX of this dataset, for the card"
+    )
+    license: str | None = Field(
+        default=None,
+        max_length=60,
+        pattern=r"^[a-z0-9][a-z0-9.-]*$",
+        description="identifier of the Hub for the license of the distilled dataset; null: the "
+        "source's. What the source's license forbids it does not allow",
+    )
 
 
 class Recipe(Section):
@@ -263,10 +278,17 @@ class Recipe(Section):
 
         It is published: what lies on this machine is called by its last name alone.
         """
-        # a section that came later: recipes without it keep their hash
-        absent = {"generator"} if self.generator is None else set[str]()
+        # what came later: recipes without it keep their hash
+        absent: dict[str, Any] = {} if self.generator is not None else {"generator": True}
+        later = ("notes", "citation", "license")
+        absent["publish"] = {key for key in later if getattr(self.publish, key) is None}
         resolved: dict[str, Any] = without_places(self.model_dump(mode="json", exclude=absent))
         return resolved
+
+    def written(self) -> dict[str, Any]:
+        """What the user wrote, overrides and profile applied: without what was left to defaults."""
+        written: dict[str, Any] = without_places(self.model_dump(mode="json", exclude_unset=True))
+        return written
 
     def resolved_yaml(self) -> str:
         """`resolved` as YAML that can be run again, where what it names lies in the same place."""

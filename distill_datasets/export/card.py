@@ -12,6 +12,7 @@ Shape suffixes: N examples, G cells of a label poster, K classes.
 """
 
 import re
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -78,7 +79,8 @@ def card(
         budget: pixels, values and bytes, as in the manifest.
         rows_hash: of the files of all configurations.
     """
-    provenance, short = content.provenance, len(content.recipe_yaml) < _LONGEST_RECIPE
+    provenance, recipe = content.provenance, to_yaml(content.written or content.recipe)
+    short = len(recipe) < _LONGEST_RECIPE and "```" not in recipe
     return _rendered(
         "card.md",
         content=content,
@@ -89,7 +91,9 @@ def card(
         source=_source(provenance),
         license=", ".join(license_names(provenance)) or "not stated",
         where={key: provenance.get(key) for key in ("config", "revision")},
-        recipe=content.recipe_yaml.rstrip() if short and "```" not in content.recipe_yaml else None,
+        recipe=recipe.rstrip() if short else None,
+        own=next((row for row in results or [] if row["from"] == "default"), None),
+        citations=list(_citations(content)),
         training=training(content, PLACEHOLDER).rstrip() if content.student else None,
         repo=PLACEHOLDER,
         follows=content.student.get("follows", {}),
@@ -252,8 +256,9 @@ def front_matter(content: Content, rows_hash: str) -> dict[str, Any]:
     source = content.provenance["dataset"]
     on_hub = content.provenance.get("card_url") and "/" in source
     words = [re.sub(r"[^a-z0-9]+", "-", word) for word in content.method.lower().split(", ")]
+    stated = {"license": content.license} if content.license else {}
     return {
-        **license_fields(content.provenance),
+        **(stated or license_fields(content.provenance)),
         "pretty_name": f"{content.name} ({content.method})",
         "task_categories": [_CATEGORIES[content.task]],
         "size_categories": [next((name for most, name in _SIZES if rows < most), "n>1M")],
@@ -353,6 +358,35 @@ def _linked(paper: str) -> str:
     if paper.startswith("https://"):
         return f"<{paper}>"
     return re.sub(r"arXiv:(\d{4}\.\d{4,5})", r"[\g<0>](https://arxiv.org/abs/\1)", paper)
+
+
+def _citations(content: Content) -> Iterator[tuple[str, dict[str, str]]]:
+    """BibTeX of the method's papers and of the source: a key and its fields each."""
+    seen = set[str]()
+    for paper in content.papers:
+        found = re.search(r"arXiv:(\d{4}\.\d{4,5})", paper)
+        if found is None or found[1] in seen:
+            continue
+        seen.add(found[1])
+        yield (
+            f"arxiv-{found[1]}",
+            {
+                "title": _plain(paper.partition(",")[0]),
+                "eprint": found[1],
+                "archivePrefix": "arXiv",
+                "url": f"https://arxiv.org/abs/{found[1]}",
+            },
+        )
+    source = content.provenance
+    if source.get("card_url"):
+        revision = {"note": f"revision {source['revision']}"} if source.get("revision") else {}
+        address = {"title": _plain(source["dataset"]), "url": source["card_url"]}
+        yield "source", address | revision
+
+
+def _plain(words: str) -> str:
+    """Words without what has a meaning in BibTeX."""
+    return re.sub(r"[{}\\\s]+", " ", words).strip()
 
 
 def _facts(facts: dict[str, Any]) -> list[tuple[str, Any]]:

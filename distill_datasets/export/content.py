@@ -151,6 +151,10 @@ class Content:
             Its student is {}: how the authors train theirs is not known.
         generator_bytes: of the generator that made the images, which nobody needs to use them; None
             where none did.
+        written: the recipe as its user wrote it, defaults left out; {} where there is none.
+        notes: Markdown for the card in the publisher's words; `citation` is BibTeX.
+        citation: see `notes`.
+        license: of the distilled dataset as its publisher states it; None: the source's.
         derived: of a set that was made of other finished ones without distilling them anew: how
             (`verb`), of what (`of`), and what is said of it (`notes`).
     """
@@ -189,6 +193,10 @@ class Content:
     imported: dict[str, Any] | None = None
     generator_bytes: int | None = None
     derived: dict[str, Any] | None = None
+    written: dict[str, Any] = field(default_factory=dict)
+    notes: str | None = None
+    citation: str | None = None
+    license: str | None = None
     task: Task = "classes"
 
 

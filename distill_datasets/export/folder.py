@@ -357,6 +357,7 @@ def _manifest(
         "papers": content.papers,
         "source": content.provenance,
         "recipe_sha256": content.recipe_sha256,
+        **({"written": content.written} if content.written else {}),
         "seed": content.seed,
         "environment": content.environment,
         "budget": spent,

@@ -62,4 +62,5 @@ def identity(
         "recipe_sha256": sha256_text(canonical_json(recipe)),
         "environment": {"distill_datasets": __version__},
         "imported": None,
+        "written": {},
     }

@@ -79,6 +79,10 @@ def content_of(folder: Path) -> Content:
         privacy=manifest.get("privacy"),
         imported=manifest.get("imported"),
         derived=manifest.get("derived"),
+        written=manifest.get("written", {}),
+        notes=recipe.get("publish", {}).get("notes"),
+        citation=recipe.get("publish", {}).get("citation"),
+        license=recipe.get("publish", {}).get("license"),
     )
 
 

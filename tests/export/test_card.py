@@ -200,3 +200,23 @@ def test_configs_of_a_card_need_no_results() -> None:
         "exact",
         "recipe",
     ]
+
+
+def test_the_card_has_the_words_citation_and_license_of_its_publisher() -> None:
+    own = "@misc{mine, title = {Mine}}"
+    text = text_of(sample(notes="Read *this* first.", citation=own, license="cc-by-4.0"))
+    assert parsed(text)["license"] == "cc-by-4.0"
+    assert text.index("Read *this* first.") < text.index("## Results")
+    cited = text[text.index("## Citation") :]
+    assert cited.index(own) < cited.index("@misc{arxiv-2403.12040,")
+    assert "title = {uoft-cs/cifar10}" in cited and "license of the source: mit" in text
+
+
+def test_the_recipe_on_the_card_is_what_its_user_wrote() -> None:
+    written = {"name": "mine", "distill": {"steps": 7}}
+    assert "```yaml\nname: mine\ndistill:\n  steps: 7\n```" in text_of(sample(written=written))
+
+
+def test_faces_of_real_photos_are_said_to_stay_recognizable() -> None:
+    text = text_of(sample(privacy="images start from real ones and may show them"))
+    assert "may show them. Faces, text and places in real photos stay recognizable" in text
