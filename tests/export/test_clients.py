@@ -5,7 +5,6 @@ Needs a package index, and minutes: `python -m pytest -m slow tests/export/test_
 
 import json
 import subprocess
-
 import venv
 from pathlib import Path
 from typing import Any
