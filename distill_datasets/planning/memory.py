@@ -12,7 +12,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from distill_datasets.models.architecture import Architecture
-from distill_datasets.networks.inner_steps import chunks, counting_saved, mean_gradient
+from distill_datasets.networks.inner_steps import (
+    chunks,
+    counting_saved,
+    graph_fits,
+    mean_gradient,
+)
 from distill_datasets.networks.network import FlatNetwork, Sampled, fresh_weights, skeleton_of
 from distill_datasets.objectives.unrolled import Unrolled
 from distill_datasets.planning.costs import bytes_in_words
@@ -88,7 +93,11 @@ def memory_of(device: torch.device) -> int:
 def in_words(objective: Unrolled, memory: Footprint) -> list[tuple[str, str]]:
     """Lines of a plan: what each way keeps, and which one to take here."""
     advice = f"{objective.differentiate}, as the recipe says"
-    if memory.choice != objective.differentiate:
+    if objective.differentiate == "auto":
+        device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+        way = "graph" if graph_fits(memory.graph, 1, device) else "recompute"
+        advice = f"{way}, which auto takes here"
+    elif memory.choice != objective.differentiate:
         advice = f"set distill.objective.differentiate: {memory.choice}"
         advice += {
             "graph": ", which is faster and fits",

@@ -16,7 +16,7 @@ export PYTHONPATH="$PWD:$PWD/tests${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=
 python=${PYTHON:-python3}
 
 tests=(-m gpu) works=(unrolled-96 recover-224 students-convnet students-lenet distribution unrolled-32
-                      recover-32 batches) rounds=3
+                      recover-32 batches trajectory-10 trajectory-100) rounds=3
 marks=(100 200 300 500 1000 2000 3000 5000 10000 20000) settings=()
 if [ "$size" = tiny ]; then
     tests=(-m "not gpu" -k "cpu and not processes") works=(unrolled-96 students-lenet) rounds=1

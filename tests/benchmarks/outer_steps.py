@@ -1,18 +1,20 @@
 """Outer steps: the meta-gradient of PoDD and RaT-BPTT, and distribution matching."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from distill_datasets.canvases.canvas import Canvas, show
+from distill_datasets.canvases.pixels import Pixels
 from distill_datasets.data.real import RealData
 from distill_datasets.distilled import Distilled
 from distill_datasets.models.convnets import ConvNet
-from distill_datasets.networks.network import FreshSource, NetworkSource
+from distill_datasets.networks.network import FreshSource, NetworkSource, Sampled
 from distill_datasets.objectives.distribution import Distribution
 from distill_datasets.objectives.objective import Objective
+from distill_datasets.objectives.trajectory import Trajectory
 from distill_datasets.objectives.unrolled import Unrolled
 from distill_datasets.optimizers import Adam
 from distill_datasets.runtime.draws import LaneDraw
@@ -26,7 +28,13 @@ from tests.benchmarks.data import (
     random_real,
     ten_per_class,
 )
-from tests.benchmarks.plain import convnet, matched_gradient, set_weights, unrolled_gradient
+from tests.benchmarks.plain import (
+    convnet,
+    matched_gradient,
+    set_weights,
+    trajectory_gradient,
+    unrolled_gradient,
+)
 from tests.benchmarks.work import REFERENCE, Run, Size, Work, relative_error
 from tests.support.tiny import DoubleNetworks, DoubleReal
 
@@ -220,6 +228,77 @@ def distribution_work() -> Work:
     )
 
 
+class OnTheirWay(NetworkSource):
+    """Networks that an expert went a little way from."""
+
+    def __init__(self, source: NetworkSource) -> None:
+        self._source = source
+
+    def sample(self, draw: LaneDraw) -> Sampled:
+        network = self._source.sample(draw)
+        way_P = torch.randn(len(network.weights_P), generator=draw("way")).to(network.weights_P)
+        network.target_P = network.weights_P + 0.01 * way_P
+        return network
+
+
+def trajectory_work(name: str, ipc: int, steps_of: dict[Size, int]) -> Work:
+    """The whole graph of the papers' loop against chunks, in both precisions."""
+
+    def problem(size: Size, device: torch.device) -> Problem:
+        width = 8 if size == "tiny" else 128
+        return Problem.build(Pixels(ipc=ipc, bounds="clip"), width, 2 * ipc, device)
+
+    def ours(made: Problem, steps: int, precision: str) -> Callable[[], tuple[float, Tensor]]:
+        objective = Trajectory.model_validate(
+            {
+                "steps": steps, "step_size": 0.01, "learn_step_size": False, "augment": DSA,
+                "precision": precision,
+            }
+        )  # fmt: skip
+        return replace(made, networks=OnTheirWay(made.networks)).ours(objective)
+
+    def plain(made: Problem, steps: int) -> Callable[[], tuple[float, Tensor]]:
+        network = OnTheirWay(made.networks).sample(DRAW)
+        assert network.target_P is not None
+        target_P = network.target_P
+        _, trained, shown, _ = made.plain()
+        module = convnet((CIFAR.c, CIFAR.h, CIFAR.w), CIFAR.k, made.width, bias=False)
+        module = module.to(target_P.device, target_P.dtype)
+        set_weights(module, network.weights_P)
+        targets_NK = made.distilled.targets(torch.arange(made.distilled.count))
+        return lambda: trajectory_gradient(
+            module, shown, trained, targets_NK, target_P, DSA, DRAW, steps=steps, size=0.01
+        )
+
+    def check() -> dict[str, float]:
+        made = problem("tiny", CPU).double()
+        loss, expected = plain(made, steps_of["tiny"])()
+        got_loss, got = ours(made, steps_of["tiny"], "float32")()
+        return {
+            "float64: loss": abs(got_loss - loss) / abs(loss),
+            "float64: gradient": relative_error(got, expected),
+        }
+
+    def side(precision: str) -> Callable[[Size, torch.device], Run]:
+        return lambda size, device: ours(problem(size, device), steps_of[size], precision)
+
+    return Work(
+        name,
+        {
+            size: f"MTT outer step: {steps} steps on {10 * ipc} images, ConvNet-3"
+            for size, steps in steps_of.items()
+        },
+        {
+            REFERENCE: lambda size, device: plain(problem(size, device), steps_of[size]),
+            "float32": side("float32"),
+            "bfloat16": side("bfloat16"),
+        },
+        {"float32": 1.0, "bfloat16": 1.5},
+        check,
+        {"float64: loss": 1e-9, "float64: gradient": 1e-6},
+    )
+
+
 TINY = Window(width=8, batch=12, warm_up=2, window=3, real_batch=24, per_class=6)
 PAPER = Window(width=128, batch=96, warm_up=70, window=60, real_batch=5000, per_class=5000)
 UNROLLED_96 = unrolled_work(
@@ -235,3 +314,5 @@ UNROLLED_32 = unrolled_work(
     },
 )
 DISTRIBUTION = distribution_work()
+TRAJECTORY_10 = trajectory_work("trajectory-10", 1, {"tiny": 2, "cpu": 10, "paper": 50})
+TRAJECTORY_100 = trajectory_work("trajectory-100", 10, {"tiny": 2, "cpu": 3, "paper": 30})

@@ -18,13 +18,15 @@ from distill_datasets.types import Batch
 from distill_datasets.views.augment import Augment
 
 
-def convnet(shape: tuple[int, int, int], classes: int, width: int, depth: int = 3) -> nn.Sequential:
+def convnet(
+    shape: tuple[int, int, int], classes: int, width: int, depth: int = 3, bias: bool = True
+) -> nn.Sequential:
     """The papers' ConvNet: convolution with bias, instance norm, ReLU, average pooling."""
     channels, height, wide = shape
     layers: list[nn.Module] = []
     for _ in range(depth):
         layers += [
-            nn.Conv2d(channels, width, 3, padding=1),
+            nn.Conv2d(channels, width, 3, padding=1, bias=bias),
             nn.GroupNorm(width, width, affine=True),
             nn.ReLU(),
             nn.AvgPool2d(2),
@@ -134,6 +136,42 @@ def matched_gradient(
         ours = augment(ours, draw("augment", label), shared=True)
         theirs_BD, ours_BD = embed(theirs).detach(), embed(ours)
         loss = loss + (theirs_BD.mean(dim=0) - ours_BD.mean(dim=0)).square().sum()
+    (grad,) = torch.autograd.grad(loss, trained)
+    return loss.item(), grad
+
+
+def trajectory_gradient(
+    module: nn.Module,
+    show: Callable[[], Tensor],
+    trained: Tensor,
+    targets_NK: Tensor,
+    target_P: Tensor,
+    augment: Augment,
+    draw: Draw,
+    *,
+    steps: int,
+    size: float,
+) -> tuple[float, Tensor]:
+    """MTT (arXiv:2203.11932), algorithm 1: one graph through all steps on all images.
+
+    The module has no biases before a norm, so that its weights are those of the expert.
+    """
+    names = [name for name, _ in module.named_parameters()]
+    shapes = [weight.shape for weight in module.parameters()]
+    start_P = nn.utils.parameters_to_vector(module.parameters()).detach()
+    weights_P = start_P.requires_grad_()
+    for step in range(steps):
+        pieces = torch.split(weights_P, [shape.numel() for shape in shapes])
+        named = {
+            name: piece.view(shape)
+            for name, piece, shape in zip(names, pieces, shapes, strict=True)
+        }
+        images_NCHW = augment(show(), draw("inner", step))
+        loss = F.cross_entropy(functional_call(module, named, (images_NCHW,)), targets_NK)
+        (grad_P,) = torch.autograd.grad(loss, weights_P, create_graph=True)
+        weights_P = weights_P - size * grad_P
+    away = (start_P.detach() - target_P).square().sum()
+    loss = (weights_P - target_P).square().sum() / away
     (grad,) = torch.autograd.grad(loss, trained)
     return loss.item(), grad
 

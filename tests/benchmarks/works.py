@@ -1,6 +1,12 @@
 """Every work by its name. What is added to the library is added here: one line each."""
 
-from tests.benchmarks.outer_steps import DISTRIBUTION, UNROLLED_32, UNROLLED_96
+from tests.benchmarks.outer_steps import (
+    DISTRIBUTION,
+    TRAJECTORY_10,
+    TRAJECTORY_100,
+    UNROLLED_32,
+    UNROLLED_96,
+)
 from tests.benchmarks.processes import PROCESSES
 from tests.benchmarks.recover import RECOVER_32, RECOVER_224
 from tests.benchmarks.students import BATCHES, STUDENTS_CONVNET, STUDENTS_LENET
@@ -12,6 +18,8 @@ WORKS: dict[str, Work] = {
         UNROLLED_96,
         UNROLLED_32,
         DISTRIBUTION,
+        TRAJECTORY_10,
+        TRAJECTORY_100,
         STUDENTS_CONVNET,
         STUDENTS_LENET,
         BATCHES,

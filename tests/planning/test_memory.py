@@ -6,6 +6,7 @@ from support.unrolled_problem import Clock, Problem
 from torch import Tensor
 
 from distill_datasets.models.convnets import ConvNet
+from distill_datasets.networks import inner_steps
 from distill_datasets.objectives.unrolled import Unrolled
 from distill_datasets.optimizers import Adam, Sgd
 from distill_datasets.planning.memory import Footprint, footprint, in_words, kept
@@ -74,3 +75,13 @@ def test_the_graph_is_chosen_where_half_of_the_memory_holds_it(
     assert found.choice == expected
     advice = dict(in_words(window(2, Sgd(lr=0.1)), found))["differentiate by"]
     assert ("set distill.objective.differentiate: recompute" in advice) == (expected == "recompute")
+
+
+@pytest.mark.parametrize(("room", "way"), [(0, "recompute"), (2**40, "graph")])
+def test_a_plan_says_which_way_auto_takes(
+    room: int, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inner_steps, "GRAPH_BYTES", room)
+    objective = window(2, Adam(lr=0.01)).model_copy(update={"differentiate": "auto"})
+    lines = dict(in_words(objective, Footprint(1000, 100, 10**9)))
+    assert lines["differentiate by"] == f"{way}, which auto takes here"
