@@ -1,5 +1,6 @@
 """The command line: few verbs, and errors without a traceback."""
 
+import inspect
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
@@ -93,9 +94,17 @@ VERBS: dict[str, dict[str, Callable[..., None]]] = {
     },
 }
 """By the panel of the help that they stand in."""
+
+
+def _flowing(verb: Callable[..., None]) -> str:
+    """What a verb says of itself, a line to a paragraph: where it breaks is the terminal's."""
+    paragraphs = (inspect.getdoc(verb) or "").split("\n\n")
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+
+
 for panel, verbs in VERBS.items():
     for name, verb in verbs.items():
-        app.command(name, rich_help_panel=panel)(verb)
+        app.command(name, help=_flowing(verb), rich_help_panel=panel)(verb)
 app.add_typer(recipes.app, name="recipes", rich_help_panel=FIND)
 
 

@@ -94,6 +94,7 @@ def evaluate(
     After an interruption the same command goes on.
 
     [bold]distill-datasets evaluate owner/name@v1[/bold]
+
     [bold]distill-datasets evaluate syn_data/ --source uoft-cs/cifar10 --students 5[/bold]
     """
     if use is not None:
