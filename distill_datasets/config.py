@@ -26,6 +26,25 @@ class Section(BaseModel, ABC):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
+    def chosen(self) -> dict[str, Any]:
+        """The values that are not the defaults, as JSON; a part keeps its name."""
+        dumped, found = self.model_dump(mode="json"), dict[str, Any]()
+        for key, field in type(self).model_fields.items():
+            value = getattr(self, key)
+            usual = field.get_default(call_default_factory=True)
+            if key == "name" or field.is_required() or value != usual:
+                found[key] = _chosen(value, dumped[key])
+        return found
+
+
+def _chosen(value: object, dumped: Any) -> Any:  # noqa: ANN401
+    """What was chosen of a value, of which this is the whole as JSON."""
+    if isinstance(value, Section):
+        return value.chosen()
+    if isinstance(value, list):
+        return [_chosen(*pair) for pair in zip(value, dumped, strict=True)]
+    return dumped
+
 
 class Part(Section, ABC):
     """A section that a name selects. Subclasses declare `name: Literal["..."] = "..."`."""

@@ -286,8 +286,8 @@ class Recipe(Section):
         return resolved
 
     def written(self) -> dict[str, Any]:
-        """What the user wrote, overrides and profile applied: without what was left to defaults."""
-        written: dict[str, Any] = without_places(self.model_dump(mode="json", exclude_unset=True))
+        """What the user chose, overrides and profile applied: without what is the default."""
+        written: dict[str, Any] = without_places(self.chosen())
         return written
 
     def resolved_yaml(self) -> str:

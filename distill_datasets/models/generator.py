@@ -149,7 +149,6 @@ class Generator:
         """Noise (B, L, h, w) on the device, drawn on the CPU."""
         return torch.randn(count, *self.latent, generator=rng).to(self.device)
 
-    @torch.no_grad()
     def sample(
         self, x_BLhw: Tensor, labels_B: Tensor, guides: Sequence[Guide] = (), since: float = 0.0
     ) -> Tensor:
@@ -162,15 +161,15 @@ class Generator:
             since: the time that `x_BLhw` is of; steps before it are left out.
         """
         for time, then in itertools.pairwise(self.times_from(since)):
-            velocity_BLhw = self.moves(x_BLhw, time, labels_B)
+            with torch.no_grad():
+                velocity_BLhw = self.moves(x_BLhw, time, labels_B)
             moved_BLhw = x_BLhw + (then - time) * velocity_BLhw
             clean_BLhw = x_BLhw + (1 - time) * velocity_BLhw
             for guide in guides:
                 moved_BLhw = moved_BLhw + guide(x_BLhw, clean_BLhw, time)
-            x_BLhw = moved_BLhw
+            x_BLhw = moved_BLhw.detach()
         return x_BLhw
 
-    @torch.no_grad()
     def invert(self, latents_BLhw: Tensor, labels_B: Tensor, until: float = 0.0) -> Tensor:
         """The point at time `until` that flows to these latents: Euler's steps backwards.
 
@@ -178,7 +177,8 @@ class Generator:
         """
         x_BLhw = latents_BLhw
         for then, time in itertools.pairwise(reversed(self.times_from(until))):
-            x_BLhw = x_BLhw - (then - time) * self.moves(x_BLhw, time, labels_B)
+            with torch.no_grad():
+                x_BLhw = x_BLhw - (then - time) * self.moves(x_BLhw, time, labels_B)
         return x_BLhw
 
     def times_from(self, since: float) -> list[float]:

@@ -23,7 +23,6 @@ from distill_datasets.files.artifacts import fingerprint
 from distill_datasets.hub.errors import fetch_errors
 from distill_datasets.hub.pinned import model_file
 from distill_datasets.models.generator import Generator
-from distill_datasets.models.weights import HUB_ID, frozen
 from distill_datasets.runtime.draws import rng_for
 from distill_datasets.runtime.processes import Run
 from distill_datasets.stages.generator import GeneratorPart, bytes_of, sha256_of_modules
@@ -144,6 +143,8 @@ class DiffusersGenerator(GeneratorPart):
         """What diffusers reads: a folder, or a Hub id with its revision."""
         if Path(self.model).expanduser().is_dir():
             return str(Path(self.model).expanduser()), {}
+        from distill_datasets.models.weights import HUB_ID
+
         hub = HUB_ID.fullmatch(self.model)
         if hub is None:
             raise RecipeError(
@@ -217,8 +218,8 @@ class DiffusersGenerator(GeneratorPart):
         if self.minimax is not None:
             self._tune(self.minimax, latents, flow, source, run)
         return Generator(
-            latents=frozen(latents),  # type: ignore[arg-type]
-            velocity=frozen(flow),
+            latents=frozen_latents(latents),
+            velocity=flow.eval().requires_grad_(False),
             times=times_of(flow.get_buffer("cumulative_S").cpu(), self.steps),
             guidance=self.guidance,
             shape=real.shape,
@@ -287,7 +288,7 @@ class DiffusersGenerator(GeneratorPart):
 
 def frozen_latents(latents: KlLatents) -> KlLatents:
     """An autoencoder in eval mode, none of whose weights is trained."""
-    frozen(latents)
+    latents.eval().requires_grad_(False)
     return latents
 
 

@@ -22,7 +22,6 @@ from distill_datasets.files.artifacts import fingerprint, sha256_tensors
 from distill_datasets.models.flops import WEIGHT_GRADIENT, flops_of
 from distill_datasets.models.generator import Generator
 from distill_datasets.models.initialization import initialize
-from distill_datasets.models.weights import frozen
 from distill_datasets.runtime.draws import rng_for
 from distill_datasets.runtime.processes import Run
 from distill_datasets.stages.generator_training import (
@@ -268,7 +267,7 @@ class RandomGenerator(GeneratorPart):
         phase = AutoencoderPhase(epochs=1, channels=self.channels, width=self.width)
         shape = source.real.shape
         module = fresh_autoencoder(shape, phase, rng_for(run.seed, "generator", "random"))
-        frozen(module.to(run.runtime.device))
+        module.to(run.runtime.device).eval().requires_grad_(False)
         return Generator(
             latents=module,
             velocity=None,

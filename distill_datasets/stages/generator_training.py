@@ -31,7 +31,6 @@ from distill_datasets.files.artifacts import (
     write_tensors,
 )
 from distill_datasets.models.generator import ENCODED_AT_ONCE
-from distill_datasets.models.weights import frozen
 from distill_datasets.optimizers import Adam, TrainingRule
 from distill_datasets.runtime.draws import Draw, draws
 from distill_datasets.runtime.locks import LOCK, one_run
@@ -315,7 +314,7 @@ def phase_done(
     tensors, note = read_tensors(path)
     module.load_state_dict(tensors)
     logger.info("%s: loss %.4g after %d steps, in %s", name, note["loss"], note["steps"], folder)
-    return frozen(module)
+    return module.eval().requires_grad_(False)
 
 
 def standardize(module: Autoencoder, real: RealData) -> None:

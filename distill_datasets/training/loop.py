@@ -58,7 +58,7 @@ CHECKED = 100
 
 Gradient = Callable[["Tensor", int], "Tensor"]
 """Puts the gradient of the rows of a batch at a step into the weights' `grad`; returns the loss."""
-LossOf = Callable[[nn.Module, Batch, Draw], "Tensor"]
+LossOf = Callable[["nn.Module", Batch, Draw], "Tensor"]
 """The mean loss of a network on a batch; what it draws beside the augmentation, it is given."""
 
 

@@ -51,6 +51,19 @@ OPTIONS = {
         "--quiet",
         "--json",
     },
+    "job": {
+        *("--profile", "--method", "--flavor", "--image", "--keep", "--minutes", "--timeout"),
+        *("--package", "--runs", "--yes", "--json"),
+    },
+    "shrink": {
+        *("--networks", "--passes", "--seed", "--output", "--runs", "--json", "--quiet"),
+    },
+    "extend": {"--source", "--method", "--output", "--runs", "--json", "--quiet"},
+    "merge": {
+        *("--name", "--view-labels", "--no-view-labels", "--output", "--runs", "--json"),
+        "--quiet",
+    },
+    "gallery": {"--title", "--output", "--json"},
     "plan": {"--profile", "--method", "--skip-bad-rows", "--flops-per-second", "--probe", "--json"},
     "check": {"--profile", "--skip-bad-rows", "--json"},
     "list": {"--axis", "--keys", "--methods", "--json"},
@@ -162,6 +175,11 @@ def test_help_teaches_every_verb(verb: str) -> None:
         "export": ["imagefolder", "npz", "webdataset", "soft_labels.npy"],
         "init": ["probe", "scratch", "poster", "distill-datasets run FILE"],
         "recipes": ["ship with the package", "show"],
+        "job": ["Nothing is submitted without --yes", "srun --nodes 2", "submit it again"],
+        "shrink": ["learned most easily", "YOCO", "ipc=5"],
+        "extend": ["old rows stay what they are", "same command goes on"],
+        "merge": ["nobody shares a real image", "classes of one name together"],
+        "gallery": ["sorts and filters", "static Space"],
         "publish": ["hf auth login", "HF_TOKEN", "ORG/NAME"],
     }
     for word in words[verb]:

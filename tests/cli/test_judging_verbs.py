@@ -108,7 +108,7 @@ def test_an_override_of_another_section_is_refused_before_any_work(
 def test_verify_tells_what_was_changed_and_fails(tmp_path: Path, runs: Path) -> None:
     assert command("import", save_dm(tmp_path), "--to", tmp_path / "set", *SPACE).code == 0
     card = tmp_path / "set" / "README.md"
-    card.write_text(card.read_text().replace("20 training", "21 training"))
+    card.write_text(card.read_text().replace("in 20 trained", "in 21 trained"))
 
     answer = command("verify", tmp_path / "set", "--runs", runs)
     assert answer.code == 1

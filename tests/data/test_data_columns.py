@@ -136,9 +136,11 @@ def test_arrays_are_not_images() -> None:
         {"image": [np.zeros((2, 2), np.uint8)] * 4, "label": [0, 1] * 2},
         {"image": datasets.Array2D((2, 2), "uint8"), "label": datasets.ClassLabel(2)},
     )
-    with pytest.raises(DataError, match=r"no image column among: image .*arrays are not images"):
+    with pytest.raises(DataError, match=r"no image column among: image .*arrays of three axes"):
         read_object(rows)
-    with pytest.raises(DataError, match=r"source.image_column: 'image' is .*encode them as PNG"):
+    with pytest.raises(
+        DataError, match=r"source.image_column: 'image' is .*encode pictures as PNG"
+    ):
         read_object(rows, image_column="image")
 
 

@@ -16,7 +16,7 @@ def names(settings: Evaluate, *, relabeled: bool = False, exact: bool = True) ->
 
 
 def test_keys_stand_in_the_order_of_published_recipes() -> None:
-    training = "network batch optimizer schedule augment"
+    training = "network batch optimizer schedule augment precision"
     loss = "loss temperature scale_by_temperature hard_weight label_smoothing hard_passes"
     pace = "smoothing warmup_epochs ema"
     compared = (

@@ -71,6 +71,7 @@ def test_the_card_says_what_labels_take_and_what_rows_mean(tmp_path: Path) -> No
     content = content_of(tmp_path)
     runs = [{"seed": seed, "accuracy": 0.49 + 0.02 * seed} for seed in range(2)]
     measured = {"accuracy": {"mean": 0.5, "std": 0.01}, "runs": runs, "protocol": "last-step"}
+    measured |= {"students": 2, "network": "convnet(depth=3)", "steps": 12}
     rows = [
         {"from": name, **measured}
         for name in ("default", "hard", "random_real", "random_real_hard", "teacher")

@@ -35,7 +35,7 @@ def test_a_private_dataset_is_read_pinned_and_found_again_offline(
         {"dataset": "lab/pets", "config": "small"},
         HF_TOKEN="hf_writer",
     )
-    assert online["shape"] == {"c": 1, "h": 2, "w": 2, "k": 2}
+    assert online["shape"] == {"c": 1, "h": 2, "w": 2, "k": 2, "task": "classes"}
     assert online["names"] == ["cat", "dog"]
     assert online["train"] == [0, 1, 2, 3]
     assert online["test"] == [100, 101]

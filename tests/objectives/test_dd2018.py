@@ -31,7 +31,6 @@ from support.unrolled_problem import (
 from torch import Tensor
 
 from distill_datasets.canvases.pixels import Pixels
-from distill_datasets.data.decoding import Split
 from distill_datasets.distilled import Distilled
 from distill_datasets.labels.fixed import Area
 from distill_datasets.labels.learned import Learned
@@ -229,9 +228,9 @@ def test_inner_steps_follow_the_published_order(problem: Problem) -> None:
 
 
 def test_an_attack_is_the_loss_on_real_images_with_changed_labels(problem: Problem) -> None:
-    images_NCHW, labels_N = problem.real.train
+    labels_N = problem.real.train.labels_N
     changed = copy.copy(problem.real)
-    changed.train = Split(images_NCHW, torch.where(labels_N == 1, 2, labels_N))
+    changed.train = problem.real.train._replace(labels_N=torch.where(labels_N == 1, 2, labels_N))
     attack = problem.estimate(descent(attack=Attack(attacked=1, target=2)))
     expected = descent().estimate(problem.distilled, problem.networks, changed, Clock())
     assert attack.loss == pytest.approx(expected.loss, rel=1e-12)

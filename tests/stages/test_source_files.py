@@ -136,7 +136,7 @@ def test_tars_are_not_copied_into_a_cache(tmp_path: Path) -> None:
 def test_labels_of_tars_are_gone_through_once(tmp_path: Path) -> None:
     source = write_shards(tmp_path / "pets", 3, 6)
     shape, names = open_source(source).peek()
-    with mock.patch.object(reading.Table, "_read_labels", side_effect=AssertionError):
+    with mock.patch.object(reading.Table, "_read_cells", side_effect=AssertionError):
         assert open_source(source).peek() == (shape, names)
         assert open_source(source).read(draw).class_names == names == ["0", "1", "2"]
     # other tars at the same place have other labels
@@ -144,7 +144,7 @@ def test_labels_of_tars_are_gone_through_once(tmp_path: Path) -> None:
     write_shards(tmp_path / "pets", 2, 2)
     with (
         pytest.raises(AssertionError),
-        mock.patch.object(reading.Table, "_read_labels", side_effect=AssertionError),
+        mock.patch.object(reading.Table, "_read_cells", side_effect=AssertionError),
     ):
         open_source(source).peek()
 
