@@ -144,7 +144,7 @@ class OuterState:
 
         The rule of the canvas begins anew with the phase, as if no step had been taken.
 
-        Source: FADRM (arXiv:2506.24125), equation 7 and algorithm 1; resized nowhere.
+        Source: FADRM (arXiv:2506.24125), its program, which also resizes; here nothing is resized.
         """
         if self.residual is None or self.step % self.residual.every or self.step == self._steps:
             return

@@ -39,7 +39,7 @@ def uphill(settings: Flatness, gradient: Gradient, module: nn.Module) -> Gradien
         gradient: of the loss of a batch, put into the weights' `grad`.
         module: whose weights these are.
 
-    Source: GSAM (arXiv:2203.08065), equations 5 to 7; experts of FTD (arXiv:2211.11004).
+    Source: GSAM (arXiv:2203.08065); experts of FTD (arXiv:2211.11004).
     """
     weights = list(module.parameters())
 
