@@ -132,6 +132,11 @@ class Canvas(Part, ABC):
         return False
 
     @property
+    def decoder_layer(self) -> int:
+        """The layer of the generator's decoder after which what is trained lies; 0: latents."""
+        return 0
+
+    @property
     def needs_squeezed(self) -> bool:
         """True when its initial images are made with the networks of the squeeze stage."""
         return False

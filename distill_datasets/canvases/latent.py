@@ -7,18 +7,20 @@ goes on through the decoder some images at a time,
     dL/dz = sum over chunks of (dx_chunk/dz)^T dL/dx_chunk,
 
 where every chunk is decoded a second time for it, so that the decoder's memory is that of a chunk.
+Features inside the decoder may be trained in place of latents: more numbers, and less of the
+generator between them and the image.
 
 Shape suffixes: N examples, B examples asked for, K classes, C channels and H W pixels of an image,
-L channels and h w sides of a latent.
+L channels and h w sides of a latent, or of features inside the decoder.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 import torch
-from pydantic import Field, PrivateAttr, SerializeAsAny
+from pydantic import Field, PrivateAttr, SerializeAsAny, model_validator
 
 from distill_datasets.canvases.canvas import (
     Canvas,
@@ -47,6 +49,8 @@ class Latent(Canvas):
 
     Latents have a variance of about one, so that step sizes are shares of that. With `through` they
     pass steps of the flow before they are decoded, which keeps images among those that it makes.
+    With `layer` the features that the initial latents have there are trained instead, in units of
+    their deviation.
     """
 
     examples_are_stored: ClassVar[bool] = True
@@ -67,7 +71,23 @@ class Latent(Canvas):
         le=1000,
         description="steps of the flow that latents pass from noise (LD3M: 10); 0: none",
     )
+    layer: int = Field(
+        default=0,
+        ge=0,
+        le=100,
+        description="of the decoder, after which features are trained (GLaD), 1 being the first "
+        "and a later one nearer to pixels; 0: latents",
+    )
     _generator: Generator | None = PrivateAttr(default=None)
+
+    @model_validator(mode="after")
+    def _a_flow_ends_before_the_decoder(self) -> Self:
+        if self.layer and self.through:
+            raise ValueError(
+                f"layer: got {self.layer} with through: {self.through}, and the flow ends at "
+                "latents, before every layer; set one of them to 0"
+            )
+        return self
 
     @property
     def needs_squeezed(self) -> bool:
@@ -81,6 +101,10 @@ class Latent(Canvas):
     @property
     def samples(self) -> bool:
         return self.through > 0
+
+    @property
+    def decoder_layer(self) -> int:
+        return self.layer
 
     def with_generator(self, generator: Generator) -> Latent:
         own = self.model_copy()
@@ -116,17 +140,24 @@ class Latent(Canvas):
         constants = {"labels_N": cells.classes_G}
         if self.through:
             constants["noise_NLhw"] = torch.randn(latents_NLhw.shape, generator=rng)
+        if self.layer:
+            features_NLhw = generator.inner(latents_NLhw, cells.classes_G, self.layer)
+            constants["scale"] = features_NLhw.std()
+            latents_NLhw = features_NLhw / constants["scale"]
         return CanvasStart({"latents_NLhw": latents_NLhw}, constants, cells)
 
     def decode(self, tensors: Tensors, index_B: Tensor) -> Tensor:
         generator, own = self._decoding(), tensors["latents_NLhw"]
         names = ["latents_NLhw", "labels_N", *(["noise_NLhw"] if self.through else [])]
         rows = [tensors[name].index_select(0, index_B).to(generator.device) for name in names]
+        scale = tensors["scale"].to(generator.device) if self.layer else 1.0
 
         def decode(latents_BLhw: Tensor, labels_B: Tensor, *noise: Tensor) -> Tensor:
             for noise_BLhw in noise:
                 latents_BLhw = generator.blended(latents_BLhw, noise_BLhw, labels_B, self.through)
-            return generator.decode(latents_BLhw, labels_B)
+            if self.layer:
+                latents_BLhw = latents_BLhw * scale
+            return generator.decode(latents_BLhw, labels_B, self.layer)
 
         return in_chunks(decode, rows, self.chunk).to(own.device)
 

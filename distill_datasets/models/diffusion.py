@@ -53,16 +53,37 @@ class KlLatents(nn.Module):
         latents: Tensor = (found.latent_dist.mode().float() - self._shift) * self._scale
         return latents
 
-    def decode(self, latents_BLhw: Tensor, labels_B: Tensor) -> Tensor:
+    def inner(self, latents_BLhw: Tensor, labels_B: Tensor, layer: int) -> Tensor:
+        """Features after a layer: 1 is the middle block, each later one a block towards pixels."""
+        raw = (latents_BLhw / self._scale + self._shift).to(self.autoencoder.dtype)
+        if self.autoencoder.post_quant_conv is not None:
+            raw = self.autoencoder.post_quant_conv(raw)
+        decoder = self.autoencoder.decoder
+        maps: Tensor = decoder.mid_block(decoder.conv_in(raw))
+        for block in decoder.up_blocks[: layer - 1]:
+            maps = block(maps)
+        return maps.float()
+
+    def decode(self, maps_BLhw: Tensor, labels_B: Tensor, layer: int = 0) -> Tensor:
         """Pixels in [0, 1], (B, C, H, W); the class says nothing that the latents do not."""
-        raw = latents_BLhw / self._scale + self._shift
-        colors = self.autoencoder.decode(raw.to(self.autoencoder.dtype)).sample.float()
+        if layer:
+            colors = self._after(maps_BLhw.to(self.autoencoder.dtype), layer).float()
+        else:
+            raw = maps_BLhw / self._scale + self._shift
+            colors = self.autoencoder.decode(raw.to(self.autoencoder.dtype)).sample.float()
         colors = (colors / 2 + 0.5).clamp(0, 1)
         size = (self._shape.h, self._shape.w)
         if tuple(colors.shape[2:]) != size:
             colors = F.interpolate(colors, size, mode="bilinear", antialias=True)
         shown: Tensor = colors if self._shape.c == 3 else colors.mean(dim=1, keepdim=True)
         return shown
+
+    def _after(self, maps_BLhw: Tensor, layer: int) -> Tensor:
+        decoder = self.autoencoder.decoder
+        for block in decoder.up_blocks[layer - 1 :]:
+            maps_BLhw = block(maps_BLhw)
+        colors: Tensor = decoder.conv_out(decoder.conv_act(decoder.conv_norm_out(maps_BLhw)))
+        return colors
 
 
 class DiffusionFlow(nn.Module):

@@ -15,17 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from distill_datasets.models.generator import halvings
 from distill_datasets.types import Shape
 
 GROUPS = 8
 """Of a group norm; widths are multiples of it."""
 FREQUENCIES = 32
 """Pairs of sine and cosine that tell the time."""
-
-
-def halvings(shape: Shape) -> int:
-    """How often an autoencoder halves the sides: until at most 8 px are left, and once at least."""
-    return max(1, math.ceil(math.log2(max(shape.h, shape.w) / 8)))
 
 
 def latent_sides(shape: Shape) -> tuple[int, int]:
@@ -95,9 +91,14 @@ class Autoencoder(nn.Module):
 
     def drawn(self, latents_BLhw: Tensor, targets_BK: Tensor) -> Tensor:
         """Pixels in [0, 1] of latents that are not standardized, and of classes."""
-        inward = self.inward(latents_BLhw) + self.of_class(targets_BK)[:, :, None, None]
-        pixels = torch.sigmoid(self.decoder(inward))
-        return pixels[:, :, : self.shape.h, : self.shape.w]
+        return self._shown(self.decoder(self._told(latents_BLhw, targets_BK)))
+
+    def _told(self, latents_BLhw: Tensor, targets_BK: Tensor) -> Tensor:
+        maps: Tensor = self.inward(latents_BLhw) + self.of_class(targets_BK)[:, :, None, None]
+        return maps
+
+    def _shown(self, maps: Tensor) -> Tensor:
+        return torch.sigmoid(maps)[:, :, : self.shape.h, : self.shape.w]
 
     def standardize(self, mean_L: Tensor, std_L: Tensor) -> None:
         """Take what the raw latents of the source have as mean and deviation."""
@@ -109,13 +110,28 @@ class Autoencoder(nn.Module):
         raw, _ = self.distribution(pixels_BCHW)
         return (raw - self._of("mean_L")) / self._of("std_L")
 
-    def decode(self, latents_BLhw: Tensor, labels_B: Tensor) -> Tensor:
-        """Pixels in [0, 1], (B, C, H, W), of standardized latents."""
+    def inner(self, latents_BLhw: Tensor, labels_B: Tensor, layer: int) -> Tensor:
+        """Features after a layer: 1 is the residual block, each later one doubles the sides."""
         targets_BK = F.one_hot(labels_B, self.shape.k).to(latents_BLhw.dtype)
-        return self.drawn(latents_BLhw * self._of("std_L") + self._of("mean_L"), targets_BK)
+        raw = latents_BLhw * self._of("std_L") + self._of("mean_L")
+        maps: Tensor = self.decoder[: modules_until(layer)](self._told(raw, targets_BK))
+        return maps
+
+    def decode(self, maps_BLhw: Tensor, labels_B: Tensor, layer: int = 0) -> Tensor:
+        """Pixels in [0, 1], (B, C, H, W), of standardized latents, or of `inner`."""
+        if layer:
+            return self._shown(self.decoder[modules_until(layer) :](maps_BLhw))
+        targets_BK = F.one_hot(labels_B, self.shape.k).to(maps_BLhw.dtype)
+        return self.drawn(maps_BLhw * self._of("std_L") + self._of("mean_L"), targets_BK)
 
     def _of(self, name: str) -> Tensor:
         return self.get_buffer(name)[:, None, None]
+
+
+def modules_until(layer: int) -> int:
+    """How many modules of the decoder there are up to the end of a layer, its activation."""
+    block, doubling = 1 + len(_ends(GROUPS)), 2 + len(_ends(GROUPS))
+    return block + doubling * (layer - 1)
 
 
 class FlowUNet(nn.Module):

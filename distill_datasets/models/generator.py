@@ -15,6 +15,7 @@ latent.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -36,8 +37,11 @@ class Latents(Protocol):
     def encode(self, pixels_BCHW: Tensor) -> Tensor:
         """Latents (B, L, h, w) of pixels in [0, 1]."""
 
-    def decode(self, latents_BLhw: Tensor, labels_B: Tensor) -> Tensor:
-        """Pixels in [0, 1], (B, C, H, W), differentiable."""
+    def inner(self, latents_BLhw: Tensor, labels_B: Tensor, layer: int) -> Tensor:
+        """Features of latents after a layer of the decoder, counted from 1; differentiable."""
+
+    def decode(self, maps_BLhw: Tensor, labels_B: Tensor, layer: int = 0) -> Tensor:
+        """Pixels in [0, 1], (B, C, H, W), of latents, or of features after a layer."""
 
 
 class Velocity(Protocol):
@@ -79,9 +83,25 @@ class Generator:
             chunks = torch.split(pixels_BCHW, ENCODED_AT_ONCE)
             return torch.cat([self.latents.encode(chunk.to(self.device)).cpu() for chunk in chunks])
 
-    def decode(self, latents_BLhw: Tensor, labels_B: Tensor) -> Tensor:
-        """Pixels in [0, 1], (B, C, H, W), differentiable; everything on the device."""
-        return self.latents.decode(latents_BLhw, labels_B)
+    def decode(self, maps_BLhw: Tensor, labels_B: Tensor, layer: int = 0) -> Tensor:
+        """Pixels in [0, 1], (B, C, H, W), differentiable; everything on the device.
+
+        They are of latents, or of features after a layer of the decoder.
+        """
+        return self.latents.decode(maps_BLhw, labels_B, layer)
+
+    def inner(self, latents_BLhw: Tensor, labels_B: Tensor, layer: int) -> Tensor:
+        """Features on the CPU of latents after a layer of the decoder, some images at a time."""
+        pairs = zip(
+            *(torch.split(x, DECODED_AT_ONCE) for x in (latents_BLhw, labels_B)), strict=True
+        )
+        with torch.no_grad():
+            return torch.cat(
+                [
+                    self.latents.inner(z.to(self.device), y.to(self.device), layer).cpu()
+                    for z, y in pairs
+                ]
+            )
 
     def show(self, latents_BLhw: Tensor, labels_B: Tensor) -> Tensor:
         """Pixels in [0, 1], (B, C, H, W), on the CPU, some images at a time."""
@@ -189,6 +209,11 @@ class Generator:
 
 ENCODED_AT_ONCE = 64
 DECODED_AT_ONCE = 16
+
+
+def halvings(shape: Shape) -> int:
+    """How often an autoencoder of ours halves the sides: until 8 px are left, and once at least."""
+    return max(1, math.ceil(math.log2(max(shape.h, shape.w) / 8)))
 
 
 def noised(latents_BLhw: Tensor, noise_BLhw: Tensor, time: float) -> Tensor:

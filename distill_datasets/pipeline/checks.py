@@ -213,6 +213,8 @@ def part_problems(recipe: Recipe, shape: Shape) -> Iterator[str]:
     squeezed = recipe.squeeze.architectures if recipe.squeeze is not None else ()
     canvas_problems = list(_raised(lambda: section.canvas.size(shape)))
     yield from canvas_problems
+    if recipe.generator is not None:
+        yield from _told(recipe.generator.layer_problems(section.canvas.decoder_layer, shape))
     for field in type(section.canvas).model_fields:
         if isinstance(part := getattr(section.canvas, field), Selection):
             yield from part.problems(shape)
@@ -236,6 +238,14 @@ def _raised(check: Callable[[], object]) -> Iterator[str]:
     """The problem that is raised where a canvas is laid out or a network built: the only check."""
     try:
         check()
+    except RecipeError as error:
+        yield str(error)
+
+
+def _told(found: Iterator[str]) -> Iterator[str]:
+    """Problems, or the one that is raised where what tells them cannot be read."""
+    try:
+        yield from found
     except RecipeError as error:
         yield str(error)
 

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from distill_datasets.stages.source import LoadedSource
 
 VERSION = 1
-INDEX = "model_index.json"
+INDEX, AUTOENCODER = "model_index.json", "vae/config.json"
 TOLD = {"DiTPipeline": ("map", "finetune"), "StableDiffusionPipeline": ("prompts",)}
 """How models of a kind can be told the classes of a source."""
 
@@ -118,6 +118,10 @@ class DiffusersGenerator(GeneratorPart):
     def weights(self, shape: Shape) -> None:
         return None
 
+    def layers(self, shape: Shape) -> int:
+        config = json.loads(self._file(AUTOENCODER).read_text(encoding="utf-8"))
+        return 1 + len(config["up_block_types"])
+
     def work(self, shape: Shape, rows: int) -> float:
         return 0.0
 
@@ -153,22 +157,30 @@ class DiffusersGenerator(GeneratorPart):
             )
         return hub["model"], {"revision": hub["revision"]} if hub["revision"] else {}
 
+    def _file(self, name: str) -> Path:
+        """A small file of the model.
+
+        Raises:
+            RecipeError: it is not there.
+        """
+        place, options = self._place()
+        folder = Path(place)
+        file = folder / name
+        if not folder.is_dir():
+            file = model_file(place, options.get("revision"), name, "generator.model")
+        if not file.is_file():
+            raise RecipeError(
+                f"generator.model: {place} has no {name}; expected a folder that diffusers wrote"
+            )
+        return file
+
     def _index(self) -> dict[str, Any]:
         """What the model says that it is.
 
         Raises:
             RecipeError: it is not there, of another kind, or cannot be told classes in this way.
         """
-        place, options = self._place()
-        folder = Path(place)
-        file = folder / INDEX
-        if not folder.is_dir():
-            file = model_file(place, options.get("revision"), INDEX, "generator.model")
-        if not file.is_file():
-            raise RecipeError(
-                f"generator.model: {place} has no {INDEX}; expected a folder that diffusers wrote"
-            )
-        index: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        index: dict[str, Any] = json.loads(self._file(INDEX).read_text(encoding="utf-8"))
         kind = index.get("_class_name")
         if kind not in TOLD:
             raise RecipeError(

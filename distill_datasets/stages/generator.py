@@ -20,7 +20,7 @@ from pydantic import Field, SerializeAsAny, model_validator
 from distill_datasets.config import Part, part
 from distill_datasets.files.artifacts import fingerprint, sha256_tensors
 from distill_datasets.models.flops import WEIGHT_GRADIENT, flops_of
-from distill_datasets.models.generator import Generator
+from distill_datasets.models.generator import Generator, halvings
 from distill_datasets.models.initialization import initialize
 from distill_datasets.runtime.draws import rng_for
 from distill_datasets.runtime.processes import Run
@@ -73,6 +73,23 @@ class GeneratorPart(Part, ABC):
     @abstractmethod
     def weights(self, shape: Shape) -> int | None:
         """How many weights it has; None where that shows only when it is there."""
+
+    @abstractmethod
+    def layers(self, shape: Shape) -> int:
+        """How many layers of its decoder have features that a canvas can train.
+
+        Raises:
+            RecipeError: what tells cannot be read.
+        """
+
+    def layer_problems(self, layer: int, shape: Shape) -> Iterator[str]:
+        """Why its decoder has no such layer, for the user; 0 stands for the latents."""
+        if layer and layer > (last := self.layers(shape)):
+            valid = ", ".join(map(str, range(1, last + 1)))
+            yield (
+                f"distill.canvas.layer: got {layer}, and the decoder of generator {self.name!r} "
+                f"has features after layers {valid}; take one of them, or 0 for latents"
+            )
 
     @abstractmethod
     def work(self, shape: Shape, rows: int) -> float:
@@ -225,6 +242,9 @@ class TrainedGenerator(GeneratorPart):
         autoencoder, flow = self._on_meta(shape)
         return sum(each.numel() for module in (autoencoder, flow) for each in module.parameters())
 
+    def layers(self, shape: Shape) -> int:
+        return halvings(shape)
+
     def _on_meta(self, shape: Shape) -> tuple[Autoencoder, nn.Module]:
         from distill_datasets.models.flow import Autoencoder, FlowUNet
 
@@ -286,6 +306,9 @@ class RandomGenerator(GeneratorPart):
         with torch.device("meta"):
             module = Autoencoder(shape, self.channels, self.width)
         return sum(each.numel() for each in module.parameters())
+
+    def layers(self, shape: Shape) -> int:
+        return halvings(shape)
 
     def work(self, shape: Shape, rows: int) -> float:
         return 0.0

@@ -19,6 +19,8 @@ from distill_datasets.objectives.objective import Objective
 from distill_datasets.objectives.regression import Regression
 from distill_datasets.runtime.draws import LaneDraw, rng_for
 from distill_datasets.selection.random import Noise
+from distill_datasets.stages.generator import RandomGenerator
+from distill_datasets.types import Shape
 
 SECTION = str(TRAINED).replace("'", "")
 
@@ -31,18 +33,24 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealData]:
     yield real
 
 
+@pytest.mark.parametrize("layer", [0, 1])
 @pytest.mark.parametrize("chunk", [1, 3, 5])
-def test_the_gradient_by_chunks_is_that_of_all_at_once(real: RealData, chunk: int) -> None:
+def test_the_gradient_by_chunks_is_that_of_all_at_once(
+    real: RealData, chunk: int, layer: int
+) -> None:
     generator = real.generator
     assert generator is not None
-    latents = torch.randn(5, *generator.latent, generator=rng_for(0), requires_grad=True)
     labels_B, weight = torch.tensor([0, 1, 2, 0, 1]), torch.rand(5, 1, 8, 8, generator=rng_for(1))
-    whole = generator.decode(latents, labels_B)
-    pieces = in_chunks(generator.decode, [latents, labels_B], chunk)
+    latents = torch.randn(5, *generator.latent, generator=rng_for(0))
+    maps = generator.inner(latents, labels_B, 1) if layer else latents
+    maps.requires_grad_()
+    whole = generator.decode(maps, labels_B, layer)
+    pieces = in_chunks(
+        lambda maps, labels_B: generator.decode(maps, labels_B, layer), [maps, labels_B], chunk
+    )
     assert torch.allclose(whole, pieces, atol=1e-6)
     expected, got = (
-        torch.autograd.grad((images.square() * weight).sum(), latents)[0]
-        for images in (whole, pieces)
+        torch.autograd.grad((images.square() * weight).sum(), maps)[0] for images in (whole, pieces)
     )
     assert expected.abs().max() > 1e-3 and torch.allclose(expected, got, atol=1e-6)
 
@@ -122,6 +130,36 @@ def test_the_gradient_through_the_flow_does_not_depend_on_chunks(
     assert torch.allclose(*grads, atol=1e-6) and grads[0].abs().max() > 1e-4
 
 
+def test_features_of_every_layer_decode_to_the_images_of_their_latents(tmp_path: Path) -> None:
+    real = toy_real(Shape(3, 28, 30, 3), per_class=4)
+    part = RandomGenerator(channels=2, width=8)
+    generator = made(part, tmp_path, real)
+    last, labels_N = part.layers(real.shape), torch.arange(3).repeat_interleave(2)
+    assert last == 2
+    images = {
+        layer: Latent(ipc=2, layer=layer, chunk=4).with_generator(generator)
+        for layer in range(last + 1)
+    }
+    found = {}
+    for layer, canvas in images.items():
+        start = canvas.start(real, rng_for(0))
+        found[layer] = torch.stack(canvas.stored(start.trained | start.constants))
+        assert layer == 0 or start.trained["latents_NLhw"].std().item() == pytest.approx(1)
+    plain = images[0].start(real, rng_for(0)).trained["latents_NLhw"]
+    pieces = [generator.decode(*pair) for pair in zip(plain.split(4), labels_N.split(4))]  # noqa: B905
+    assert torch.equal(found[0], torch.cat(pieces))
+    assert all(torch.allclose(found[0], found[layer], atol=1e-5) for layer in (1, 2))
+
+
+def test_a_decoder_without_the_layer_is_refused_before_work(tmp_path: Path) -> None:
+    canvas = "distill.canvas={name: latent, ipc: 1, layer: 2}"
+    answer = command("plan", toy_file(tmp_path), "generator=random", canvas)
+    assert answer.code == 2
+    assert "distill.canvas.layer: got 2" in answer.err and "after layers 1; take" in answer.err
+    answer = command("check", toy_file(tmp_path), "generator=random", canvas[:-1] + ", through: 3}")
+    assert "layer: got 2 with through: 3" in answer.err
+
+
 def test_it_starts_from_the_latents_of_its_images_or_of_noise(real: RealData) -> None:
     assert real.generator is not None
     for init, near in ((Noise(std=0.0), True), (None, False)):
@@ -131,12 +169,16 @@ def test_it_starts_from_the_latents_of_its_images_or_of_noise(real: RealData) ->
         assert torch.allclose(latents, gray, atol=1e-5) is near
 
 
-def test_a_run_publishes_the_images_and_tells_the_bytes_of_the_generator(tmp_path: Path) -> None:
+@pytest.mark.parametrize("layer", [0, 1])
+def test_a_run_publishes_the_images_and_tells_the_bytes_of_the_generator(
+    tmp_path: Path, layer: int
+) -> None:
     out = tmp_path / "out"
     answer = command(
         "run", toy_file(tmp_path), f"generator={SECTION}", "distill.steps=2",
-        "distill.canvas={name: latent, ipc: 1}", "distill.labels=area", "distill.objective="
-        "{name: distribution, real_batch: 8}", "--runs", tmp_path / "runs", "--output", out,
+        f"distill.canvas={{name: latent, ipc: 1, layer: {layer}}}", "distill.labels=area",
+        "distill.objective={name: distribution, real_batch: 8}",
+        "--runs", tmp_path / "runs", "--output", out,
     )  # fmt: skip
     assert answer.code == 0, answer.err
     budget = read_manifest(out)["budget"]

@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from support.generator_problem import made
 from support.tiny import toy_real
 
+from distill_datasets.canvases.latent import in_chunks
 from distill_datasets.errors import RecipeError
 from distill_datasets.models.diffusion import DiffusionFlow, times_of
 from distill_datasets.models.generator import Generator
@@ -138,6 +140,27 @@ def test_images_keep_their_size_and_channels(dit: Path, tmp_path: Path) -> None:
     assert latents.shape[1:] == own.latent == (4, 8, 8)
     assert own.show(latents, torch.tensor([0, 1])).shape == (2, 1, 8, 8)
     assert own.bytes > 10_000
+
+
+def test_features_after_every_layer_of_its_decoder_decode_to_the_same_images(
+    dit: Path, tmp_path: Path
+) -> None:
+    own, labels_B = generator(dit, tmp_path, classes="map"), torch.tensor([0, 1, 2])
+    latents = torch.randn(3, *own.latent, generator=rng_for(0), requires_grad=True)
+    whole = own.decode(latents, labels_B)
+    part = DiffusersGenerator(model=str(dit), classes="map")
+    assert part.layers(SHAPE) == 3
+    for layer in (1, 2, 3):
+        maps = own.inner(latents, labels_B, layer).requires_grad_()
+        shown = own.decode(maps, labels_B, layer)
+        assert torch.allclose(whole, shown, atol=1e-5)
+        pieces = in_chunks(partial(own.decode, layer=layer), [maps, labels_B], 2)
+        expected, got = (
+            torch.autograd.grad(each.square().sum(), maps)[0] for each in (shown, pieces)
+        )
+        assert expected.abs().max() > 1e-4 and torch.allclose(expected, got, atol=1e-5)
+    (problem,) = part.layer_problems(4, SHAPE)
+    assert "got 4" in problem and "after layers 1, 2, 3" in problem
 
 
 def test_new_classes_are_learned_and_the_rest_of_the_weights_stays(
