@@ -88,6 +88,7 @@ VERBS: dict[str, dict[str, Callable[..., None]]] = {
         "gallery": pages.gallery,
         "diff": sets.diff,
         "publish": share.publish,
+        "card": share.card,
         "pull": sets.pull,
         "import": share.import_set,
         "export": sets.export,

@@ -105,8 +105,9 @@ def pull(
 
     [bold]distill-datasets pull owner/name@v1 --to name[/bold]
     """
+    from distill_datasets.export.agreement import problems
     from distill_datasets.export.content import sibling_of
-    from distill_datasets.export.folder import appearing, check_writable, verify
+    from distill_datasets.export.folder import appearing, check_writable
     from distill_datasets.layouts.target import resolve_target
 
     run.log_to_stderr(quiet=as_json)
@@ -115,8 +116,8 @@ def pull(
     folder = resolve_target(target, runs)
     with appearing(to.absolute()) as partial:
         shutil.copytree(folder, partial, dirs_exist_ok=True)
-        if problems := verify(partial):
-            raise ArtifactError(f"{target}: is damaged: {'; '.join(problems[:3])}")
+        if found := problems(partial):
+            raise ArtifactError(f"{target}: is damaged: {'; '.join(found[:3])}")
         if (shards := sibling_of(folder)).exists():  # large labels of views lie beside their set
             shutil.copytree(shards, sibling_of(to.absolute()))
     if as_json:

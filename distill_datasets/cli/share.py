@@ -1,4 +1,4 @@
-"""The verbs that share datasets: publish a finished one, import one that others made."""
+"""The verbs that share datasets: publish a finished one, its card, and import those of others."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -9,7 +9,8 @@ from rich.console import Console
 
 from distill_datasets.cli import run
 from distill_datasets.cli.as_json import AsJson, print_json
-from distill_datasets.errors import ArtifactError
+from distill_datasets.cli.evaluate import RUNS, RunsOption, TargetArgument
+from distill_datasets.errors import ArtifactError, cut
 
 
 def publish(
@@ -59,6 +60,54 @@ def publish(
     state = "already there, nothing changed" if published.unchanged else "published"
     console.print(f"{state}: {published.url}")
     console.print(f'load_dataset("{repo}", revision="{published.tag}")', markup=False)
+
+
+def card(
+    target: TargetArgument,
+    check: Annotated[
+        bool, typer.Option("--check", help="Write nothing; the exit code is 1 where it would.")
+    ] = False,
+    message: Annotated[str | None, typer.Option(help="Of the commit, on the Hub.")] = None,
+    runs: RunsOption = RUNS,
+    as_json: AsJson = False,
+) -> None:
+    """Write the card of a set anew, and keep what people wrote in it.
+
+    Its tables, programs and configurations become those of this release and of the numbers that lie
+    beside them. Paragraphs, sentences and keys that others added or rewrote stay where they are. Of
+    a set on the Hub it is one commit, then a tag.
+
+    [bold]distill-datasets card owner/name --check[/bold]
+    """
+    from distill_datasets.export.folder import CARD
+    from distill_datasets.export.publish import publish_card
+    from distill_datasets.layouts.rewriting import rewritten, write_card
+    from distill_datasets.layouts.target import on_the_hub, resolve_target
+
+    run.log_to_stderr(quiet=True)
+    there = on_the_hub(target, runs)
+    if there is not None and there[1] is not None and not check:
+        raise ArtifactError(
+            f"{target}: a revision is never changed; name {there[0]} to write its newest card, or "
+            "take --check"
+        )
+    folder = resolve_target(target, runs, check=False)
+    made = rewritten(folder)
+    place = str(folder / CARD)
+    if made.changed and not check:
+        if there is None:
+            write_card(folder, made)
+        else:
+            place = publish_card(folder, there[0], made.text, made.own, message=message).url
+    if as_json:
+        print_json("card", {"card": place, "changed": made.changed, "kept": made.kept})
+    else:
+        state = "would be written anew" if check else "written anew"
+        typer.echo(f"card     {place}, {state if made.changed else 'nothing to write'}")
+        for block in made.kept:
+            typer.echo(f"kept     {cut(block.splitlines()[0], 70)}")
+    if check and made.changed:
+        raise typer.Exit(1)
 
 
 def import_set(

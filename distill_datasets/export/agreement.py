@@ -16,11 +16,10 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from distill_datasets.export.card import result_lines
-from distill_datasets.export.folder import read_manifest, verify
+from distill_datasets.export.folder import CARD, read_manifest, verify
 from distill_datasets.files.artifacts import canonical_json, read_json, sha256_text
 from distill_datasets.files.yaml_text import from_yaml
 
-CARD = "README.md"
 TOLERANCE = 1e-12
 """Means and deviations are recomputed, which may round otherwise."""
 
@@ -34,12 +33,24 @@ def problems(folder: Path) -> list[str]:
     Raises:
         ArtifactError: there is no manifest, or it is not one of ours.
     """
-    found = [each for each in verify(folder) if not each.startswith(f"{CARD}: sha256")]
-    found = [each for each in found if not re.match(rf"{CARD}: \d+ bytes", each)]
-    manifest = read_manifest(folder)
+    manifest, found = read_manifest(folder), damaged(folder)
     if found or "labels_of" in manifest:  # shards have no results of their own
         return found
     return list(_disagreements(folder, manifest))
+
+
+def damaged(folder: Path) -> list[str]:
+    """What `verify` finds, but for a card that was edited: that is no damage."""
+    edited = re.compile(rf"{re.escape(CARD)}: (sha256|\d+ bytes)")
+    return [each for each in verify(folder) if not edited.match(each)]
+
+
+def corrected(text: str, manifest: dict[str, Any]) -> str:
+    """A card whose tables and budget state the numbers of the manifest, whoever changed them."""
+    lines = text.splitlines(keepends=True)
+    for number, wrong, right in _misstated(text, manifest):
+        lines[number] = lines[number].replace(wrong, right, 1)
+    return "".join(lines)
 
 
 def _disagreements(folder: Path, manifest: dict[str, Any]) -> Iterator[str]:
@@ -75,7 +86,8 @@ def _disagreements(folder: Path, manifest: dict[str, Any]) -> Iterator[str]:
     except UnicodeDecodeError as error:
         yield f"{CARD}: is no text in UTF-8 ({error})"
         return
-    yield from _wrong_on_card(text, manifest)
+    for _, wrong, right in _misstated(text, manifest):
+        yield f"{CARD}: states {wrong!r}, expected {right!r}"
 
 
 def _different(
@@ -100,21 +112,24 @@ def _miscounted(results: list[dict[str, Any]]) -> Iterator[str]:
             yield f"results.json: the accuracy of {row['from']!r} is not that of its runs"
 
 
-def _wrong_on_card(text: str, manifest: dict[str, Any]) -> Iterator[str]:
-    """Lines of the card's tables, and of its budget, that state other numbers than the manifest."""
+def _misstated(text: str, manifest: dict[str, Any]) -> Iterator[tuple[int, str, str]]:
+    """Where the card's tables and its budget state other numbers than the manifest.
+
+    Yields:
+        The number of the line, what it states, and what it should.
+    """
     expected = result_lines(manifest["results"] or [], manifest["student"], manifest["relabel"])
     # lines of dashes below the heads of tables are no rows
     about = {name: line for line in expected if (name := _first(line)).strip("-: ")}
-    stated = [line.strip() for line in text.splitlines()]
-    for line in stated:
-        if line.startswith("|") and _first(line) in about and line not in expected:
-            yield f"{CARD}: states {line!r}, expected {about[_first(line)]!r}"
+    as_wide = {(_first(line), line.count("|")): line for line in expected}
     budget = manifest["budget"]
     numbers = {**budget, "bytes": budget["bytes"]["needed"]}
-    for line in stated:
+    for number, line in enumerate(map(str.strip, text.splitlines())):
+        if line.startswith("|") and (name := _first(line)) in about and line not in expected:
+            yield number, line, as_wide.get((name, line.count("|")), about[name])
         found = re.match(r"- (pixels|values|numbers|bytes): (\d[\d,]*\d|\d)", line)
         if found and found[2] != f"{numbers.get(found[1], 0):,}":
-            yield f"{CARD}: states {found[0]!r}, expected {numbers.get(found[1], 0):,}"
+            yield number, found[0], f"- {found[1]}: {numbers.get(found[1], 0):,}"
 
 
 def _first(line: str) -> str:

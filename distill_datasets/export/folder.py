@@ -31,6 +31,7 @@ from distill_datasets.export.content import (
     rounding_error,
     sibling_of,
 )
+from distill_datasets.export.edited import own_parts
 from distill_datasets.export.pictures import class_sheet
 from distill_datasets.files.artifacts import (
     fingerprint,
@@ -47,6 +48,7 @@ from distill_datasets.media.image import overview
 
 MANIFEST = "distill.json"
 RECIPE = "recipe.yaml"
+CARD = "README.md"
 _LIBRARY = "distill_datasets"
 _SCHEMA_VERSION = 1
 _CONSTANTS = "constants/zca.safetensors"
@@ -167,6 +169,20 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     )
 
 
+def rows_hash(folder: Path) -> str:
+    """Of the files of all configurations, as the card of a published folder states it."""
+    manifest = read_manifest(folder)
+    known = {file["path"]: file["sha256"] for file in manifest["files"]}
+    return fingerprint(
+        [
+            known[path]
+            for config in manifest["configs"].values()
+            for path in sorted(known)
+            if Path(path).parent == Path(config["path"]).parent
+        ]
+    )
+
+
 def recipe_of(folder: Path) -> dict[str, Any]:
     """The resolved recipe that made a folder.
 
@@ -256,10 +272,10 @@ def _write(
     for name, picture in {"poster.png": overview(content.originals), "classes.png": sheet}.items():
         write_atomically(folder / name, partial(_write_bytes, content=picture))
     spent = {**budget(content), "bytes": _sizes(folder, content, parts)}
-    rows_hash = fingerprint([sha256_of(folder / path) for part in parts for path in part.paths])
-    write_text(folder / "README.md", card(content, results, spent, rows_hash))
+    text = card(content, results, spent, _hash_of_rows(folder, parts))
+    write_text(folder / CARD, text)
     # last of all, since it names every other file
-    manifest = _manifest(folder, content, results, spent, parts)
+    manifest = _manifest(folder, content, results, spent, parts, text)
     write_text(folder / MANIFEST, manifest_text(manifest))
     return manifest
 
@@ -275,6 +291,10 @@ def _write_rows(folder: Path, parts: Iterable[Config], made: Path | None) -> Non
                 shutil.copyfile(made / path, folder / path)
             else:
                 _write_file(folder / path, config, *rows)
+
+
+def _hash_of_rows(folder: Path, parts: Iterable[Config]) -> str:
+    return fingerprint([sha256_of(folder / path) for part in parts for path in part.paths])
 
 
 def _write_file(path: Path, config: Config, start: int, stop: int) -> None:
@@ -319,7 +339,7 @@ def _write_shards(
                 _link(made / entry["path"], temporary / entry["path"])
         else:
             list(labels.shards(temporary))
-            write_text(temporary / "README.md", labels_card(content, labels))
+            write_text(temporary / CARD, labels_card(content, labels))
         manifest = {
             **_origin(content),
             "labels_of": content.recipe_sha256,
@@ -327,6 +347,7 @@ def _write_shards(
             "source": content.provenance,
             "relabel": labels.facts,
             "labels": labels.labels,
+            "card": own_parts(labels_card(content, labels)),
             "files": _files(temporary),
         }
         write_text(temporary / MANIFEST, manifest_text(manifest))
@@ -347,6 +368,7 @@ def _manifest(
     results: list[dict[str, Any]] | None,
     spent: dict[str, Any],
     parts: list[Config],
+    text: str,
 ) -> dict[str, Any]:
     return {
         **_origin(content),
@@ -364,6 +386,7 @@ def _manifest(
         "classes": content.class_names,
         **({} if content.task == "classes" else {"task": content.task}),
         "geometry": content.geometry,
+        **({"decoder": content.decoder} if content.numbers else {}),
         "input": {
             "shape": list(content.images_NCHW.shape[1:]),
             "mean": content.mean,
@@ -386,6 +409,7 @@ def _manifest(
             }
             for config in parts
         },
+        "card": own_parts(text),
         "files": _files(folder),
     }
 

@@ -5,22 +5,24 @@ finished when the files on the Hub have the hashes of ours, whoever put them the
 folder again is no commit, and a commit whose answer was lost is found instead of made twice.
 """
 
+import json
 import logging
 import re
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from distill_datasets.errors import ArtifactError, PublishError, RecipeError, shown
-from distill_datasets.export.agreement import problems
+from distill_datasets.export.agreement import corrected, damaged, problems
 from distill_datasets.export.card import PLACEHOLDER
 from distill_datasets.export.content import SIBLING, sibling_of
-from distill_datasets.export.folder import MANIFEST, manifest_text, read_manifest
+from distill_datasets.export.edited import merged, moved_parts
+from distill_datasets.export.folder import CARD, MANIFEST, manifest_text, read_manifest
 from distill_datasets.export.licenses import why_restricted
 from distill_datasets.hub.repository import Head, Repository, Upload, upload
 
 _logger = logging.getLogger(__name__)
-CARD = "README.md"
 _DOCUMENTS = frozenset({".gitattributes", ".gitignore", CARD, "LICENSE"})
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w][\w.-]*", re.ASCII)
 _NO_REPO_ID = re.compile(r"--|\.\.|\.git$")
@@ -55,7 +57,7 @@ def publish(
     """Put the dataset of `folder` on the Hub, in one commit.
 
     Label shards that lie beside it go first, in one commit to a repository of their own, whose name
-    ends with `-relabel`.
+    ends with `-relabel`. What people wrote on a card that is there is kept.
 
     Args:
         folder: what `write_dataset` wrote, with results.
@@ -94,6 +96,7 @@ def publish(
             f"--tag: {tag!r} names a branch or a commit on the Hub; choose a name of a version, "
             "for example v1, or leave it out"
         )
+    _check_evaluated(folder)
     files = _files(folder, repo_id)
     reason = None if allow_license else why_restricted(read_manifest(folder)["source"])
     if reason and private is False:
@@ -130,9 +133,13 @@ def _put(
     tag: str | None,
     message: str | None,
     reason: str | None,
+    edited: str | None = None,
 ) -> Publication:
-    """Make the repository hold `files`; `reason` is why the source's license keeps it private."""
-    tag = tag or f"v{files[MANIFEST].sha256[:12]}"
+    """Make the repository hold `files`.
+
+    `reason` is why the source's license keeps it private; `edited` is the sha256 of a card there
+    whose words are in `files` already.
+    """
     repository = Repository(repo_id, token)
     size = sum(file.size for file in files.values())
     _logger.info("publishing %d files, %s bytes, to %s", len(files), f"{size:,}", repository.url)
@@ -149,21 +156,100 @@ def _put(
             f"{repo_id} exists and is {now}; make it {wanted} in its settings on the Hub, or "
             "publish without a visibility"
         )
+    if edited is None:
+        files, edited = _with_their_words(repository, repo_id, head, files)
+    tag = tag or f"v{files[MANIFEST].sha256[:12]}"
     tagged = repository.has_tag(tag, files)
     commit, unchanged = repository.commit(
         files,
         message or f"Publish {tag} with distill_datasets",
-        lambda head: _ours(repository, repo_id, head, files),
+        lambda head: _ours(repository, repo_id, head, files, edited),
     )
     if not tagged:
         repository.create_tag(tag, commit)
     return Publication(repository.url, commit, tag, unchanged)
 
 
+def publish_card(
+    folder: Path,
+    repo_id: str,
+    text: str,
+    own: dict[str, Any],
+    *,
+    token: str | None = None,
+    message: str | None = None,
+) -> Publication:
+    """Give a dataset on the Hub another card, in one commit, then a tag.
+
+    Args:
+        folder: a copy of it as it is there.
+        repo_id: of the dataset.
+        text: of the card.
+        own: the hashes of our parts of it.
+        token: as of `publish`.
+        message: of the commit.
+
+    Raises:
+        ArtifactError: the copy is damaged.
+        PublishError: the Hub refused.
+    """
+    if found := damaged(folder):
+        raise ArtifactError(f"{folder}: is damaged: {'; '.join(found[:3])}")
+    manifest = read_manifest(folder) | {"card": own}
+    edited = upload(folder / CARD).sha256
+    files = _with_card(_uploads(folder, manifest), manifest, text)
+    return _put(files, repo_id, token, None, None, message, None, edited)
+
+
+def _with_their_words(
+    repository: Repository, repo_id: str, head: Head, files: dict[str, Upload]
+) -> tuple[dict[str, Upload], str | None]:
+    """The files with what people wrote on the card that is there, and the sha256 of that card.
+
+    None where there is no card, or no manifest that says which of it is ours.
+    """
+    if not {MANIFEST, CARD} <= head.files.keys():
+        return files, None
+    path = repository.read(MANIFEST, head)
+    _listed(path, repo_id)  # refuses a damaged one
+    there, own = repository.read(CARD, head), read_manifest(path.parent).get("card")
+    if own is None:
+        return files, None
+    text, kept = merged(own, there.read_text(encoding="utf-8"), _text(files[CARD]))
+    if text == _text(files[CARD]):
+        return files, upload(there).sha256
+    manifest = json.loads(_text(files[MANIFEST]))
+    if "results" in manifest:
+        text = corrected(text, manifest)
+    _logger.info("%s: its card was edited; kept are %d parts of it", repo_id, len(kept))
+    return _with_card(files, manifest, text), upload(there).sha256
+
+
+def _with_card(files: dict[str, Upload], manifest: dict[str, Any], text: str) -> dict[str, Upload]:
+    """The files with another card, and its hash in their manifest."""
+    card = upload(text.encode())
+    for entry in manifest["files"]:
+        if entry["path"] == CARD:
+            entry.update(bytes=card.size, sha256=card.sha256)
+    return {**files, CARD: card, MANIFEST: upload(manifest_text(manifest).encode())}
+
+
+def _text(file: Upload) -> str:
+    assert isinstance(file.content, bytes), "the card and the manifest are made here"
+    return file.content.decode()
+
+
 def _ours(
-    repository: Repository, repo_id: str, head: Head, files: Mapping[str, Upload]
+    repository: Repository,
+    repo_id: str,
+    head: Head,
+    files: Mapping[str, Upload],
+    edited: str | None,
 ) -> Set[str]:
-    """The files that an earlier publication put there; refuses to touch what others did."""
+    """The files that an earlier publication put there; refuses to touch what others did.
+
+    `edited` is the sha256 of a card there whose words are kept.
+    """
     ours = dict[str, str]()
     if MANIFEST in head.files:
         ours = _listed(repository.read(MANIFEST, head), repo_id)
@@ -182,7 +268,7 @@ def _ours(
     theirs = [path for path in head.lacks(files) if path in head.files.keys() - {*ours, MANIFEST}]
     if CARD in ours and CARD in head.files:
         there = upload(repository.read(CARD, head)).sha256
-        theirs += [CARD] if there not in (ours[CARD], files[CARD].sha256) else []
+        theirs += [CARD] if there not in (ours[CARD], files[CARD].sha256, edited) else []
     if theirs:
         raise PublishError(
             f"{repo_id} holds {', '.join(theirs[:3])}, written or changed by somebody else, and it "
@@ -209,24 +295,31 @@ def _listed(path: Path, repo_id: str) -> dict[str, str]:
         ) from error
 
 
-def _files(folder: Path, repo_id: str) -> dict[str, Upload]:
-    """Everything to publish, by path; the card and the manifest as they will be in `repo_id`."""
-    manifest = read_manifest(folder)
-    if not manifest.get("results") and "labels_of" not in manifest:
+def _check_evaluated(folder: Path) -> None:
+    if not read_manifest(folder).get("results"):
         raise ArtifactError(
             f"{folder}: not evaluated, and only evaluated datasets are published; "
             "run `distill-datasets run` with its recipe again, which evaluates it"
         )
+
+
+def _files(folder: Path, repo_id: str) -> dict[str, Upload]:
+    """Everything to publish, by path; the card and the manifest as they will be in `repo_id`."""
+    manifest = read_manifest(folder)
     found = problems(folder)
     if found:
         raise ArtifactError(
             f"{folder}: differs from its manifest: {'; '.join(found[:3])}; "
             "move it away and run the recipe again, which writes it anew"
         )
-    card = (folder / CARD).read_text(encoding="utf-8").replace(PLACEHOLDER, repo_id)
-    files = {entry["path"]: upload(folder / entry["path"]) for entry in manifest["files"]}
-    files[CARD] = upload(card.encode())
-    for entry in manifest["files"]:
-        file = files[entry["path"]]
-        entry.update(bytes=file.size, sha256=file.sha256)
-    return {**files, MANIFEST: upload(manifest_text(manifest).encode())}
+    card = (folder / CARD).read_text(encoding="utf-8")
+    placed = card.replace(PLACEHOLDER, repo_id)
+    if "card" in manifest:
+        manifest["card"] = moved_parts(manifest["card"], card, placed)
+    return _with_card(_uploads(folder, manifest), manifest, placed)
+
+
+def _uploads(folder: Path, manifest: dict[str, Any]) -> dict[str, Upload]:
+    """The files of a folder but for its card."""
+    paths = (entry["path"] for entry in manifest["files"])
+    return {path: upload(folder / path) for path in paths if path != CARD}

@@ -17,10 +17,10 @@ import torch
 
 from distill_datasets.data.normalization import InputSpace
 from distill_datasets.errors import ArtifactError
-from distill_datasets.export.agreement import problems
+from distill_datasets.export.agreement import damaged, problems
 from distill_datasets.export.configs import PICTURED, PIXELS, SOFT, VALUES
 from distill_datasets.export.content import sibling_of
-from distill_datasets.export.folder import MANIFEST, read_manifest, verify
+from distill_datasets.export.folder import CARD, MANIFEST, read_manifest, verify
 from distill_datasets.export.reading import ROWS_AT_ONCE, load_rows
 from distill_datasets.targets import SUM_TOLERANCE, unfit
 from distill_datasets.types import Task
@@ -68,9 +68,11 @@ def looks(folder: Path) -> Iterator[Look]:
     manifest = read_manifest(folder)
     yield Look("manifest", True, f"schema version {manifest['schema_version']}")
     files = manifest["files"]
-    found = verify(folder)
+    found, edited = damaged(folder), len(verify(folder))
     size = sum(file["bytes"] for file in files)
-    yield _check("files", found, f"{len(files)} files, {size:,} bytes, sha256 as in {MANIFEST}")
+    words = f"{len(files)} files, {size:,} bytes, sha256 as in {MANIFEST}"
+    words += f", but for {CARD}, which was edited" if edited and not found else ""
+    yield _check("files", found, words)
     beside = _beside(folder, manifest)
     words = f"not in {MANIFEST}, and read by nobody: {', '.join(beside[:MOST_NAMED])}"
     yield Look("files beside", True, words if beside else "none")
@@ -222,7 +224,7 @@ def _shards(folder: Path, manifest: dict[str, Any]) -> Look:
     if not (place / MANIFEST).exists():
         return Look("labels of views", False, f"{place}: not there; fetch them beside the dataset")
     try:
-        found = verify(place)
+        found = damaged(place)
         if read_manifest(place).get("labels_of") != manifest["recipe_sha256"]:
             found.append("they belong to another recipe")
     except ArtifactError as error:

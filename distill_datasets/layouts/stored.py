@@ -6,13 +6,14 @@ Shape suffixes: N training examples, K classes, C channels, H W pixels.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from distill_datasets.config import load
-from distill_datasets.export.content import Content, DisplayPixels, ViewLabels
+from distill_datasets.export.content import Content, DisplayPixels, Numbers, ViewLabels
 from distill_datasets.export.folder import check_of_classes, read_manifest
 from distill_datasets.export.reading import load_rows, published_records, read_published
 from distill_datasets.files.artifacts import read_tensors
@@ -21,16 +22,17 @@ from distill_datasets.models.architecture import Architecture
 from distill_datasets.models.layers import chain
 from distill_datasets.soft_labels.records import Columns
 from distill_datasets.stages.relabel import feature_of
-from distill_datasets.types import Shape
+from distill_datasets.types import Shape, Task
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 def content_of(folder: Path) -> Content:
-    """What a published folder holds, its rows as they are.
+    """What a set is made of that takes the rows of a published folder.
 
     What rows are drawn from where these are numbers is left out: the rows count for themselves.
+    Labels of views are held in memory.
 
     Args:
         folder: in the published layout; labels of views in shards lie beside it.
@@ -38,11 +40,27 @@ def content_of(folder: Path) -> Content:
     Raises:
         ArtifactError: it is none, or it is damaged.
     """
-    manifest, row = read_manifest(folder), load_rows(folder, "recipe")[0]
+    manifest = read_manifest(folder)
     check_of_classes(folder, manifest, "making a set of its rows")
+    return replace(
+        as_written(folder), numbers={}, decoder="", relabel=_view_labels(folder, manifest)
+    )
+
+
+def as_written(folder: Path) -> Content:
+    """What a published folder was written from; labels of views in shards stay where they lie.
+
+    Raises:
+        ArtifactError: it is none, or it is damaged.
+    """
+    manifest, row = read_manifest(folder), load_rows(folder, "recipe")[0]
     c, h, w = manifest["input"]["shape"]
-    shape = Shape(c, h, w, len(manifest["classes"]))
+    task: Task = manifest.get("task", "classes")
+    shape = Shape(c, h, w, len(manifest["classes"]), task)
     stored = read_published(folder, "default", shape)
+    images_NCHW = stored.images_NCHW
+    if images_NCHW.is_floating_point():  # of other channels than a picture's
+        images_NCHW = (images_NCHW * 255).round().byte()
     exact = "exact" in manifest["configs"]
     posters, cells = _posters(folder) if "poster" in manifest["configs"] else ([], [])
     starts = manifest["starts"]
@@ -52,10 +70,10 @@ def content_of(folder: Path) -> Content:
         method=manifest["method"],
         papers=manifest["papers"],
         class_names=manifest["classes"],
-        images_NCHW=stored.images_NCHW,
+        images_NCHW=images_NCHW,
         exact_NCHW=read_published(folder, "exact", shape).images_NCHW if exact else None,
         targets_NK=stored.targets_NK,
-        originals=posters or DisplayPixels(stored.images_NCHW),
+        originals=posters or DisplayPixels(images_NCHW),
         label_cells=cells,
         geometry=manifest["geometry"],
         mean=manifest["input"]["mean"],
@@ -75,7 +93,10 @@ def content_of(folder: Path) -> Content:
         provenance=manifest["source"],
         environment=manifest["environment"],
         real_shape=(c, h, w),
-        relabel=_view_labels(folder, manifest),
+        relabel=_published_labels(folder, manifest),
+        numbers=_numbers(folder) if "numbers" in manifest["configs"] else {},
+        decoder=manifest.get("decoder", ""),
+        task=task,
         privacy=manifest.get("privacy"),
         imported=manifest.get("imported"),
         derived=manifest.get("derived"),
@@ -127,6 +148,29 @@ def _view_labels(folder: Path, manifest: dict[str, Any]) -> ViewLabels | None:
         return None
     columns = records_of(folder, manifest["configs"]["default"]["rows"])
     return labels_of_views(columns, manifest["relabel"]["facts"], classifier_of(folder, manifest))
+
+
+def _published_labels(folder: Path, manifest: dict[str, Any]) -> ViewLabels | None:
+    """Labels of views as they were published: held in memory where they are a configuration."""
+    said = manifest["relabel"]
+    if said is None or said["where"] == "relabel":
+        return _view_labels(folder, manifest)
+    constants = classifier_of(folder, manifest)
+    return ViewLabels(None, None, said["labels"], said["bytes"], constants, said["facts"])
+
+
+def _numbers(folder: Path) -> dict[str, Numbers]:
+    """What rows are drawn from, by name."""
+    found = {}
+    for row in load_rows(folder, "numbers").with_format("numpy"):
+        eight, scales = len(row["uint8"]) > 0, row["scales"]
+        values = torch.tensor(
+            row["uint8"] if eight else row["float16"],
+            dtype=torch.uint8 if eight else torch.float16,
+        )
+        scales_2D = torch.tensor(scales).view(2, -1) if len(scales) else None
+        found[row["name"]] = Numbers(values.view(*row["shape"].tolist()), scales_2D)
+    return found
 
 
 def _posters(folder: Path) -> tuple[list[Tensor], list[Tensor]]:

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from distill_datasets.data.provenance import of_path
 from distill_datasets.errors import ArtifactError, DataError
+from distill_datasets.export.agreement import damaged, problems
 from distill_datasets.export.content import sibling_of
-from distill_datasets.export.folder import MANIFEST, read_manifest, verify
+from distill_datasets.export.folder import MANIFEST, read_manifest
 from distill_datasets.files.artifacts import fingerprint, set_aside
 from distill_datasets.hub import pinned as hub
 from distill_datasets.layouts.importing import Told, import_set
@@ -33,7 +34,8 @@ def resolve_target(text: str, runs: Path, *, source: str | None = None, check: b
             `owner/name@revision`.
         runs: the folder of all runs; what is downloaded or imported goes below it.
         source: what a foreign set was distilled from, where it is told.
-        check: compare what is downloaded with its manifest; False leaves that to the caller.
+        check: compare what is downloaded with its manifest, but for the words of its card, which
+            people edit; False leaves that to the caller.
 
     Raises:
         ArtifactError: there is none, there are several, or it is damaged.
@@ -53,6 +55,14 @@ def resolve_target(text: str, runs: Path, *, source: str | None = None, check: b
     except DataError as error:
         where = f"no file or folder {text!r}, and as a dataset on the Hub: "
         raise ArtifactError(where + str(error).removeprefix("source.dataset: ")) from error
+
+
+def on_the_hub(text: str, runs: Path) -> tuple[str, str | None] | None:
+    """The repository and the revision that a user means; None where something lies here."""
+    if any(map(_exists, (Path(text).expanduser(), runs / text))):
+        return None
+    found = _HUB_ID.fullmatch(text)
+    return None if found is None else (found["dataset"], found["revision"])
 
 
 def finished_in(folder: Path) -> list[Path]:
@@ -112,7 +122,7 @@ def _imported(
     name = re.sub(r"[^\w.-]+", "-", Path(dataset).stem) or "set"
     folder = runs / IMPORTS / f"{name}-{fingerprint([identity, source])}"
     if (folder / MANIFEST).exists():
-        if not (found := verify(folder)):
+        if not (found := damaged(folder)):
             return folder
         set_aside(folder, f"{folder}: {'; '.join(found[:3])}")
     try:
@@ -149,7 +159,7 @@ def _downloaded(dataset: str, pinned: hub.Pinned, runs: Path, check: bool) -> Pa
     logger.info("target: %s at the commit %s", dataset, commit)
     files = hub.fetch(dataset, commit, pinned.files)
     folder = _linked(files, runs, f"{dataset.replace('/', '--')}-{commit[:12]}")
-    if check and (found := verify(folder)):
+    if check and (found := problems(folder)):
         raise ArtifactError(
             f"{dataset}@{commit[:12]}: is not what its manifest says: {'; '.join(found[:3])}; "
             f"where the download was damaged, remove {files} and run again"
@@ -178,7 +188,7 @@ def _fetch_shards(dataset: str, manifest: dict[str, object], sibling: Path, runs
             f"{dataset} were made by {str(manifest['recipe_sha256'])[:12]}; name the revision of "
             f"{dataset} that they belong to"
         )
-    if found := verify(_linked(files, runs, sibling.name)):
+    if found := damaged(_linked(files, runs, sibling.name)):
         raise ArtifactError(f"{labels}: is not what its manifest says: {'; '.join(found[:3])}")
 
 

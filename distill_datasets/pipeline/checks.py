@@ -13,9 +13,10 @@ from distill_datasets.data.provenance import Provenance
 from distill_datasets.data.real import RealData
 from distill_datasets.data.source import SourceDataset, open_source
 from distill_datasets.errors import ArtifactError, RecipeError, refuse
-from distill_datasets.export.agreement import CARD, problems
+from distill_datasets.export.agreement import problems
 from distill_datasets.export.content import sibling_of
 from distill_datasets.export.folder import (
+    CARD,
     MANIFEST,
     check_shards,
     check_writable,

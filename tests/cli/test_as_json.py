@@ -30,6 +30,7 @@ REFUSED: dict[str, list[str]] = {
     "compare": [NOTHING],
     "diff": [NOTHING, NOTHING],
     "publish": [NOTHING],
+    "card": [NOTHING],
     "pull": [NOTHING, "--to", "new"],
     "import": [NOTHING, "--to", "new"],
     "export": [NOTHING, "--layout", "npz", "--to", "new"],

@@ -99,6 +99,7 @@ OPTIONS = {
     "export": {"--layout", "--to", "--runs", "--output", "--json"},
     "init": {"--for", "--minutes", "--ipc", "--to", "--revision", "--json"},
     "recipes": {"--dataset", "--json", "--markdown"},
+    "card": {"--check", "--message", "--runs", "--output", "--json"},
     "publish": {"--private", "--public", "--tag", "--message", "--allow-license", "--json"},
 }
 
@@ -180,6 +181,7 @@ def test_help_teaches_every_verb(verb: str) -> None:
         "extend": ["old rows stay what they are", "same command goes on"],
         "merge": ["nobody shares a real image", "classes of one name together"],
         "gallery": ["sorts and filters", "static Space"],
+        "card": ["keep what people wrote", "--check"],
         "publish": ["hf auth login", "HF_TOKEN", "ORG/NAME"],
     }
     for word in words[verb]:

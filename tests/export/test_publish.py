@@ -1,6 +1,8 @@
 """Publishing with the real clients against a strict server: one commit, or nothing at all."""
 
+import json
 from collections.abc import Iterator
+from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from support.hub_state import User
 from support.sample_content import RESULTS, sample, views_of
 
 from distill_datasets.errors import RecipeError
+from distill_datasets.export.card import PLACEHOLDER
 from distill_datasets.export.folder import verify, write_dataset
 from distill_datasets.export.publish import publish
 
@@ -237,17 +240,51 @@ def test_a_card_of_somebody_else_is_not_replaced(
     assert len(server.repos["ann/carded"].commits) == 2
 
 
-def test_a_card_that_was_changed_on_the_hub_is_not_replaced(
+def test_words_that_people_wrote_on_the_hub_are_kept_on_a_new_card(
     server: HubServer, client: Client, folder: Path, tmp_path: Path
 ) -> None:
     client.ask("publish", str(folder), "ann/edited", token="hf_writer")
-    text = server.repos["ann/edited"].head.files["README.md"].data + b"\nAnd a word of mine.\n"
-    server.commit("ann/edited", {"README.md": text, "student.yaml": b"mine: too"})
+    text = server.repos["ann/edited"].head.files["README.md"].data
+    added = (b"## Budget", b"A word of mine.\n\n## Budget")
+    server.commit("ann/edited", {"README.md": text.replace(*added)})
     other = write(tmp_path / "other", seed=11)
     answer = client.ask("publish", other, "ann/edited", token="hf_writer")
+    assert "error" not in answer, answer
+    head = server.repos["ann/edited"].head
+    new = Path(other, "README.md").read_bytes().replace(PLACEHOLDER.encode(), b"ann/edited")
+    assert new != text and head.files["README.md"].data == new.replace(*added)
+    assert answer["tag"] == f"v{sha256(head.files['distill.json'].data).hexdigest()[:12]}"
+    assert verify(Path(client.ask("snapshot", "ann/edited"))) == []
+    again = client.ask("publish", other, "ann/edited", token="hf_writer")
+    assert again == {**answer, "unchanged": True}
+
+
+def test_a_card_that_is_edited_while_we_publish_is_not_replaced(
+    server: HubServer, client: Client, folder: Path, tmp_path: Path
+) -> None:
+    client.ask("publish", str(folder), "ann/raced", token="hf_writer")
+    text = server.repos["ann/raced"].head.files["README.md"].data
+    server.commit("ann/raced", {"README.md": text + b"\nFirst.\n"})
+    last = {"README.md": text + b"\nSecond.\n"}
+    server.before("POST", "/ann/raced/commit/", lambda: server.commit("ann/raced", last))
+    answer = client.ask("publish", write(tmp_path / "b", seed=12), "ann/raced", token="hf_writer")
     refused(answer, "holds README.md, written or changed by somebody else")
-    assert server.repos["ann/edited"].head.files["README.md"].data == text
-    assert len(server.repos["ann/edited"].commits) == 3
+    assert server.repos["ann/raced"].head.files["README.md"].data == last["README.md"]
+
+
+def test_an_edited_card_whose_manifest_knows_no_parts_is_not_replaced(
+    server: HubServer, client: Client, folder: Path, tmp_path: Path
+) -> None:
+    client.ask("publish", str(folder), "ann/early", token="hf_writer")
+    files = server.repos["ann/early"].head.files
+    manifest = json.loads(files["distill.json"].data)
+    del manifest["card"]
+    text = files["README.md"].data + b"\nMine.\n"
+    early = {"distill.json": json.dumps(manifest).encode(), "README.md": text}
+    server.commit("ann/early", early)
+    answer = client.ask("publish", write(tmp_path / "b", seed=13), "ann/early", token="hf_writer")
+    refused(answer, "holds README.md, written or changed by somebody else")
+    assert server.repos["ann/early"].head.files["README.md"].data == text
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 
 import datasets
@@ -11,7 +12,7 @@ from support.hub_client import Client
 from support.hub_server import HubServer
 from support.hub_state import User
 from support.outside_sets import DIGITS, MEAN, STD, digits, save_dm
-from support.sample_content import RESULTS, sample
+from support.sample_content import RESULTS, as_a_run_leaves, sample
 from support.toy_runs import Answer
 
 from distill_datasets.export.folder import write_dataset
@@ -164,6 +165,39 @@ def test_a_measured_import_is_published_with_its_results_and_the_same_rows(
     )
     refused = call(client, "evaluate", tmp_path / "set", "--to", tmp_path / "measured")
     assert refused.code == 2 and "nothing in it will be overwritten" in refused.err
+
+
+def test_a_card_that_was_edited_on_the_hub_is_read_and_written_anew(
+    server: HubServer, client: Client, tmp_path: Path
+) -> None:
+    folder = tmp_path / "set"
+    write_dataset(folder, as_a_run_leaves(sample()), RESULTS)
+    client.ask("publish", str(folder), "ann/words", token="hf_writer")
+    text = server.repos["ann/words"].head.files["README.md"].data
+    edited = text.replace(b"## Budget", b"Ours.\n\n## Budget")
+    server.commit("ann/words", {"README.md": edited})
+
+    looked = call(client, "verify", "ann/words", "--runs", tmp_path / "runs")
+    assert looked.code == 0 and "but for README.md, which was edited" in looked.out
+    pulled = call(client, "pull", "ann/words", "--to", tmp_path / "mine", "--runs", tmp_path)
+    assert pulled.code == 0 and (tmp_path / "mine" / "README.md").read_bytes() == edited
+
+    server.commit("ann/words", {"README.md": edited.replace(b"87.5", b"99.5")})
+    refused = call(client, "card", "ann/words", "--runs", tmp_path / "runs")
+    assert refused.code == 1 and "no Hugging Face token" in refused.err
+    answer = client.ask(
+        "signed", "hf_writer", "card", "ann/words", "--runs", str(tmp_path / "runs")
+    )
+    assert answer[0] == 0 and "kept     Ours." in answer[1], answer
+
+    head = server.repos["ann/words"].head
+    assert head.files["README.md"].data == edited
+    manifest = head.files["distill.json"].data
+    assert server.repos["ann/words"].tags[f"v{sha256(manifest).hexdigest()[:12]}"] == head.oid
+    commits = len(server.repos["ann/words"].commits)
+    again = client.ask("signed", "hf_writer", "card", "ann/words", "--runs", str(tmp_path / "runs"))
+    assert again[0] == 0 and "nothing to write" in again[1], again
+    assert len(server.repos["ann/words"].commits) == commits
 
 
 def test_what_is_not_on_the_hub_says_so(client: Client, tmp_path: Path) -> None:

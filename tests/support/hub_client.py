@@ -11,7 +11,7 @@ from support import TESTS
 
 # Answers one JSON request per line.
 CLIENT = """
-import base64, dataclasses, io, json, sys, time, traceback
+import base64, dataclasses, io, json, os, sys, time, traceback
 from pathlib import Path
 from distill_datasets.errors import DistillError
 from distill_datasets.export import publish as stage
@@ -65,8 +65,15 @@ def command(*arguments):
     from support.toy_runs import command
     return list(command(*arguments))
 
+def signed(token, *arguments):
+    os.environ["HF_TOKEN"] = token
+    try:
+        return command(*arguments)
+    finally:
+        del os.environ["HF_TOKEN"]
+
 calls = {"publish": publish, "load": load, "snapshot": snapshot, "read": read, "hurry": hurry}
-calls["command"] = command
+calls |= {"command": command, "signed": signed}
 for line in sys.stdin:
     name, arguments, options = json.loads(line)
     try:

@@ -12,6 +12,10 @@ import torch
 from distill_datasets.export.content import Content, DisplayPixels, ViewLabels
 from distill_datasets.files.artifacts import canonical_json, sha256_text
 from distill_datasets.files.parquet import BOOLEAN, INTEGER, Config, numbers
+from distill_datasets.files.yaml_text import to_yaml
+from distill_datasets.models.convnets import ConvNet
+from distill_datasets.models.layers import chain
+from distill_datasets.types import Shape
 
 CLASS_NAMES = ["no", "1e-5", "caf\u00e9: 'noir' | #1"]
 MEAN, STD = [0.5, 0.4, 0.3], [0.2, 0.25, 0.3]
@@ -126,6 +130,19 @@ def bytes_sample(**changes: Any) -> Content:  # noqa: ANN401
         label_cells=[],
         geometry={"canvas": "pixels"},
         **changes,
+    )
+
+
+def as_a_run_leaves(content: Content) -> Content:
+    """The content with the recipe and the layers that say what it does."""
+    shape = Shape(*content.images_NCHW.shape[1:], len(content.class_names), content.task)
+    recipe = content.recipe | {"publish": {"notes": content.notes}}
+    return dataclasses.replace(
+        content,
+        layers=chain(ConvNet(width=32).on_meta(shape)),
+        recipe=recipe,
+        recipe_yaml=to_yaml(recipe),
+        recipe_sha256=sha256_text(canonical_json(recipe)),
     )
 
 
