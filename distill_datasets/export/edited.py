@@ -35,7 +35,7 @@ class Merged(NamedTuple):
     kept: list[str]
 
 
-class Block(NamedTuple):
+class CardBlock(NamedTuple):
     """A paragraph, a table, a list or a program, the empty lines behind it included."""
 
     text: str
@@ -109,8 +109,8 @@ def _front_matter(own: dict[str, str], meta: str, new_meta: str) -> tuple[str, l
 
 
 def _merged_blocks(
-    own: Sequence[str], edited: Sequence[Block], new: Sequence[Block]
-) -> Iterator[Block]:
+    own: Sequence[str], edited: Sequence[CardBlock], new: Sequence[CardBlock]
+) -> Iterator[CardBlock]:
     """The blocks of the merged body."""
     in_edited = _matches(own, [block.digest for block in edited])
     in_new = _matches(own, [block.digest for block in new])
@@ -127,7 +127,9 @@ def _merged_blocks(
         first, edited_first, new_first = place + 1, edited_stop + 1, new_stop + 1
 
 
-def _stretch(own: Sequence[str], edited: Sequence[Block], new: Sequence[Block]) -> Iterator[Block]:
+def _stretch(
+    own: Sequence[str], edited: Sequence[CardBlock], new: Sequence[CardBlock]
+) -> Iterator[CardBlock]:
     """One stretch: that of whoever changed it; where both did, ours and what others added."""
     theirs, ours = ([block.digest for block in blocks] for blocks in (edited, new))
     if theirs == list(own):
@@ -155,7 +157,7 @@ def _divided(text: str) -> tuple[str, str]:
     return (found[1], text[found.end() :]) if found else ("", text)
 
 
-def _blocks(body: str) -> list[Block]:
+def _blocks(body: str) -> list[CardBlock]:
     """All blocks; a program between fences is one, whatever lines it has."""
     texts, fenced, between = list[str](), False, True
     for line in body.splitlines(keepends=True):
@@ -167,7 +169,7 @@ def _blocks(body: str) -> list[Block]:
         if line.lstrip().startswith("```"):
             fenced = not fenced
         between = between or not (fenced or line.strip())
-    return [Block(text, _digest(text)) for text in texts]
+    return [CardBlock(text, _digest(text)) for text in texts]
 
 
 def _digest(text: str) -> str:
