@@ -29,6 +29,9 @@ from tests.benchmarks.curves import draw
 from tests.benchmarks.worker import timed
 
 PROBES = (2, 8)
+"""Outer steps of the two runs whose difference times a step; the second grows where it is quick."""
+LEAST_SECONDS = 2.0
+"""Between the two, so that what a first step does besides does not decide."""
 OWN = ("evaluate.references=[]", "evaluate.exact=false", "evaluate.beyond=null")
 """Nothing but the students of the published rows."""
 
@@ -85,8 +88,10 @@ def curve(
             profile=asked.profile,
         )
 
-    few, many = (distilled_in(recipe(steps, 0), asked.output, runtime) for steps in PROBES)
-    each = (many - few) / (PROBES[1] - PROBES[0])
+    few, steps = distilled_in(recipe(PROBES[0], 0), asked.output, runtime), PROBES[1]
+    while (more := distilled_in(recipe(steps, 0), asked.output, runtime) - few) < LEAST_SECONDS:
+        steps *= 4
+    each = more / (steps - PROBES[0])
     print(f"{side}: {each:.3f} s an outer step", file=sys.stderr, flush=True)
     found: dict[str, Any] = {"name": side, "minutes": [], "accuracy": [], "std": [], "points": []}
     for minutes in asked.minutes:
