@@ -30,8 +30,8 @@ from tests.benchmarks.worker import timed
 
 PROBES = (2, 8)
 """Outer steps of the two runs whose difference times a step; the second grows where it is quick."""
-LEAST_SECONDS = 2.0
-"""Between the two, so that what a first step does besides does not decide."""
+LEAST_SHARE = 0.03
+"""Of the longest time asked for, between the two: what a first step does besides decides nothing."""
 OWN = ("evaluate.references=[]", "evaluate.exact=false", "evaluate.beyond=null")
 """Nothing but the students of the published rows."""
 
@@ -89,7 +89,8 @@ def curve(
         )
 
     few, steps = distilled_in(recipe(PROBES[0], 0), asked.output, runtime), PROBES[1]
-    while (more := distilled_in(recipe(steps, 0), asked.output, runtime) - few) < LEAST_SECONDS:
+    least = LEAST_SHARE * 60 * max(asked.minutes)
+    while (more := distilled_in(recipe(steps, 0), asked.output, runtime) - few) < least:
         steps *= 4
     each = more / (steps - PROBES[0])
     print(f"{side}: {each:.3f} s an outer step", file=sys.stderr, flush=True)
