@@ -12,17 +12,15 @@ import hashlib
 import io
 import re
 from collections.abc import Iterator, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jinja2
 from PIL import Image
 
 from distill_datasets import __version__
 from distill_datasets.errors import ArtifactError
 from distill_datasets.evaluation.report.charts import bytes_in_words
-from distill_datasets.evaluation.report.report import TEMPLATES, check_free
+from distill_datasets.evaluation.report.report import TEMPLATES, check_free, templates
 from distill_datasets.export.content import per_class
 from distill_datasets.export.folder import MANIFEST, made_by_run, read_manifest
 from distill_datasets.export.summary import at_chance, best_real, percent, statement
@@ -144,7 +142,7 @@ def gallery_page(tiles: Sequence[Tile], title: str) -> str:
     script = (TEMPLATES / "collection.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return (
-        _templates()
+        templates()
         .get_template("collection.html.jinja")
         .render(
             title=title,
@@ -268,19 +266,3 @@ def _warnings(manifest: dict[str, Any]) -> Iterator[str]:
         yield "not measured yet"
     elif at_chance(manifest["results"]):
         yield "at chance: it teaches nothing"
-
-
-@cache
-def _templates() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES, encoding="utf-8"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "place": lambda share: f"{100 * share:.2f}%",
-        "grouped": lambda number: f"{number:,}",
-    }
-    return environment

@@ -98,7 +98,7 @@ def page(subjects: Sequence[Subject]) -> str:
     several = len(subjects) > 1
     names = titles(subjects) if several else [subjects[0].name]
     return (
-        _templates()
+        templates()
         .get_template("page.html.jinja")
         .render(
             title=" · ".join(names),
@@ -155,7 +155,8 @@ def _warning(subject: Subject) -> str | None:
 
 
 @cache
-def _templates() -> jinja2.Environment:
+def templates() -> jinja2.Environment:
+    """The templates of all pages, with the filters that they use."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES, encoding="utf-8"),
         autoescape=True,
@@ -167,6 +168,7 @@ def _templates() -> jinja2.Environment:
         "percent": views.percent,
         "interval": views.with_interval,
         "place": _place,
+        "grouped": lambda number: f"{number:,}",
         "pairs": lambda points: list(itertools.pairwise(points)),
     }
     return environment
