@@ -31,7 +31,7 @@ from tests.benchmarks.worker import timed
 PROBES = (2, 8)
 """Outer steps of the two runs whose difference times a step; the second grows where it is quick."""
 LEAST_SHARE = 0.03
-"""Of the longest time asked for, between the two: what a first step does besides decides nothing."""
+"""Of the longest time asked for, between the two: a first step does more than others."""
 OWN = ("evaluate.references=[]", "evaluate.exact=false", "evaluate.beyond=null")
 """Nothing but the students of the published rows."""
 
