@@ -139,6 +139,11 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "rded": "distill_datasets.selection.rded:Rded",
         "real": "distill_datasets.selection.random:Real",
     },
+    "views": {
+        "frames": "distill_datasets.media.frames:Frames",
+        "mel": "distill_datasets.media.mel:Mel",
+        "slices": "distill_datasets.media.slices:Slices",
+    },
     "orders": {
         "clip": "distill_datasets.canvases.class_order:Clip",
         "features": "distill_datasets.canvases.class_order:ByFeatures",

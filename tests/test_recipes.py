@@ -13,6 +13,7 @@ import datasets
 import pytest
 from PIL import Image
 from support.image_sets import noise
+from support.other_kinds import folder_of
 from support.toy_runs import command, toy_file
 
 from distill_datasets.export.folder import read_manifest, verify
@@ -68,6 +69,8 @@ class Known(NamedTuple):
     test: str = "test"
     some_gray: bool = False
     task: str = "classes"
+    files: str = ""
+    """The kind of the files in folders where these are no images, as in `other_kinds`."""
 
 
 EMBEDDED = Known(1, 8, {"label": 10})
@@ -80,6 +83,9 @@ KNOWN = {
     "path/to/photos": Known(3, 120, {"label": 3}),
     "path/to/cub200": Known(3, 40, {"label": 200}, some_gray=True),
     "path/to/bands": Known(4, 8, {"label": 3}, image="bands"),
+    "path/to/sounds": Known(1, 32, {"label": 4}, files="audio"),
+    "path/to/clips": Known(3, 24, {"label": 4}, files="video"),
+    "path/to/scans": Known(5, 24, {"label": 4}, files="nifti"),
     "path/to/tagged": Known(1, 8, {"labels": 4}, task="labels"),
     "path/to/numbered": Known(1, 8, {"x": 4, "y": 3}, task="values"),
     "path/to/mnist-m": Known(3, 32, {"label": 10}),
@@ -95,6 +101,8 @@ DISTILLED = "path/to/mnist-dm-ipc1"
 
 def stand_in(known: Known, folder: Path) -> Path:
     """A dataset of that look, four training images and one test image of each class."""
+    if known.files:
+        return folder_of(known.files, folder, {"train": 4, "test": 1})
     count = max(known.classes.values())
 
     def feature(column: str, classes: int) -> Any:  # noqa: ANN401

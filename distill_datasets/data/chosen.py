@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from distill_datasets.data import columns, opening, rows
+from distill_datasets.data import columns, image_columns, opening, rows
 from distill_datasets.data.decoding import Agreement, Channels, SplitRows, Table
 from distill_datasets.data.image_files import ANYWHERE, ImageFiles
 from distill_datasets.data.stores import Store
@@ -59,10 +59,11 @@ class SourceLayout:
         return Agreement(
             source.resolution,
             CHANNELS[source.channels],
-            columns.image_mode(feature),
+            image_columns.image_mode(feature),
             source.white_level,
             source.background or "white",
-            self._array(source, feature) if columns.is_array(feature) else None,
+            self._array(source, feature) if image_columns.is_array(feature) else None,
+            source.view,
         )
 
     def _array(self, source: Source, feature: Any) -> ArrayKind:  # noqa: ANN401
@@ -81,7 +82,7 @@ class SourceLayout:
                     f"source.{name}: is about pictures, and {self.image!r} holds arrays; leave it "
                     "out"
                 )
-        dtype, shape = columns.array_of(feature)
+        dtype, shape = image_columns.array_of(feature)
         if dtype != "uint8" and source.range is None:
             raise DataError(
                 f"source.range: missing, and {self.image!r} holds arrays of {dtype}; set it to the "
@@ -113,7 +114,9 @@ def layout_of(
 ) -> SourceLayout:
     train_name, test_names = columns.choose_splits(splits, source.train_split, source.test_split)
     train = Table(train_name, splits[train_name], files, guard, kept)
-    image = columns.image_column(train.features, source.image_column, train.holds_images)
+    image = image_columns.image_column(
+        train.features, source.image_column, train.holds_images, source.view
+    )
     labels = found_columns(train.features, source.label_column, source.label_columns)
     tests = [Table(name, splits[name], files, guard, kept) for name in test_names]
     labeled = [table for table in tests if set(labels) <= columns.flat(table.features).keys()]

@@ -2,15 +2,14 @@
 
 Nothing here looks at pixels. A label column is a `ClassLabel`, or integers, booleans, strings or
 whole floats, alone or as the only element of a list, or a one-hot list of numbers; a field inside a
-JSON column is written with a dot, as in `json.label`. An image column is an `Image`, or bytes that
-PIL identifies, alone or as the field `bytes` of a struct.
+JSON column is written with a dot, as in `json.label`. Image columns are in `image_columns`.
 """
 
 import difflib
 import json
 import math
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,12 +34,14 @@ MOST_CLASSES = 100_000
 LISTED_CLASSES = 200
 
 
-def _kind(feature: Any) -> str:  # noqa: ANN401
+def kind(feature: Any) -> str:  # noqa: ANN401
+    """The name of a type's class; a plain dictionary of types is a struct."""
     return "struct" if isinstance(feature, dict) else type(feature).__name__
 
 
-def _dtype(feature: Any) -> str:  # noqa: ANN401
-    return str(feature.dtype) if _kind(feature) == "Value" else ""
+def dtype(feature: Any) -> str:  # noqa: ANN401
+    """The type of the values of a plain column; of all others nothing."""
+    return str(feature.dtype) if kind(feature) == "Value" else ""
 
 
 def declared(split: str, features: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -82,36 +83,36 @@ def describe(features: Mapping[str, Any]) -> str:
     """The columns with their types, for an error message."""
 
     columns = flat(features)
-    listed = [f"{name} ({_words(columns[name])})" for name in list(columns)[:LISTED_CLASSES]]
+    listed = [f"{name} ({words(columns[name])})" for name in list(columns)[:LISTED_CLASSES]]
     more = [] if len(columns) <= LISTED_CLASSES else [f"... ({len(columns)} columns)"]
     return ", ".join([*listed, *more])
 
 
-def _words(feature: Any) -> str:  # noqa: ANN401
+def words(feature: Any) -> str:  # noqa: ANN401
     """A type as a message names it."""
-    if _kind(feature) == "ClassLabel":
+    if kind(feature) == "ClassLabel":
         return f"ClassLabel of {feature.num_classes} classes"
-    if _kind(feature) in LISTS:
-        return f"list of {_words(feature.feature)}"
-    return _dtype(feature) or _kind(feature)
+    if kind(feature) in LISTS:
+        return f"list of {words(feature.feature)}"
+    return dtype(feature) or kind(feature)
 
 
 def _is_scalar_label(feature: Any) -> bool:  # noqa: ANN401
-    if _kind(feature) == "ClassLabel":
+    if kind(feature) == "ClassLabel":
         return True
-    return _dtype(feature).startswith(("int", "uint", "string", "large_string", "bool"))
+    return dtype(feature).startswith(("int", "uint", "string", "large_string", "bool"))
 
 
 def _is_label(feature: Any) -> bool:  # noqa: ANN401
     """Whether rows of this type can hold one class each; what they do hold, only they can tell."""
-    inner = feature.feature if _kind(feature) in LISTS else feature
-    return _is_scalar_label(inner) or _dtype(inner).startswith(("float", "double"))
+    inner = feature.feature if kind(feature) in LISTS else feature
+    return _is_scalar_label(inner) or dtype(inner).startswith(("float", "double"))
 
 
 def _class_label(feature: Any) -> Any:  # noqa: ANN401
     """The `ClassLabel` that a label column is, or is a list of; else None."""
-    inner = feature.feature if _kind(feature) in LISTS else feature
-    return inner if _kind(inner) == "ClassLabel" else None
+    inner = feature.feature if kind(feature) in LISTS else feature
+    return inner if kind(inner) == "ClassLabel" else None
 
 
 def names_classes(feature: Any) -> bool:  # noqa: ANN401
@@ -130,8 +131,8 @@ def plain(feature: Any, values: Iterable[Any]) -> list[Value]:  # noqa: ANN401
         feature: the type of the column.
         values: its cells as Arrow gives them.
     """
-    if _kind(feature) not in LISTS:
-        floats = _dtype(feature).startswith(("float", "double"))
+    if kind(feature) not in LISTS:
+        floats = dtype(feature).startswith(("float", "double"))
         return [_whole(value) for value in values] if floats else list(values)
     cells = [None if value is None else list(value) for value in values]
     # a list of ClassLabel holds classes, never a one-hot code of them
@@ -163,38 +164,12 @@ def shortened(value: object) -> str:
     return text if len(text) <= SHOWN_CHARACTERS else f"{text[: SHOWN_CHARACTERS - 4]} ..."
 
 
-def holds_bytes(feature: Any) -> bool:  # noqa: ANN401
-    """Whether a column holds bytes that may be images: by themselves, or in a struct with them."""
-    if isinstance(feature, dict):
-        return "bytes" in feature and _dtype(feature["bytes"]).endswith("binary")
-    return _dtype(feature).endswith("binary")
+def check_named(features: Mapping[str, Any], field: str, name: str) -> Any:  # noqa: ANN401
+    """The type of a column that the recipe names.
 
-
-def is_array(feature: Any) -> bool:  # noqa: ANN401
-    """Whether a column holds arrays of numbers of three axes: `Array3D`, or lists of lists."""
-    if _kind(feature) == "Array3D":
-        return True
-    depth = 0
-    while _kind(feature) in LISTS:
-        feature, depth = feature.feature, depth + 1
-    return depth == 3 and _dtype(feature).startswith(("int", "uint", "float", "double"))
-
-
-def array_of(feature: Any) -> tuple[str, tuple[int, ...] | None]:  # noqa: ANN401
-    """The type of the numbers of arrays, and their shape where the column declares it."""
-    if _kind(feature) == "Array3D":
-        return str(feature.dtype), tuple(feature.shape)
-    while _kind(feature) in LISTS:
-        feature = feature.feature
-    return _dtype(feature), None
-
-
-def image_mode(feature: Any) -> str | None:  # noqa: ANN401
-    """The PIL mode that an image column asks for."""
-    return feature.mode if _kind(feature) == "Image" else None
-
-
-def _check_named(features: Mapping[str, Any], field: str, name: str) -> Any:  # noqa: ANN401
+    Raises:
+        DataError: there is none.
+    """
     columns = flat(features)
     if name not in columns:
         raise DataError(
@@ -202,62 +177,6 @@ def _check_named(features: Mapping[str, Any], field: str, name: str) -> Any:  # 
             f"types: {describe(features)}"
         )
     return columns[name]
-
-
-def image_column(
-    features: Mapping[str, Any], named: str | None, identified: Callable[[str], bool]
-) -> str:
-    """The column that holds the images.
-
-    Args:
-        features: the dataset's columns.
-        named: `source.image_column`, or None to find the only `Image` column, else the only one
-            whose bytes are images.
-        identified: whether the first cells of a column of bytes are images.
-
-    Raises:
-        DataError: there is none, there are several, or the named one holds no images.
-    """
-    remedy = (
-        "encode pictures as PNG first, for example "
-        'dataset.map(...).cast_column("image", datasets.Image())'
-    )
-    if named is not None:
-        if named in features and holds_bytes(features[named]):
-            if identified(named):
-                return named
-            raise DataError(
-                f"source.image_column: the bytes in {named!r} are no images that PIL identifies; "
-                "expected whole image files, such as PNG or JPEG, in every cell"
-            )
-        feature = _check_named(features, "image_column", named)
-        if _kind(feature) != "Image" and not (named in features and is_array(feature)):
-            raise DataError(
-                f"source.image_column: {named!r} is {_words(feature)}, expected an Image column, "
-                "the bytes of image files, or arrays of three axes (channels, height, width); "
-                f"{remedy}"
-            )
-        return named
-    found = [name for name, feature in features.items() if _kind(feature) == "Image"]
-    unidentified = list[str]()
-    if not found:
-        candidates = [name for name, feature in features.items() if holds_bytes(feature)]
-        found = [name for name in candidates if identified(name)]
-        unidentified = [repr(name) for name in candidates if name not in found]
-    if not found:
-        found = [name for name, feature in features.items() if is_array(feature)]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise DataError(
-            f"several image columns: {', '.join(found)}; set source.image_column to one of them"
-        )
-    tried = f"the bytes in {', '.join(unidentified)} are no images that PIL identifies; "
-    raise DataError(
-        f"no image column among: {describe(features)}; {tried if unidentified else ''}"
-        "expected an Image column, the bytes of image files, or arrays of three axes (channels, "
-        f"height, width); {remedy}"
-    )
 
 
 def label_column(features: Mapping[str, Any], named: str | None) -> str:
@@ -273,10 +192,10 @@ def label_column(features: Mapping[str, Any], named: str | None) -> str:
     """
     expected = "one class a row: ClassLabel, integers, strings, whole floats or a one-hot list"
     if named is not None:
-        feature = _check_named(features, "label_column", named)
+        feature = check_named(features, "label_column", named)
         if not _is_label(feature):
             raise DataError(
-                f"source.label_column: {named!r} is {_words(feature)}, expected {expected}"
+                f"source.label_column: {named!r} is {words(feature)}, expected {expected}"
             )
         return named
     columns = flat(features)
@@ -285,7 +204,7 @@ def label_column(features: Mapping[str, Any], named: str | None) -> str:
         for name, feature in columns.items()
         if name.rpartition(".")[2].lower() in LABEL_NAMES
     }
-    found = [name for name, feature in columns.items() if _kind(feature) == "ClassLabel"]
+    found = [name for name, feature in columns.items() if kind(feature) == "ClassLabel"]
     found = found or [name for name, feature in usual.items() if _is_scalar_label(feature)]
     found = found or [name for name, feature in columns.items() if names_classes(feature)]
     found = found or [name for name, feature in usual.items() if _is_label(feature)]
@@ -295,7 +214,7 @@ def label_column(features: Mapping[str, Any], named: str | None) -> str:
         raise DataError(
             f"several label columns: {', '.join(found)}; set source.label_column to one of them"
         )
-    unfit = [f"column {name!r} is {_words(feature)}" for name, feature in usual.items()]
+    unfit = [f"column {name!r} is {words(feature)}" for name, feature in usual.items()]
     raise DataError(
         f"no label column among: {describe(features)}; {'; '.join([*unfit, ''])}expected {expected}"
         ", in one ClassLabel column or a column called label, labels, cls or alike; set "

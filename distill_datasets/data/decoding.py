@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 import numpy as np
 import torch
 
-from distill_datasets.data import columns, overlap
+from distill_datasets.data import columns, image_columns, overlap
 from distill_datasets.data.image_files import ANYWHERE, ImageFiles
 from distill_datasets.data.rows import Row
 from distill_datasets.data.stores import Store
@@ -34,6 +34,7 @@ from distill_datasets.errors import ArtifactError, DataError
 from distill_datasets.files.artifacts import intact, read_record, write_record
 from distill_datasets.media import image as images
 from distill_datasets.media.array import ArrayKind, read_array
+from distill_datasets.media.view import FileView
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -169,12 +170,10 @@ class Table:
 
         `piece` limits a stream to one shard, whose first row has the number `first`.
         """
-        import datasets
-
         undecoded = self._rows.select_columns([column])
         feature = self.features[column]
-        if not columns.holds_bytes(feature) and not columns.is_array(feature):
-            undecoded = undecoded.cast_column(column, datasets.Image(decode=False))
+        if image_columns.holds_files(feature):
+            undecoded = undecoded.cast_column(column, type(feature)(decode=False))
         if self._indexed:
             chosen = range(len(undecoded)) if numbers is None else numbers
             batches = undecoded.select(chosen).with_format("arrow").iter(batch_size=BATCH_ROWS)
@@ -248,7 +247,8 @@ class Agreement:
 
     `resolution` and `channels` are what the recipe prescribes, `mode` is the PIL mode that the
     dataset's feature asks for; each may be None. `white_level` and `background` say what values
-    mean, see `media.image`. The rest is what was found.
+    mean, see `media.image`; `array` and `view` how what is no picture is read. The rest is what was
+    found.
     """
 
     resolution: int | None
@@ -257,6 +257,7 @@ class Agreement:
     white_level: int | None = None
     background: str = "white"
     array: ArrayKind | None = None
+    view: FileView | None = None
     common: int | None = None
     size: tuple[int, int] | None = None
     first: str = ""
@@ -273,7 +274,9 @@ class Agreement:
             UnusableImage: this image is broken.
             DataError: this image is fine but does not agree with the others.
         """
-        if self.array is not None:
+        if self.view is not None:
+            seen = self.view.seen(encoded, self.resolution)
+        elif self.array is not None:
             seen = read_array(encoded, self.array, self.resolution)
         else:
             seen = images.read_image(

@@ -22,6 +22,7 @@ from distill_datasets.data import columns
 from distill_datasets.data.account import Account, FoundSplit, LeftOut, listed
 from distill_datasets.data.listing import METADATA, TABLES, Folder, Listing
 from distill_datasets.errors import DataError
+from distill_datasets.media.view import FileView
 
 SPLIT_OF_WORD = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -242,7 +243,7 @@ def _read_metadata(listing: Listing) -> _Metadata | None:
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """A folder of images that was looked into.
+    """A folder of images that was looked into, or of files that are `kind`.
 
     Attributes:
         root: where it lies.
@@ -255,6 +256,7 @@ class ImageFolder:
     account: Account
     groups: Mapping[str, Mapping[str | None, list[str]]]
     _metadata: _Metadata | None
+    kind: str = "Image"
 
     @property
     def metadata_files(self) -> tuple[str, ...]:
@@ -276,7 +278,8 @@ class ImageFolder:
         import pyarrow as pa
 
         number = {name: label for label, name in enumerate(self._class_names)}
-        features = datasets.Features({"image": datasets.Image()})
+        column, feature = self.kind.lower(), getattr(datasets, self.kind)
+        features = datasets.Features({column: feature()})
         if number:
             features["label"] = datasets.ClassLabel(names=self._class_names)
         paths, labels, rows = list[Any](), list[Any](), list[int | None]()
@@ -288,7 +291,7 @@ class ImageFolder:
                 rows += [self._metadata.row_of.get(path) for path in group]
         path_N = pa.concat_arrays(paths)
         undecoded = pa.nulls(len(path_N), pa.binary())
-        held = {"image": pa.StructArray.from_arrays([undecoded, path_N], ["bytes", "path"])}
+        held = {column: pa.StructArray.from_arrays([undecoded, path_N], ["bytes", "path"])}
         if labels:
             held["label"] = pa.concat_arrays(labels)
         if self._metadata is not None:
@@ -305,15 +308,19 @@ class ImageFolder:
         )
 
 
-def look_into(root: Path) -> ImageFolder | None:
+def look_into(root: Path, view: FileView | None = None) -> ImageFolder | None:
     """Look into a folder; None where it holds no images, or is a folder of Parquet files or tars.
+
+    Args:
+        root: where it lies.
+        view: what it holds in place of images.
 
     Raises:
         DataError: a folder cannot be read; all that could hold images is left out; which folders
             are splits or classes cannot be told; or class names differ only in how they are
             written.
     """
-    listing = Listing(root)
+    listing = Listing(root, view)
     images = bool(listing.top.images or listing.top.folders)
     if not images and listing.left_out and not listing.tables:
         raise DataError(
@@ -350,7 +357,8 @@ def look_into(root: Path) -> ImageFolder | None:
         ]
     _check_groups(groups, found)
     account = Account(found, tuple(sorted(left_out)), dict(listing.other))
-    return ImageFolder(root, account, groups, metadata)
+    kind = "Image" if view is None else view.reads
+    return ImageFolder(root, account, groups, metadata, kind)
 
 
 def _check_groups(

@@ -2,7 +2,8 @@
 
 Folders are followed through links; one that leads back to a folder above it, or to one that is
 listed already, is left out. A file is an image by its ending, where PIL knows that as a raster
-format, else when PIL identifies its first bytes. Only files of unknown endings are opened.
+format, else when PIL identifies its first bytes. Only files of unknown endings are opened. Where a
+view is given, the files that it reads stand in the place of images, and images are other files.
 """
 
 import mimetypes
@@ -15,6 +16,8 @@ from pathlib import Path
 from distill_datasets.data.account import LeftOut
 from distill_datasets.errors import DataError
 from distill_datasets.media.image import identified, raster_endings
+from distill_datasets.media.slices import Slices
+from distill_datasets.media.view import FileView
 
 TABLES = {".parquet": "a Parquet file", ".arrow": "an Arrow file", ".tar": "a tar"}
 ARCHIVES = frozenset((".zip", ".7z", ".rar", ".gz", ".tgz", ".bz2", ".xz", ".zst"))
@@ -78,8 +81,9 @@ class Listing:
         metadata: the paths of files called as `METADATA` are.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, view: FileView | None = None) -> None:
         self.root = root
+        self._view = view
         self.left_out: list[LeftOut] = []
         self.other: Counter[str] = Counter()
         self.tables: list[str] = []
@@ -176,25 +180,29 @@ class Listing:
 
     def _sort_file(self, folder: Folder, entry: os.DirEntry[str], path: str) -> None:
         ending = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122 (a Path costs 10 times that)
+        row = self._view is not None and self._view.is_row(entry.name)
         if folder.hidden or entry.name.startswith("."):
             # AppleDouble files end as images do, and none of them is one
-            if identified(Path(entry.path)):
+            own = row and not entry.name.startswith("._")
+            if own or (self._view is None and identified(Path(entry.path))):
                 reason = "hidden: its name, or a folder's, begins with a dot; rename or remove it"
                 self.left_out.append(LeftOut(path, reason))
             else:
                 self.other["hidden"] += 1
         elif entry.name in METADATA:
             self.metadata.append(path)
+        elif row:
+            self._add_image(folder, entry, path)
         elif ending in TABLES:
             self.tables.append(path)
-        elif ending in ARCHIVES:
+        elif ending in ARCHIVES and not Slices.is_row(entry.name):
             self.left_out.append(LeftOut(path, "an archive; unpack it, and move it away"))
+        elif self._view is not None:
+            self.other[ending or "without an ending"] += 1
         elif ending in UNREAD:
             self.left_out.append(LeftOut(path, UNREAD[ending]))
         elif ending in raster_endings() or identified(Path(entry.path)):
-            folder.images.append(entry.name)
-            if entry.is_symlink():
-                self._links_to_files.append(path)
+            self._add_image(folder, entry, path)
         elif ending in PACKAGES:
             self.left_out.append(
                 LeftOut(path, f"an image that needs the package {PACKAGES[ending]}; install it")
@@ -204,6 +212,11 @@ class Listing:
             self.left_out.append(LeftOut(path, reason))
         else:
             self.other[ending or "without an ending"] += 1
+
+    def _add_image(self, folder: Folder, entry: os.DirEntry[str], path: str) -> None:
+        folder.images.append(entry.name)
+        if entry.is_symlink():
+            self._links_to_files.append(path)
 
     def _leave_out_repeated_files(self) -> None:
         """A link to an image that is read by its own name is not a second image."""

@@ -37,6 +37,7 @@ from distill_datasets.errors import ArtifactError, DataError, cut, did_you_mean,
 from distill_datasets.files.artifacts import read_json
 from distill_datasets.hub import pinned as hub
 from distill_datasets.media.image import raster_endings
+from distill_datasets.media.view import FileView
 
 ASSETS = Path(__file__).parent.parent / "assets"
 EMBEDDED = {"embedded:uci-digits": ASSETS / "uci-digits" / "digits.parquet"}
@@ -214,11 +215,14 @@ def as_splits(dataset: Any) -> Splits:  # noqa: ANN401
     )
 
 
-def _only_images(files: Iterable[str]) -> bool:
-    """Whether files are images, and cards and annotations beside them."""
-    named = (Path(file) for file in files)
-    endings = {file.suffix.lower() for file in named if file.name not in METADATA}
-    return bool(endings & raster_endings()) and not endings & {*TABLES, *ARCHIVES, *ROWS}
+def _only_images(files: Iterable[str], view: FileView | None) -> bool:
+    """Whether files are images, or what a view sees, and cards and annotations beside them."""
+    endings = raster_endings() if view is None else view.endings
+    others = [file.lower() for file in files if Path(file).name not in METADATA]
+    rows = [file for file in others if file.endswith(tuple(endings))]
+    return bool(rows) and {Path(file).suffix for file in {*others} - {*rows}}.isdisjoint(
+        {*TABLES, *ARCHIVES, *ROWS}
+    )
 
 
 def _saved_to_disk(path: Path) -> bool:
@@ -266,7 +270,8 @@ def _from_disk(path: Path) -> Any:  # noqa: ANN401
 class Place:
     """Where a named dataset lies: in the folder or file `path`, or on the Hub where that is None.
 
-    Its files are listed once; `files` are those that the Hub lists. What is read of a Hub dataset
+    Its files are listed once; `files` are those that the Hub lists; `view` says which of those in a
+    folder are rows, where these are no images. What is read of a Hub dataset
     is downloaded, compared with that list, and read as a folder on this machine is; only the first
     rows of tables are streamed.
     """
@@ -276,6 +281,7 @@ class Place:
     config: str | None = None
     revision: str | None = None
     files: tuple[SourceFile, ...] = ()
+    view: FileView | None = None
 
     @cached_property
     def names(self) -> list[str]:
@@ -320,12 +326,12 @@ class Place:
         A card that says which files are which splits is followed, and so is what `save_to_disk`
         wrote. A folder of images on the Hub is downloaded.
         """
-        if self.path is None and not _only_images(self.names):
+        if self.path is None and not _only_images(self.names, self.view):
             return None
         if (self.path is not None and self.path.is_file()) or self._saved or self._card_names_files:
             return None
         self._fetch()
-        return look_into(self._root)
+        return look_into(self._root, self.view)
 
     @cached_property
     def tars(self) -> Tars | None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from distill_datasets.data import columns
+from distill_datasets.data import columns, image_columns
 from distill_datasets.data.folders import ImageFolder
 from distill_datasets.errors import DataError, cut
 from distill_datasets.hub import pinned as hub
@@ -186,12 +186,10 @@ def of_hub(dataset: str, config: str | None, revision: str | None) -> Provenance
 
 def _hash_rows(split: str, rows: Any) -> SourceFile:  # noqa: ANN401
     """A hash of everything in an iterable that can be an image or a label, read undecoded."""
-    import datasets
-
     undecoded = rows.with_format(None)
     for name, feature in columns.declared(split, rows.features).items():
-        if isinstance(feature, datasets.Image):
-            undecoded = undecoded.cast_column(name, datasets.Image(decode=False))
+        if image_columns.holds_files(feature):
+            undecoded = undecoded.cast_column(name, type(feature)(decode=False))
     digest, count = hashlib.sha256(), 0
     for row in undecoded:
         digest.update(repr(sorted(row.items())).encode())
@@ -201,12 +199,11 @@ def _hash_rows(split: str, rows: Any) -> SourceFile:  # noqa: ANN401
 
 def _named_files(rows: Any) -> list[str]:  # noqa: ANN401
     """The files that rows of a `Dataset` name in place of an image's bytes."""
-    import datasets
     import pyarrow.compute as pc
 
     named = set[str]()
     for column, feature in rows.features.items():
-        if isinstance(feature, datasets.Image):
+        if image_columns.holds_files(feature):
             for chunk in rows.data.column(column).chunks:
                 alone = pc.and_not(chunk.field("path").is_valid(), chunk.field("bytes").is_valid())
                 named.update(chunk.field("path").filter(alone).to_pylist())

@@ -15,7 +15,14 @@ from dataclasses import replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field, StringConstraints, field_validator, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    StringConstraints,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from distill_datasets.config import Section
 from distill_datasets.data import columns, opening
@@ -45,6 +52,7 @@ from distill_datasets.data.real import Decoded, Sampling
 from distill_datasets.data.stores import InMemory, Store
 from distill_datasets.data.target_columns import Outputs
 from distill_datasets.errors import DataError, cut
+from distill_datasets.media.view import ViewField
 from distill_datasets.runtime.draws import Draw
 from distill_datasets.types import Shape, Task
 
@@ -66,6 +74,9 @@ class Expected(Section):
         le=10_000,
         description="height and width in pixels; null: source.resolution",
     )
+
+
+LATER = frozenset({"view"})
 
 
 class Source(Section):
@@ -96,6 +107,9 @@ class Source(Section):
         default="classes",
         description="what a target is: one class; labels, any number of them at once; or values, "
         "numbers to be predicted",
+    )
+    view: ViewField | None = Field(
+        default=None, description="what is seen of a sound, a video or a volume; null: images"
     )
     resolution: int | None = Field(
         default=None, gt=0, le=10_000, description="side in pixels; None keeps the images' own size"
@@ -197,6 +211,31 @@ class Source(Section):
             if given:
                 raise ValueError(f"{name}: is about classes, got task: {self.task}; leave it out")
         return self
+
+    @model_validator(mode="after")
+    def _views_have_keys_of_their_own(self) -> Self:
+        if self.view is None:
+            return self
+        for name, given in (
+            ("channels", self.channels != "auto"),
+            ("range", self.range),
+            ("white_level", self.white_level),
+            ("background", self.background),
+        ):
+            if given:
+                raise ValueError(
+                    f"{name}: is about images, got view: {self.view.name}; leave it out, and see "
+                    "the keys of the view"
+                )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """What came later is left out where it is not asked for: older recipes keep their hash."""
+        dumped: dict[str, Any] = dump(self)
+        return {
+            key: value for key, value in dumped.items() if key not in LATER or value is not None
+        }
 
     @field_validator("range")
     @classmethod
@@ -329,6 +368,8 @@ class SourceDataset:
     """
 
     def __init__(self, section: Source, dataset: Any = None) -> None:  # noqa: ANN401
+        if section.view is not None and (why := section.view.absent()) is not None:
+            raise DataError(why)
         self.section = section
         self._layouts: dict[bool, SourceLayout] = {}
         self.account: Account | None = None
@@ -348,7 +389,9 @@ class SourceDataset:
             embedded = section.dataset in opening.EMBEDDED
             self.name = section.dataset if embedded else path.name
         files = () if self._pinned is None else self._pinned.files
-        self._place = opening.Place(section.dataset, path, section.config, self.revision, files)
+        self._place = opening.Place(
+            section.dataset, path, section.config, self.revision, files, section.view
+        )
 
     @cached_property
     def provenance(self) -> Provenance:
@@ -514,6 +557,7 @@ def open_source(section: Source, dataset: Any = None) -> SourceDataset:  # noqa:
         dataset: a `Dataset`, `DatasetDict` or iterable one to read instead of `section.dataset`.
 
     Raises:
-        DataError: there is no such dataset or revision, or it may not be read.
+        DataError: there is no such dataset or revision, or it may not be read; or what
+            `source.view` needs is not installed.
     """
     return SourceDataset(section, dataset)

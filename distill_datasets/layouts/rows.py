@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from distill_datasets.data import columns, rows
+from distill_datasets.data import columns, image_columns, rows
 from distill_datasets.data.account import Account
 from distill_datasets.data.decoding import Agreement, SplitRows, Table, first_shape
 from distill_datasets.data.opening import Place
@@ -119,7 +119,7 @@ def _read(
     undecoded: Any,  # noqa: ANN401
 ) -> tuple[Tensor, Tensor, list[str], list[str]]:
     """Images, targets, names of the classes, and what was done."""
-    image = columns.image_column(table.features, None, table.holds_images)
+    image = image_columns.image_column(table.features, None, table.holds_images)
     shares = [name for name in SHARES if _is_list(table.features.get(name))]
     label = None if shares else columns.label_column(table.features, None)
     notes = list[str]()
@@ -147,7 +147,7 @@ def _read(
 
 def _decoded(table: Table, image: str, chosen: list[rows.Row]) -> Tensor:
     """All images (N, C, H, W) in 8 bits; every row has to be usable."""
-    mode = columns.image_mode(table.features[image])
+    mode = image_columns.image_mode(table.features[image])
     agreement = Agreement(None, None, mode, None, "white")
     shape = first_shape(table, image, agreement)
     part, store = SplitRows("train", table, chosen, [len(chosen)]), InMemory()
