@@ -269,7 +269,7 @@ class _Students:
 
     def _measure_plain(self, trial: Trial, path: Path, checkpoint: TrainingCheckpoint) -> None:
         module, test_batches = self._plain(trial, checkpoint)
-        found = measure(module, test_batches(), self.real.shape.task, self.settings.precision)
+        found = measure(module, test_batches, self.real.shape.task, self.settings.precision)
         metrics: dict[str, Any] = {"seed": trial.student, **found}
         if self.attack is not None:
             metrics["taken_for_target"] = taken_for(module, test_batches(), *self.attack)
@@ -312,7 +312,7 @@ class _Students:
         try:
             for mark, module in passing:
                 if mark in missing:
-                    found = measure(module, test_batches(), real.shape.task, settings.precision)[
+                    found = measure(module, test_batches, real.shape.task, settings.precision)[
                         "accuracy"
                     ]
                     write_record(paths[mark], {"seed": trial.student, "accuracy": found})

@@ -3,7 +3,7 @@
 Shape suffixes: B images, N all of them, C channels, H W pixels, K classes.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distill_datasets.runtime.precision import Precision, at_least_float32, computing_in
+from distill_datasets.training.screening import pays, screened
 from distill_datasets.types import Batch, Task
 
 
@@ -105,15 +106,21 @@ def score(module: nn.Module, batches: Iterable[Batch], precision: Precision = "f
 
 
 def measure(
-    module: nn.Module, batches: Iterable[Batch], task: Task, precision: Precision = "float32"
+    module: nn.Module,
+    ask: Callable[[], Iterable[Batch]],
+    task: Task,
+    precision: Precision = "float32",
 ) -> dict[str, Any]:
     """How good a network is: `accuracy` and `per_class` as in `Score`, of `targets.METRICS`.
 
-    Where targets are no classes, further metrics stand beside them.
+    Where targets are no classes, further metrics stand beside them. Predictions of float32 may come
+    from a pass in bfloat16 that tells which of them are sure.
     """
     if task == "classes":
-        return score(module, batches, precision)._asdict()
-    outputs_NK, targets_NK = _outputs(module, batches, precision)
+        found = screened(module, ask) if precision == "float32" and pays(module) else None
+        told = answers(module, ask(), precision) if found is None else Answers(*found)
+        return told.score()._asdict()
+    outputs_NK, targets_NK = _outputs(module, ask(), precision)
     if task == "labels":
         return label_score(outputs_NK, targets_NK)
     return value_score(outputs_NK, targets_NK)
