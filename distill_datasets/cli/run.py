@@ -415,7 +415,7 @@ def print_results(console: Console, results: list[dict[str, Any]]) -> None:
             f"{percent(row['accuracy'])} %",
             *found,
             f"{row['students']}",
-            f"{row['pixels']:,}",
+            "-" if row["pixels"] is None else f"{row['pixels']:,}",
         ]
         table.add_row(ROWS[row["from"]].printed, *cells)
     console.print(table)

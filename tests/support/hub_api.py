@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from fnmatch import fnmatch
 from typing import Any
-from urllib.parse import parse_qs, quote, unquote
+from urllib.parse import parse_qs, unquote, urlencode
 
 from support.hub_state import (
     Answer,
@@ -111,6 +111,28 @@ class HubApi:
             }
         )
 
+    def listing(self, request: "Request") -> "Answer":
+        """GET /api/datasets: those of an author, with all tags that are asked for, in pages."""
+        (author,) = request.query["author"]
+        wanted = {f"- {tag}" for tag in request.query.get("filter", [])}
+        rows = []
+        for name, repo in sorted(self.repos.items()):
+            card = repo.head.files.get("README.md")
+            lines = set() if card is None else {*map(str.strip, card.data.decode().splitlines())}
+            if name.startswith(f"{author}/") and not repo.private and wanted <= lines:
+                rows.append({"_id": "0" * 24, "id": name, "private": False, "tags": []})
+        start = int(request.query.get("cursor", ["0"])[0])
+        headers = {}
+        if start + _PAGE < len(rows):
+            headers["Link"] = self._next(request, start + _PAGE)
+        return ok(rows[start : start + _PAGE], headers)
+
+    def _next(self, request: "Request", cursor: int) -> str:
+        """The header that names the next page."""
+        query = [(name, value) for name, values in request.query.items() for value in values]
+        kept = [(name, value) for name, value in query if name != "cursor"]
+        return f'<{self.url}{request.path}?{urlencode([*kept, ("cursor", cursor)])}>; rel="next"'
+
     def tree(self, request: "Request", repo: str, rev: str, folder: str = "") -> "Answer":
         """GET .../tree/{rev}[/{path}], in small pages."""
         files = revision(self.open(request, repo), rev).files
@@ -132,10 +154,7 @@ class HubApi:
         page = list(rows.values())[start : start + _PAGE]
         headers = {}
         if start + _PAGE < len(rows):
-            query = {name: values[0] for name, values in request.query.items()}
-            query["cursor"] = str(start + _PAGE)
-            words = "&".join(f"{name}={quote(value)}" for name, value in query.items())
-            headers["Link"] = f'<{self.url}{request.path}?{words}>; rel="next"'
+            headers["Link"] = self._next(request, start + _PAGE)
         return ok(page, headers)
 
     def paths_info(self, request: "Request", repo: str, rev: str) -> "Answer":
@@ -311,6 +330,7 @@ ROUTES: list[tuple[str, str, Callable[..., Answer]]] = [
     ("POST", r"/api/repos/create", HubApi.create_repo),
     ("GET", r"/api/whoami-v2", HubApi.whoami),
     ("POST", r"/api/validate-yaml", HubApi.validate_card),
+    ("GET", r"/api/datasets", HubApi.listing),
     ("GET", _API, HubApi.info),
     ("GET", rf"{_API}/revision/{_REV}", HubApi.info),
     ("GET", rf"{_API}/tree/{_REV}", HubApi.tree),

@@ -54,6 +54,11 @@ def load(repo_id, config, **options):
         return {"error": type(error).__name__, "text": str(error)}
     return [{name: png(value) for name, value in row.items()} for row in rows]
 
+def rows(target, runs, config="default"):
+    from distill_datasets import load
+    found = load(target, config, runs=runs)
+    return [{name: png(value) for name, value in row.items()} for row in found]
+
 def snapshot(repo_id, **options):
     from huggingface_hub import snapshot_download
     return snapshot_download(repo_id, repo_type="dataset", **options)
@@ -73,7 +78,7 @@ def signed(token, *arguments):
         del os.environ["HF_TOKEN"]
 
 calls = {"publish": publish, "load": load, "snapshot": snapshot, "read": read, "hurry": hurry}
-calls |= {"command": command, "signed": signed}
+calls |= {"command": command, "signed": signed, "rows": rows}
 for line in sys.stdin:
     name, arguments, options = json.loads(line)
     try:

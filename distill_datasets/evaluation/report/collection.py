@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import logging
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,12 +22,14 @@ from distill_datasets import __version__
 from distill_datasets.errors import ArtifactError
 from distill_datasets.evaluation.report.charts import bytes_in_words
 from distill_datasets.evaluation.report.report import TEMPLATES, check_free, templates
-from distill_datasets.export.content import per_class
+from distill_datasets.export.content import SIBLING, per_class
 from distill_datasets.export.folder import MANIFEST, made_by_run, read_manifest
 from distill_datasets.export.summary import at_chance, best_real, percent, statement
 from distill_datasets.files.artifacts import write_text
 from distill_datasets.hub import pinned as hub
 from distill_datasets.training.rows import ROWS
+
+logger = logging.getLogger("distill_datasets")
 
 TAG = "distill_datasets"
 """Of datasets that this library wrote, on their cards."""
@@ -110,13 +113,15 @@ def exhibits(target: str) -> list[Exhibit]:
         return found
     if target.startswith((".", "/", "~")) or target.count("/") > 1:
         raise ArtifactError(f"{target}: no such folder")
-    names = [target] if "/" in target else hub.datasets_of(target, TAG)
-    if not names:
+    if "/" in target:
+        return [_on_hub(target)]
+    shown = list(_readable(hub.datasets_of(target, TAG)))
+    if not shown:
         raise ArtifactError(
             f"{target}: no folder of this name, and the Hub lists no dataset of this user or "
             f"organization that has the tag {TAG}"
         )
-    return [_on_hub(name) for name in names]
+    return shown
 
 
 def write_gallery(shown: Sequence[Exhibit], output: Path, title: str) -> Path:
@@ -202,6 +207,17 @@ def _sets_below(folder: Path, depth: int) -> Iterator[Path]:
                 yield from _sets_below(inner, depth - 1)
 
 
+def _readable(names: Sequence[str]) -> Iterator[Exhibit]:
+    """Those of some datasets on the Hub that can be shown; of others is said why not."""
+    for name in names:
+        if name.endswith(SIBLING):  # labels of views, which belong to a set
+            continue
+        try:
+            yield _on_hub(name)
+        except ArtifactError as error:
+            logger.warning("left out: %s", error)
+
+
 def _on_hub(name: str) -> Exhibit:
     dataset, _, revision = name.partition("@")
     pinned = hub.pin(dataset, revision or None)
@@ -209,7 +225,12 @@ def _on_hub(name: str) -> Exhibit:
     if MANIFEST not in there:
         raise ArtifactError(f"{name}: has no {MANIFEST}; `distill-datasets import` makes one")
     wanted = [MANIFEST, *[path for path in PICTURES if path in there][:1]]
-    return Exhibit(hub.fetch(dataset, pinned.commit, pinned.files, wanted), name, pinned.url)
+    folder = hub.fetch(dataset, pinned.commit, pinned.files, wanted)
+    if "labels_of" in read_manifest(folder):
+        raise ArtifactError(
+            f"{name}: holds the labels of views that belong to a dataset; name that dataset"
+        )
+    return Exhibit(folder, name, pinned.url)
 
 
 def _picture(folder: Path) -> tuple[str | None, bool]:
