@@ -1,4 +1,4 @@
-"""Outer steps: the meta-gradient of PoDD and RaT-BPTT, and distribution matching."""
+"""Outer steps: PoDD and RaT-BPTT, distribution and trajectory matching, ridge regression."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,10 +14,12 @@ from distill_datasets.models.convnets import ConvNet
 from distill_datasets.networks.network import FreshSource, NetworkSource, Sampled
 from distill_datasets.objectives.distribution import Distribution
 from distill_datasets.objectives.objective import Objective
+from distill_datasets.objectives.regression import Regression
 from distill_datasets.objectives.trajectory import Trajectory
 from distill_datasets.objectives.unrolled import Unrolled
 from distill_datasets.optimizers import Adam
 from distill_datasets.runtime.draws import LaneDraw
+from distill_datasets.runtime.precision import Precision
 from distill_datasets.types import Batch
 from distill_datasets.views.augment import Augment
 from tests.benchmarks.data import (
@@ -31,6 +33,7 @@ from tests.benchmarks.data import (
 from tests.benchmarks.plain import (
     convnet,
     matched_gradient,
+    regression_gradient,
     set_weights,
     trajectory_gradient,
     unrolled_gradient,
@@ -299,6 +302,60 @@ def trajectory_work(name: str, ipc: int, steps_of: dict[Size, int]) -> Work:
     )
 
 
+def regression_work() -> Work:
+    """Features of real images in one batch and one graph, against chunks and small leaves."""
+    settings: dict[Size, tuple[int, int]] = {
+        "tiny": (8, 40),
+        "cpu": (128, 256),
+        "paper": (128, 1024),
+    }
+    augment = Augment(operations=["flip"])
+
+    def problem(size: Size, device: torch.device) -> Problem:
+        width, real_batch = settings[size]
+        return Problem.build(ten_per_class(), width, real_batch, device)
+
+    def ours(made: Problem, size: Size, precision: Precision) -> Callable[[], tuple[float, Tensor]]:
+        real_batch = settings[size][1]
+        return made.ours(Regression(real_batch=real_batch, augment=augment, precision=precision))
+
+    def plain(made: Problem, size: Size) -> Callable[[], tuple[float, Tensor]]:
+        module, trained, shown, floats = made.plain()
+        targets_NK = made.distilled.targets(torch.arange(made.distilled.count))
+        return lambda: regression_gradient(
+            module, shown, trained, targets_NK, floats, augment, DRAW,
+            real_batch=settings[size][1], ridge=0.000001,
+        )  # fmt: skip
+
+    def check() -> dict[str, float]:
+        made = problem("tiny", CPU).double()
+        loss, expected = plain(made, "tiny")()
+        got_loss, got = ours(made, "tiny", "float32")()
+        return {
+            "float64: loss": abs(got_loss - loss) / abs(loss),
+            "float64: gradient": relative_error(got, expected),
+        }
+
+    def side(precision: Precision) -> Callable[[Size, torch.device], Run]:
+        return lambda size, device: ours(problem(size, device), size, precision)
+
+    return Work(
+        "regression",
+        {
+            size: f"regression outer step: 100 distilled, {batch} real images, ConvNet-3-{width}"
+            for size, (width, batch) in settings.items()
+        },
+        {
+            REFERENCE: lambda size, device: plain(problem(size, device), size),
+            "float32": side("float32"),
+            "bfloat16": side("bfloat16"),
+        },
+        {"float32": 1.0, "bfloat16": 1.5},
+        check,
+        {"float64: loss": 1e-6, "float64: gradient": 1e-6},
+    )
+
+
 TINY = Window(width=8, batch=12, warm_up=2, window=3, real_batch=24, per_class=6)
 PAPER = Window(width=128, batch=96, warm_up=70, window=60, real_batch=5000, per_class=5000)
 UNROLLED_96 = unrolled_work(
@@ -314,5 +371,6 @@ UNROLLED_32 = unrolled_work(
     },
 )
 DISTRIBUTION = distribution_work()
+REGRESSION = regression_work()
 TRAJECTORY_10 = trajectory_work("trajectory-10", 1, {"tiny": 2, "cpu": 10, "paper": 50})
 TRAJECTORY_100 = trajectory_work("trajectory-100", 10, {"tiny": 2, "cpu": 3, "paper": 30})

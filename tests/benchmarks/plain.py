@@ -140,6 +140,38 @@ def matched_gradient(
     return loss.item(), grad
 
 
+def regression_gradient(
+    module: nn.Sequential,
+    show: Callable[[], Tensor],
+    trained: Tensor,
+    targets_NK: Tensor,
+    real: Batch,
+    augment: Augment,
+    draw: Draw,
+    *,
+    real_batch: int,
+    ridge: float,
+) -> tuple[float, Tensor]:
+    """FRePo (arXiv:2206.00719), equation 6: ridge regression from distilled to real features."""
+    embed = module[:-1].requires_grad_(False)
+    shown_ND = embed(augment(show(), draw("augment")))
+    rng = draw("real")
+    index_B = torch.randperm(len(real.images_BCHW), generator=rng)[:real_batch]
+    index_B = index_B.to(real.images_BCHW.device)
+    with torch.no_grad():
+        real_BD = embed(augment(real.images_BCHW[index_B], rng))
+    kernel_NN = shown_ND @ shown_ND.T
+    added = ridge * kernel_NN.trace() / len(kernel_NN)
+    kernel_NN = kernel_NN + added * torch.eye(len(kernel_NN)).to(kernel_NN)
+    ours_NK, theirs_BK = (
+        each - each.mean(dim=1, keepdim=True) for each in (targets_NK, real.targets_BK[index_B])
+    )
+    predicted_BK = real_BD @ shown_ND.T @ torch.linalg.solve(kernel_NN, ours_NK)
+    loss = 0.5 * (predicted_BK - theirs_BK).square().sum() / real_batch
+    (grad,) = torch.autograd.grad(loss, trained)
+    return loss.item(), grad
+
+
 def trajectory_gradient(
     module: nn.Module,
     show: Callable[[], Tensor],

@@ -2,6 +2,7 @@
 
 from tests.benchmarks.outer_steps import (
     DISTRIBUTION,
+    REGRESSION,
     TRAJECTORY_10,
     TRAJECTORY_100,
     UNROLLED_32,
@@ -18,6 +19,7 @@ WORKS: dict[str, Work] = {
         UNROLLED_96,
         UNROLLED_32,
         DISTRIBUTION,
+        REGRESSION,
         TRAJECTORY_10,
         TRAJECTORY_100,
         STUDENTS_CONVNET,
