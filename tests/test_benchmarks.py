@@ -19,6 +19,7 @@ from tests.benchmarks import (
     milestones,
     minutes,
     outer_steps,
+    profiles,
     students,
     table,
     work,
@@ -106,6 +107,18 @@ def test_recomputing_counts_the_window_twice_and_every_operation_moves_bytes() -
     }
     assert counts["recompute"]["flops"] > 1.1 * counts["graph"]["flops"]
     assert counts["reference"]["bytes"] > 1e8
+
+
+def test_a_profile_holds_the_operators_of_all_threads_and_their_shares(tmp_path: Path) -> None:
+    file = tmp_path / "profile.md"
+    profiles.main(["--size", "tiny", "--only", "students-lenet", "--output", str(file)])
+    text = file.read_text(encoding="utf-8")
+    assert text.count("\n## ") == 1 and "8 students" in text  # the library's side alone
+    assert "`aten::mkldnn_convolution`" in text or "`aten::convolution`" in text
+    found = profiles.operators(lambda: torch.ones(64, 64) @ torch.ones(64, 64))
+    assert {"aten::mm", "aten::fill_"} <= {each.name for each in found}
+    assert sum(each.share for each in found) == pytest.approx(1)
+    assert [each.share for each in found] == sorted((each.share for each in found), reverse=True)
 
 
 def test_bytes_are_those_that_an_operation_reads_and_writes() -> None:
