@@ -407,10 +407,13 @@ def print_results(console: Console, results: list[dict[str, Any]]) -> None:
 
     is_tuned = any("tuned" in row for row in results)
     more = ["at its tuned step size"] if is_tuned else []
+    grouped = any("worst_group" in row for row in results)
+    more += ["worst group"] if grouped else []
     columns = ["trained on", heading(results), *more, "students", "pixels"]
     table = Table(*columns, box=None, header_style="bold")
     for row in results:
         found = [tuned(row)] if is_tuned else []
+        found += [f"{percent(row['worst_group'])} %"] if grouped else []
         cells = [
             f"{percent(row['accuracy'])} %",
             *found,

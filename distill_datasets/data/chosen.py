@@ -10,7 +10,7 @@ import itertools
 import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -117,7 +117,8 @@ def layout_of(
     image = image_columns.image_column(
         train.features, source.image_column, train.holds_images, source.view
     )
-    labels = found_columns(train.features, source.label_column, source.label_columns)
+    labeling = {name: kind for name, kind in train.features.items() if name != source.group}
+    labels = found_columns(labeling, source.label_column, source.label_columns)
     tests = [Table(name, splits[name], files, guard, kept) for name in test_names]
     labeled = [table for table in tests if set(labels) <= columns.flat(table.features).keys()]
     for table in tests:
@@ -126,6 +127,8 @@ def layout_of(
                 "nothing is tested on the %s split: no column %r among: %s",
                 table.split, labels[0], columns.describe(table.features),
             )  # fmt: skip
+    if source.group is not None:
+        columns.group_column(train.features, source.group)
     layout = SourceLayout(train, labeled if source.test_split is None else tests, image, labels)
     if layout.tests:
         layout.check_agreement(layout.tests[0])
@@ -179,6 +182,25 @@ def _rows_with_targets(
         counts,
         {"mean": spread.mean, "std": spread.std} if source.task == "values" else {},
     )
+
+
+def _with_groups(source: Source, part: SplitRows, store: Store) -> SplitRows:
+    """A split with the group of every row, where the recipe names a column and it is there."""
+    table, name = part.table, source.group
+    if name is None:
+        return part
+    feature = columns.flat(table.features).get(name)
+    if feature is None:
+        logger.warning(
+            "the %s split has no column %r: what the worst group gets is not measured",
+            table.split, name,
+        )  # fmt: skip
+        return part
+    pieces = store.each(
+        f"groups-{part.role}", table.pieces, lambda piece: table.labels(name, piece)
+    )
+    groups = columns.named_values(feature, itertools.chain.from_iterable(pieces))
+    return replace(part, chosen=rows.grouped(part.chosen, groups), groups=groups)
 
 
 def _labeled_test(
@@ -237,9 +259,11 @@ def chosen_rows(
     test_rows = rows.limited(test_rows, source.limit, draw("source", "limit", "test"))
     if source.imbalance is not None:
         train_rows = rows.imbalanced(train_rows, source.imbalance, len(classes.names), draw)
+    train_part = SplitRows("train", layout.train, train_rows, lengths)
+    test_part = SplitRows("test", test_table, test_rows, test_lengths)
     return (
-        SplitRows("train", layout.train, train_rows, lengths),
-        SplitRows("test", test_table, test_rows, test_lengths),
+        _with_groups(source, train_part, store),
+        _with_groups(source, test_part, store),
         classes.names,
         counts,
         {},

@@ -380,6 +380,31 @@ def matched(feature: Any, classes: Classes, names: Sequence[str]) -> Classes:  #
     return Classes(classes.names, known, frozenset(left_out))
 
 
+def group_column(features: Mapping[str, Any], named: str) -> str:
+    """The column of the groups, `source.group`.
+
+    Raises:
+        DataError: it is not there, or holds no names or integers.
+    """
+    feature = check_named(features, "group", named)
+    if not _is_scalar_label(feature):
+        raise DataError(
+            f"source.group: {named!r} is {words(feature)}, expected one group a row: ClassLabel, "
+            "integers, booleans or strings"
+        )
+    return named
+
+
+def named_values(feature: Any, values: Iterable[Value]) -> list[str | None]:  # noqa: ANN401
+    """Classes or groups by their names; None where a value is missing."""
+    declared_names = class_names(feature)
+    if declared_names is None:
+        return [None if value is None else str(value) for value in values]
+    return [
+        declared_names[value] if isinstance(value, int) and value >= 0 else None for value in values
+    ]
+
+
 def class_names(feature: Any) -> list[str] | None:  # noqa: ANN401
     """The names that a label column declares; None where only its rows tell."""
     declared_classes = _class_label(feature)

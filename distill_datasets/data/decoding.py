@@ -68,18 +68,21 @@ class Split(NamedTuple):
     """Images as they are shown, and the class of each.
 
     Where targets are no classes, `targets_NK` has them; the class of an image is then the output
-    that it is taken for an example of.
+    that it is taken for an example of. Where the recipe names groups, `groups_N` has them.
     """
 
     images_NCHW: Tensor
     labels_N: Tensor
     targets_NK: Tensor | None = None
+    groups_N: Tensor | None = None
 
     def rows(self, rows_N: Tensor) -> Split:
         """Some of the rows."""
         targets_NK = None if self.targets_NK is None else self.targets_NK[rows_N]
+        groups_N = None if self.groups_N is None else self.groups_N[rows_N]
         images_NCHW = self.images_NCHW[rows_N.to(self.images_NCHW.device)]
-        return Split(images_NCHW, self.labels_N[rows_N.to(self.labels_N.device)], targets_NK)
+        labels_N = self.labels_N[rows_N.to(self.labels_N.device)]
+        return Split(images_NCHW, labels_N, targets_NK, groups_N)
 
 
 class BadRow(NamedTuple):
@@ -480,12 +483,16 @@ class Read(NamedTuple):
 
 @dataclass(frozen=True)
 class SplitRows:
-    """The rows that are read of one split; `lengths` counts all rows of each of its pieces."""
+    """The rows that are read of one split; `lengths` counts all rows of each of its pieces.
+
+    `groups` has the group of every row by its number, where the split has groups.
+    """
 
     role: str
     table: Table
     chosen: list[Row]
     lengths: list[int]
+    groups: list[str | None] | None = None
 
     @cached_property
     def usable(self) -> list[Row]:
@@ -539,12 +546,17 @@ class SplitRows:
         """What is compared of the rows that are kept."""
         return store.finish(self._prints, kept_N)
 
-    def finished(self, kept_N: Tensor, store: Store) -> Split:
-        """The rows that are kept."""
+    def finished(self, kept_N: Tensor, store: Store, group_names: Sequence[str] = ()) -> Split:
+        """The rows that are kept; groups are places in `group_names`."""
         labels_N = torch.tensor([row.label for row in self.usable], dtype=torch.int64)
         targets = [row.target for row in self.usable if row.target is not None]
         targets_NK = torch.tensor(targets)[kept_N] if targets else None
-        return Split(store.finish(self.role, kept_N), labels_N[kept_N], targets_NK)
+        groups_N = None
+        if self.groups is not None:
+            place = {name: place for place, name in enumerate(group_names)}
+            own = [place[str(self.groups[row.number])] for row in self.usable]
+            groups_N = torch.tensor(own, dtype=torch.int64)[kept_N]
+        return Split(store.finish(self.role, kept_N), labels_N[kept_N], targets_NK, groups_N)
 
     @property
     def _prints(self) -> str:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("distill_datasets")
 
-Sampling = Literal["uniform", "balanced"]
+Sampling = Literal["uniform", "balanced", "group_balanced"]
 
 RESIDENT_SHARE = 0.5
 _WARNING = threading.Lock()
@@ -49,6 +49,7 @@ class Decoded:
     skipped: list[BadRow]
     provenance: Provenance
     task: Task = "classes"
+    group_names: list[str] = field(default_factory=list)
 
     @property
     def shape(self) -> Shape:
@@ -66,8 +67,11 @@ class Decoded:
         tensors = {"train_labels": self.train.labels_N, "test_labels": self.test.labels_N}
         for name, split in (("train_targets", self.train), ("test_targets", self.test)):
             tensors |= {} if split.targets_NK is None else {name: split.targets_NK}
+        for name, split in (("train_groups", self.train), ("test_groups", self.test)):
+            tensors |= {} if split.groups_N is None else {name: split.groups_N}
         note = {
             "task": self.task,
+            "group_names": self.group_names,
             "class_names": self.class_names,
             "skipped": [list(row) for row in self.skipped],
             "provenance": self.provenance.as_json(),
@@ -84,12 +88,13 @@ class Decoded:
     ) -> Decoded:
         """The inverse of `to_tensors`, given the images."""
         return cls(
-            Split(train_NCHW, tensors["train_labels"], tensors.get("train_targets")),
-            Split(test_NCHW, tensors["test_labels"], tensors.get("test_targets")),
+            _split_from("train", tensors, train_NCHW),
+            _split_from("test", tensors, test_NCHW),
             list(note["class_names"]),
             [BadRow(*row) for row in note["skipped"]],
             Provenance.from_json(note["provenance"]),
             note["task"],
+            list(note.get("group_names", [])),
         )
 
 
@@ -110,6 +115,7 @@ class RealData:
     shape: Shape
     sampling: Sampling = "uniform"
     calibrate: bool = False
+    group_names: list[str] = field(default_factory=list)
     features: dict[str, Features] = field(default_factory=dict)
     """By the key of a backbone; the features stage puts them here."""
     generator: Generator | None = None
@@ -146,11 +152,21 @@ class RealData:
                 split.images_NCHW.to(device) if moving else split.images_NCHW,
                 split.labels_N.to(device),
                 None if split.targets_NK is None else split.targets_NK.to(device),
+                None if split.groups_N is None else split.groups_N.to(device),
             )
             for split in splits
         )
         moved = normalization.to(device)
-        return cls(train, test, decoded.class_names, moved, decoded.shape, sampling, calibrate)
+        return cls(
+            train,
+            test,
+            decoded.class_names,
+            moved,
+            decoded.shape,
+            sampling,
+            calibrate,
+            decoded.group_names,
+        )
 
     def _batch(self, split: Split, index_B: Tensor | slice) -> Batch:
         images_BCHW = self.normalization.apply(_picked(split, index_B))
@@ -186,19 +202,23 @@ class RealData:
         """The first `size` training rows of a pass.
 
         Balanced, every K in a row, one of each class, are followed by K others; a class begins its
-        rows anew, in another order, when all have been drawn.
+        rows anew, in another order, when all have been drawn. Balanced by groups, the pairs of a
+        class and a group stand in the place of classes.
         """
         if self.sampling == "uniform":
             rows = len(self.train.labels_N)
             return torch.randperm(rows, generator=rng, device=rng.device)[:size]
-        turns = -(-size // self.shape.k)
+        cells = self.rows_of_class
+        if self.sampling == "group_balanced":
+            cells = [own_N for groups in self._rows_of_groups for own_N in groups]
+        turns = -(-size // len(cells))
         columns = []
-        for own_N in self.rows_of_class:
+        for own_N in cells:
             passes = range(-(-turns // len(own_N)))
             places = [torch.randperm(len(own_N), generator=rng) for _ in passes]
             columns.append(own_N.cpu()[torch.cat(places)[:turns]])
-        classes_K = torch.randperm(self.shape.k, generator=rng)
-        return torch.stack(columns, dim=1)[:, classes_K].flatten()[:size]
+        order_K = torch.randperm(len(cells), generator=rng)
+        return torch.stack(columns, dim=1)[:, order_K].flatten()[:size]
 
     def loss(
         self, logits_BK: Tensor, targets_BK: Tensor, reduction: Literal["mean", "sum"] = "mean"
@@ -225,16 +245,32 @@ class RealData:
         """Training images of one class in the student's input space, (size, C, H, W).
 
         Drawn without replacement where the class has enough of them, else with, and reported.
+        Balanced by groups, every group of the class gives as many, and a small one repeats its own.
         """
         own_N = self.rows_of_class[label]
-        if size <= len(own_N):
+        if self.sampling == "group_balanced":
+            own_B = self._balanced_rows(rng, self._rows_of_groups[label], size)
+        elif size <= len(own_N):
             place_B = torch.randperm(len(own_N), generator=rng)[:size]
+            own_B = own_N[to_device(place_B, own_N.device)]
         else:
             self.warn_of_few(size)
             place_B = torch.randint(len(own_N), (size,), generator=rng)
-        return self.normalization.apply(
-            _picked(self.train, own_N[to_device(place_B, own_N.device)])
-        )
+            own_B = own_N[to_device(place_B, own_N.device)]
+        return self.normalization.apply(_picked(self.train, own_B))
+
+    def _balanced_rows(self, rng: torch.Generator, groups: list[Tensor], size: int) -> Tensor:
+        """As many rows of every group; which groups give one more is drawn."""
+        each, more = divmod(size, len(groups))
+        order_G = torch.randperm(len(groups), generator=rng).tolist()
+        chosen = []
+        for turn, group in enumerate(order_G):
+            own_N, count = groups[group], each + (turn < more)
+            passes = range(-(-count // len(own_N)))
+            places = [torch.randperm(len(own_N), generator=rng) for _ in passes]
+            place_B = torch.cat([torch.empty(0, dtype=torch.int64), *places])[:count]
+            chosen.append(own_N[to_device(place_B, own_N.device)])
+        return torch.cat(chosen)
 
     @cached_property
     def _warned_of(self) -> set[int]:
@@ -246,6 +282,16 @@ class RealData:
         """The training rows of every class."""
         order_N = self.train.labels_N.argsort(stable=True)
         return list(torch.split(order_N, self.counts_K))
+
+    @cached_property
+    def _rows_of_groups(self) -> list[list[Tensor]]:
+        """The training rows of every class, in those of its groups that have any."""
+        groups_N = self.train.groups_N
+        assert groups_N is not None, "a recipe that balances groups names them"
+        return [
+            [own_N[groups_N[own_N] == group] for group in sorted({*groups_N[own_N].tolist()})]
+            for own_N in self.rows_of_class
+        ]
 
     def select(self, index_B: Tensor) -> Batch:
         """The training rows `index_B`, normalized."""
@@ -329,6 +375,12 @@ def resident(size: int, device: torch.device) -> bool:
             size / GIB, free / GIB,
         )  # fmt: skip
     return kept
+
+
+def _split_from(role: str, tensors: Mapping[str, Tensor], images_NCHW: Tensor) -> Split:
+    """A split of what `to_tensors` gave."""
+    targets_NK, groups_N = (tensors.get(f"{role}_{name}") for name in ("targets", "groups"))
+    return Split(images_NCHW, tensors[f"{role}_labels"], targets_NK, groups_N)
 
 
 def _picked(split: Split, index_B: Tensor | slice) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -28,6 +28,16 @@ def labeled(values: Iterable[Value], classes: Classes) -> list[Row]:
     """The rows of the chosen classes, and those whose label is unusable."""
     found = ((number, classes.index(value)) for number, value in enumerate(values))
     return [Row(number, index) for number, index in found if index is not None]
+
+
+def grouped(rows: Iterable[Row], groups: Sequence[str | None]) -> list[Row]:
+    """The rows, of which those without a group are unusable."""
+    return [
+        Row(row.number, "the group is missing")
+        if groups[row.number] is None and isinstance(row.label, int)
+        else row
+        for row in rows
+    ]
 
 
 def cut(rows: list[Row], share: float, classes: int, draw: Draw) -> tuple[list[Row], list[Row]]:

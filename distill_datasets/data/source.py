@@ -76,7 +76,7 @@ class Expected(Section):
     )
 
 
-LATER = frozenset({"view"})
+LATER = frozenset({"view", "group"})
 
 
 class Source(Section):
@@ -131,7 +131,13 @@ class Source(Section):
     sampling: Sampling = Field(
         default="uniform",
         description="draw the real images of a training step uniformly, or equally often from "
-        "every class",
+        "every class, or from every pair of a class and a group that there is",
+    )
+    group: Name | None = Field(
+        default=None,
+        description="column of what images have in common beside their class, as a background or a "
+        "hospital: sampling can balance it, and results tell the worst of all pairs of class and "
+        "group",
     )
     calibrate: bool = Field(
         default=False,
@@ -207,7 +213,11 @@ class Source(Section):
             return self
         if self.label_columns is not None and self.label_column is not None:
             raise ValueError("label_column and label_columns: got both, expected one of them")
-        for name, given in (("calibrate", self.calibrate), ("imbalance", self.imbalance)):
+        for name, given in (
+            ("calibrate", self.calibrate),
+            ("imbalance", self.imbalance),
+            ("group", self.group),
+        ):
             if given:
                 raise ValueError(f"{name}: is about classes, got task: {self.task}; leave it out")
         return self
@@ -246,10 +256,14 @@ class Source(Section):
 
     @model_validator(mode="after")
     def _one_correction(self) -> Self:
-        if self.calibrate and self.sampling == "balanced":
+        if self.sampling == "group_balanced" and self.group is None:
             raise ValueError(
-                "calibrate: true and sampling: balanced would correct for unequal classes twice; "
-                "choose one of them"
+                "sampling: group_balanced needs groups; set group to the column that has them"
+            )
+        if self.calibrate and self.sampling != "uniform":
+            raise ValueError(
+                f"calibrate: true and sampling: {self.sampling} would correct for unequal classes "
+                "twice; choose one of them"
             )
         return self
 
@@ -519,6 +533,7 @@ class SourceDataset:
         parts = [train_part, test_part]
         first = first_image([(part.table, part.usable) for part in parts], layout.image, agreement)
         shape = (0, 0, 0) if first is None else tuple(first.shape)
+        groups = sorted({name for part in parts for name in part.groups or [] if name is not None})
 
         def report(before: int, done: int) -> None:
             if advance is not None:
@@ -527,7 +542,7 @@ class SourceDataset:
         train = train_part.read(layout.image, agreement, shape, store, partial(report, 0))
         trained: Split | None = None
         if self.section.overlap != "drop":
-            trained = train_part.finished(train.kept_N, store)
+            trained = train_part.finished(train.kept_N, store, groups)
         test = test_part.read(
             layout.image, agreement, shape, store, partial(report, len(train_part.chosen))
         )
@@ -539,14 +554,14 @@ class SourceDataset:
             self.section.white_level, self.section.background
         )
         kept_N, shared = _without_overlap(self.section, train_part, train, test_part, test, store)
-        trained = trained or train_part.finished(kept_N, store)
-        tested = test_part.finished(test.kept_N, store)
+        trained = trained or train_part.finished(kept_N, store, groups)
+        tested = test_part.finished(test.kept_N, store, groups)
         check_trained(trained.labels_N.tolist(), names)
         check_tested(tested.labels_N.tolist(), names, train_part.table is test_part.table)
         provenance = replace(
             self.provenance, splits=counts, overlap=shared._asdict(), targets=scale
         )
-        return Decoded(trained, tested, names, bad, provenance, self.section.task)
+        return Decoded(trained, tested, names, bad, provenance, self.section.task, groups)
 
 
 def open_source(section: Source, dataset: Any = None) -> SourceDataset:  # noqa: ANN401

@@ -23,7 +23,7 @@ from distill_datasets.evaluation.beyond import Beyond
 from distill_datasets.evaluation.held_out import holding_out
 from distill_datasets.evaluation.protocol import Evaluate
 from distill_datasets.evaluation.references import once
-from distill_datasets.evaluation.results import by_class, mean_of_each, spread
+from distill_datasets.evaluation.results import by_class, by_group, mean_of_each, spread
 from distill_datasets.evaluation.trials import (
     Trial,
     best_of,
@@ -269,7 +269,14 @@ class _Students:
 
     def _measure_plain(self, trial: Trial, path: Path, checkpoint: TrainingCheckpoint) -> None:
         module, test_batches = self._plain(trial, checkpoint)
-        found = measure(module, test_batches, self.real.shape.task, self.settings.precision)
+        found = measure(
+            module,
+            test_batches,
+            self.real.shape.task,
+            self.settings.precision,
+            self.real.test.groups_N,
+            len(self.real.group_names),
+        )
         metrics: dict[str, Any] = {"seed": trial.student, **found}
         if self.attack is not None:
             metrics["taken_for_target"] = taken_for(module, test_batches(), *self.attack)
@@ -408,7 +415,11 @@ class _Students:
         """Metrics of every class, label or number, and those beside the first."""
         task, per_class = self.real.shape.task, [run["per_class"] for run in runs]
         if task == "classes":
-            return by_class(per_class, self.real.counts_K)
+            metrics = by_class(per_class, self.real.counts_K)
+            if "per_group" in runs[0]:
+                per_group = [run["per_group"] for run in runs]
+                metrics |= by_group(per_group, self.real.group_names)
+            return metrics
         further = [key for key in ("f1_micro", "f1_macro", "mae") if key in runs[0]]
         return {
             "metric": METRICS[task],

@@ -1,6 +1,6 @@
 """Metrics over the students of a row, for `results.json`.
 
-Shape suffixes: S students, K classes.
+Shape suffixes: S students, K classes, G groups.
 """
 
 import itertools
@@ -50,6 +50,27 @@ def by_class(accuracies_SK: list[list[float | None]], counts_K: list[int]) -> di
             )
         }
     return metrics
+
+
+def by_group(accuracies_SKG: list[list[list[float | None]]], names: list[str]) -> dict[str, Any]:
+    """Metrics over the pairs of a class and a group that are tested.
+
+    Args:
+        accuracies_SKG: of every student; None where a pair has no test images.
+        names: of the groups.
+
+    Returns:
+        What the worst pair of each student gets, as mean and deviation over students; the names of
+        the groups, and the mean over students of each pair, a list for every class.
+    """
+    worst = [
+        min(each for row in table for each in row if each is not None) for table in accuracies_SKG
+    ]
+    return {
+        "worst_group": spread(worst),
+        "groups": names,
+        "per_group": [mean_of_each(list(rows)) for rows in zip(*accuracies_SKG, strict=True)],
+    }
 
 
 def mean_of_each(values_SK: list[list[float | None]]) -> list[float | None]:

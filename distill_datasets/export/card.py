@@ -233,6 +233,7 @@ def _results(content: Content, results: list[dict[str, Any]]) -> dict[str, Any]:
         "further": further(results),
         "at_chance": at_chance(results),
         "tuned": any("tuned" in row for row in results),
+        "grouped": any("worst_group" in row for row in results),
         "transfer": transfer(results),
         "wider": wider(results),
         "worst": [(ROWS[row["from"]].on_card, worst(row)) for row in results if "worst" in row],

@@ -233,7 +233,7 @@ class HardLabelExamples(Examples):
 
     def order(self, rng: torch.Generator, batch: int, turn: int) -> Tensor:
         views = draw_views(self._settings, turn, self.count, self._pictures.size, self._draw)
-        if self._real is not None and self._real.sampling == "balanced":
+        if self._real is not None and self._real.sampling != "uniform":
             drawn_N = self._real.order(rng).int()
             views = views._replace(
                 image_B=drawn_N[views.image_B.long()], partner_B=drawn_N[views.partner_B.long()]

@@ -43,6 +43,20 @@ class Answers(NamedTuple):
             [right / count if count else None for right, count in zip(*pairs, strict=True)],
         )
 
+    def by_group(self, groups_N: Tensor, groups: int) -> list[list[float | None]]:
+        """The accuracy of every class on every group; None where there are no such images."""
+        shape = (self.logits_NK.shape[1], groups)
+        places_N = self.labels_N * groups + groups_N
+        right_N = places_N[self.logits_NK.argmax(dim=1) == self.labels_N]
+        tables = [
+            torch.bincount(chosen_N, minlength=shape[0] * shape[1]).view(shape).tolist()
+            for chosen_N in (right_N, places_N)
+        ]
+        return [
+            [right / count if count else None for right, count in zip(*rows, strict=True)]
+            for rows in zip(*tables, strict=True)
+        ]
+
     def confusion_KK(self) -> Tensor:
         """Images by their class (rows) and by the class that they are taken for."""
         classes = self.logits_NK.shape[1]
@@ -110,16 +124,22 @@ def measure(
     ask: Callable[[], Iterable[Batch]],
     task: Task,
     precision: Precision = "float32",
+    groups_N: Tensor | None = None,
+    groups: int = 0,
 ) -> dict[str, Any]:
     """How good a network is: `accuracy` and `per_class` as in `Score`, of `targets.METRICS`.
 
-    Where targets are no classes, further metrics stand beside them. Predictions of float32 may come
-    from a pass in bfloat16 that tells which of them are sure.
+    Where targets are no classes, further metrics stand beside them; where images have groups, the
+    accuracy of every class on every group, `per_group`. Predictions of float32 may come from a pass
+    in bfloat16 that tells which of them are sure.
     """
     if task == "classes":
         found = screened(module, ask) if precision == "float32" and pays(module) else None
         told = answers(module, ask(), precision) if found is None else Answers(*found)
-        return told.score()._asdict()
+        metrics: dict[str, Any] = told.score()._asdict()
+        if groups_N is not None:
+            metrics["per_group"] = told.by_group(groups_N, groups)
+        return metrics
     outputs_NK, targets_NK = _outputs(module, ask(), precision)
     if task == "labels":
         return label_score(outputs_NK, targets_NK)
