@@ -173,6 +173,11 @@ class Recipe(Section):
                 f"generator: {self.generator.name!r} was never trained, and "
                 f"{sampling[0].name!r} in distill.canvas takes images from it; choose trained"
             )
+        for part in sampling:
+            if isinstance(part, Selection):
+                yield from part.sampling_problems(
+                    self.generator.steps, unconditional=self.generator.unconditional
+                )
         if asking and self.source.normalization != "mean_std":
             yield (
                 f"source.normalization: {self.source.normalization!r} with a generator, which "

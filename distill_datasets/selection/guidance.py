@@ -1,11 +1,11 @@
-"""What pulls a sample while it is made: each a function of where the flow is and heads for.
+"""What pulls a sample while it is made, and refines it afterwards: each a function of tensors.
 
 The flow of `models.generator` is at x_t, at time t from noise (0) to latent (1), and heads for the
 latent z. Published guidance adds to a step of diffusion in units of its deviation sigma_t, which on
 the straight way from noise is 1 - t. A scale of 0 adds zeros.
 
-Shape suffixes: B samples, L channels and h w sides of a latent, M latents of others, N images, P
-weights of a network.
+Shape suffixes: B samples, L channels and h w sides of a latent, D values of one, M latents of
+others, N images, P weights of a network, S steps.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import torch.nn.functional as F
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from distill_datasets.models.generator import Velocity
 
 
 def mode(clean_BLhw: Tensor, modes_BLhw: Tensor, time: float, scale: float, stop: float) -> Tensor:
@@ -107,3 +109,38 @@ def likeness(one: Sequence[Tensor], other: Sequence[Tensor]) -> Tensor:
     product = torch.stack([(a * b).sum() for a, b in pairs]).sum()
     squares = [torch.stack([each.square().sum() for each in side]).sum() for side in (one, other)]
     return product / (squares[0] * squares[1]).sqrt().clamp(min=1e-12)
+
+
+def noise_error(
+    latents_BLhw: Tensor, noise_BLhw: Tensor, times_B: Tensor, labels_B: Tensor, velocity: Velocity
+) -> Tensor:
+    """What a flow does not find of the noise, e - (x_t - t v(x_t)), where x_t = (1 - t) e + t z."""
+    time = times_B[:, None, None, None]
+    x_BLhw = (1 - time) * noise_BLhw + time * latents_BLhw
+    return noise_BLhw - (x_BLhw - time * velocity(x_BLhw, times_B, labels_B))
+
+
+def refined(
+    latents_BLhw: Tensor,
+    noise_BLhw: Tensor,
+    times_SB: Tensor,
+    labels_B: Tensor,
+    velocity: Velocity,
+    lr: float,
+    worst: float,
+) -> Tensor:
+    """Latents in which the flow finds the noise better: steps of Adam, each latent for itself.
+
+    A step lowers the mean square of the error at one time, and `worst` times its largest value.
+
+    Source: CaO2 (arXiv:2506.22637), latent optimization.
+    """
+    with torch.enable_grad():
+        z_BLhw = latents_BLhw.detach().clone().requires_grad_()
+        adam = torch.optim.Adam([z_BLhw], lr=lr)
+        for times_B in times_SB:
+            error = noise_error(z_BLhw, noise_BLhw, times_B, labels_B, velocity).flatten(1)
+            loss_B = error.square().mean(dim=1) + worst * error.abs().amax(dim=1)
+            (z_BLhw.grad,) = torch.autograd.grad(loss_B.sum(), z_BLhw)
+            adam.step()
+    return z_BLhw.detach()

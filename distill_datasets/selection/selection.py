@@ -78,6 +78,15 @@ class Selection(Part, ABC):
         """Why no images could be made, for the user, before the source is read."""
         yield from ()
 
+    def sampling_problems(self, steps: int, *, unconditional: bool) -> Iterator[str]:
+        """Why a generator does not suit it, for the user.
+
+        Args:
+            steps: of the generator's sampling.
+            unconditional: whether it was ever shown latents of no class.
+        """
+        yield from ()
+
     def images(
         self, real: RealData, per_class: int, rng: torch.Generator, teacher: Teacher | None = None
     ) -> Tensor:

@@ -53,6 +53,11 @@ class GeneratorPart(Part, ABC):
     makes_images: ClassVar[bool] = True
     """False where it only decodes, and what it decodes was never trained to look like an image."""
 
+    @property
+    def unconditional(self) -> bool:
+        """Whether its flow was shown latents without their class, so that it can be asked so."""
+        return True
+
     steps: int = Field(default=16, gt=0, le=1000, description="Euler steps from noise to a latent")
     guidance: float = Field(
         default=1.0,
@@ -152,6 +157,10 @@ class TrainedGenerator(GeneratorPart):
         default=None,
         description="fine-tune the flow towards samples that cover their class; null: do not",
     )
+
+    @property
+    def unconditional(self) -> bool:
+        return self.flow.drop > 0
 
     def cited(self) -> list[str]:
         own = self.paper.split("; ")

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -22,10 +22,13 @@ from distill_datasets.selection.generated import (
     Guided,
     NearestLatent,
     Prototypes,
+    Refine,
     centers,
+    late_times,
     misfit,
 )
 from distill_datasets.selection.selection import Selection
+from distill_datasets.stages.generator import even_times
 
 SECTION = str(TRAINED).replace("'", "")
 
@@ -124,6 +127,67 @@ def test_influence_raises_the_likeness_of_gradients(real: RealData, generator: G
     assert alike(x + 0.1 * pull / pull.norm()) > alike(x)
 
 
+def noise_loss(generator: Generator, latents: Tensor, noise: Tensor, time: float) -> Tensor:
+    """By hand, for latents of no class: the mean square of the error, and twice its largest."""
+    assert generator.velocity is not None
+    times_B, none_B = torch.full((len(latents),), time), torch.full((len(latents),), TOY.k)
+    x = (1 - time) * noise + time * latents
+    error = noise - (x - time * generator.velocity(x, times_B, none_B))
+    return error.square().mean((1, 2, 3)) + 2 * error.abs().amax((1, 2, 3))
+
+
+def test_refining_takes_the_steps_of_adam_and_the_flow_finds_the_noise_better(
+    generator: Generator,
+) -> None:
+    latents, noise = generator.start(rng_for(5), 3), generator.start(rng_for(6), 3)
+    assert generator.velocity is not None
+    one, many = (
+        guidance.refined(
+            latents, noise, torch.full((steps, 3), 0.75), torch.full((3,), TOY.k),
+            generator.velocity, 0.01, 2.0,
+        )
+        for steps in (1, 30)
+    )  # fmt: skip
+    leaf = latents.clone().requires_grad_()
+    loss = noise_loss(generator, leaf, noise, 0.75)
+    (gradient,) = torch.autograd.grad(loss.sum(), leaf)
+    # the first step of Adam is by the sign of the gradient
+    clear = gradient.abs() > 1e-4
+    assert clear.any() and torch.allclose(
+        one[clear], (latents - 0.01 * gradient.sign())[clear], atol=1e-5
+    )
+    assert (noise_loss(generator, many, noise, 0.75) < loss).all()
+
+
+@pytest.mark.parametrize("told", ["nothing", "class"])
+def test_refined_samples_are_others_a_little_apart_and_repeat(
+    real: RealData, told: Literal["nothing", "class"]
+) -> None:
+    refine = Refine(steps=3, lr=0.05, told=told)
+    for whole, plain in (
+        (Guided(refine=refine, pool=2), Guided(pool=2)),
+        (Prototypes(refine=refine), Prototypes()),
+    ):
+        first, second, before = (
+            each.of_class(real, 1, 3, rng_for(0), Networks()) for each in (whole, whole, plain)
+        )
+        assert torch.equal(first, second) and not torch.equal(first, before)
+        assert (first - before).abs().max() < 0.2
+    # of 16 steps those at 12, 13 and 14; the last one is left out
+    assert late_times(even_times(16)) == [12 / 16, 13 / 16, 14 / 16]
+    assert late_times(even_times(3)) == [1 / 3]
+
+
+def test_refining_is_refused_where_the_flow_was_never_shown_no_class(tmp_path: Path) -> None:
+    section = str(TRAINED | {"flow": {"epochs": 1, "drop": 0.0}, "steps": 2}).replace("'", "")
+    answer = command(
+        "check", toy_file(tmp_path), f"generator={section}", "distill.canvas={name: pixels, "
+        "ipc: 2, init: {name: guided, refine: {steps: 2}}}",
+    )  # fmt: skip
+    assert answer.code == 2 and "flow.drop: 0 never shows the flow" in answer.err
+    assert "generator.steps: got 2" in answer.err
+
+
 def test_prototypes_without_noise_are_the_decoded_centers(
     real: RealData, generator: Generator
 ) -> None:
@@ -179,7 +243,7 @@ def test_a_run_is_resumed_class_by_class_and_relabeled(tmp_path: Path) -> None:
     words = [
         "run", toy_file(tmp_path), f"generator={SECTION}", "distill.steps=0",
         "distill.canvas={name: pixels, ipc: 2, bounds: clip, init: {name: guided, mode: 0.2, "
-        "pool: 2}}", "distill.labels=area", "distill.objective=selected",
+        "pool: 2, refine: {steps: 2}}}", "distill.labels=area", "distill.objective=selected",
         "distill.networks={name: fresh}", "squeeze={epochs: 2, batch: 50, least_accuracy: 0.0}",
         "relabel={epochs: 2, batch: 10}", "evaluate.steps=null", "evaluate.epochs=2",
         "evaluate.batch=10", "evaluate.loss=kl", "--runs", tmp_path / "runs",

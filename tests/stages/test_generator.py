@@ -1,12 +1,13 @@
 """Generators: trained on the source, resumed, shared by processes; latents there and back."""
 
+import re
 from pathlib import Path
 from unittest import mock
 
 import pytest
 import torch
 from support import TESTS
-from support.generator_problem import TRAINED, made, trained
+from support.generator_problem import TRAINED, made, samples, trained
 from support.launch import launch
 from support.tiny import TOY, toy_real
 from support.toy_runs import command, hashes, times, toy_file
@@ -77,6 +78,23 @@ def test_a_training_that_was_killed_goes_on_to_the_same_bits(
 def test_two_processes_train_the_same_bits(tmp_path: Path, folder: Path) -> None:
     finished = launch(TESTS / "support" / "generator_problem.py", tmp_path, processes=2)
     assert finished.returncode == 0, finished.stderr
+    assert left(tmp_path) == left(folder)
+    assert finished.stdout.splitlines() == 2 * [samples(folder)]
+
+
+@pytest.mark.timeout(120)
+def test_a_process_that_is_told_to_end_in_a_phase_goes_on_to_the_same_bits(
+    tmp_path: Path, folder: Path
+) -> None:
+    program = TESTS / "support" / "generator_problem.py"
+    for module, phase in (("Autoencoder", "autoencoder"), ("FlowUNet", "flow")):
+        ended = launch(program, tmp_path, module, 0, processes=1)
+        assert ended.returncode != 0 and not ended.stdout
+        saved = re.search(rf"it stopped: {phase} is saved after step (\d+) of 12", ended.stderr)
+        assert saved and 1 < int(saved[1]) < 12, ended.stderr
+        (begun,) = tmp_path.rglob(".checkpoint*")
+        assert begun.parent.name.startswith(phase)
+    assert samples(tmp_path) == samples(folder)
     assert left(tmp_path) == left(folder)
 
 
