@@ -286,6 +286,8 @@ class Recipe(Section):
         # what came later: recipes without it keep their hash
         absent: dict[str, Any] = {} if self.generator is not None else {"generator": True}
         later = ("notes", "citation", "license")
+        if self.relabel is not None and self.relabel.kept_apart:
+            absent["relabel"] = self.relabel.kept_apart
         absent["publish"] = {key for key in later if getattr(self.publish, key) is None}
         resolved: dict[str, Any] = without_places(self.model_dump(mode="json", exclude=absent))
         return resolved

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Self
 
@@ -36,7 +36,13 @@ from distill_datasets.objectives.objective import (
     match_problems,
 )
 from distill_datasets.runtime.draws import LaneDraw
-from distill_datasets.runtime.precision import Precision
+from distill_datasets.runtime.precision import (
+    WHERE_FAST,
+    WORTH_STEPS,
+    Compile,
+    Precision,
+    is_compiled,
+)
 from distill_datasets.types import Shape
 from distill_datasets.views.crops import Curriculum, RandomCrop, draw_view, smallest_area
 
@@ -220,13 +226,15 @@ class Recover(Objective):
         default=None, description="of the teachers asked together, divided by their sum; null: 1"
     )
     precision: Precision = Field(
-        default="float32", description="of the networks; statistics are float32 in any case"
+        default="float32",
+        description=f"of the networks; statistics are float32 in any case; {WHERE_FAST}",
     )
     channels_last: bool = Field(default=False, description="order of a layer's values in memory")
-    compile: bool = Field(
-        default=False, description="use torch's compiler: needs a C++ compiler on a CPU, and time "
-        "before the first step",
-    )  # fmt: skip
+    compile: Compile = Field(
+        default=False,
+        description="use torch's compiler: needs a C++ compiler on a CPU, and time before the "
+        f"first step; auto: where it is there, on a CPU from {WORTH_STEPS} steps of a block on",
+    )
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -347,8 +355,9 @@ class Recover(Objective):
         viewed_BCHW, asked = view(images_BCHW), self._asked(networks, draw)
         # in two parts: the networks back to the view, where they are compiled, then the view back
         leaf_BCHW = viewed_BCHW.detach().requires_grad_()
-        with self._one_compiles(networks, asked):
-            loss, terms = self._loss(leaf_BCHW, targets_BK, networks, asked)
+        compiled = is_compiled(self.compile, leaf_BCHW.device, draw.steps)
+        with self._one_compiles(networks, asked) if compiled else nullcontext():
+            loss, terms = self._loss(leaf_BCHW, targets_BK, networks, asked, compiled=compiled)
             if self.pair_weight:
                 paired_BCHW = view(partners(real, targets_BK, draw.always("pairs")))
                 loss = loss + self.pair_weight * self._pairing(
@@ -365,7 +374,7 @@ class Recover(Objective):
         with torch.no_grad():
             images_BCHW, targets_BK = distilled(self._every(distilled))
             everyone = list(range(len(networks.members)))
-            loss, terms = self._loss(images_BCHW, targets_BK, networks, everyone, compiled=False)
+            loss, terms = self._loss(images_BCHW, targets_BK, networks, everyone)
             numbers = torch.stack([loss, *terms]).tolist()
             return dict(zip(["loss", *Terms._fields], numbers, strict=True))
 
@@ -388,7 +397,8 @@ class Recover(Objective):
         targets_BK: Tensor,
         teachers: Teachers,
         asked: list[int],
-        compiled: bool = True,
+        *,
+        compiled: bool = False,
     ) -> tuple[Tensor, Terms]:
         """The loss sum_t w_t (CE_t + b_t BN_t) / sum_t w_t, and the means of CE and BN alike."""
         refuse(self.problems(Context(teachers=len(teachers.members))))
@@ -398,7 +408,7 @@ class Recover(Objective):
         parts = Terms(loss, loss)
         for place, weight in zip(asked, weights, strict=True):
             one = matched[place]
-            terms = one.compiled if self.compile and compiled else matching_terms
+            terms = one.compiled if compiled else matching_terms
             cross_entropy, bn_loss = terms(
                 one.probe,
                 images_BCHW,
@@ -435,7 +445,7 @@ class Recover(Objective):
         """
         # `kept` is of this thread alone; the lock is shared, and held for a first step only
         known: set[int] = teachers.kept.__dict__.setdefault("compiled", set())
-        if not self.compile or known.issuperset(asked):
+        if known.issuperset(asked):
             yield
             return
         with teachers.compiling, torch._dynamo.config.patch(recompile_limit=MOST_GRAPHS):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from pydantic import BaseModel
 
 from distill_datasets.canvases.canvas import CanvasSize
@@ -37,6 +38,12 @@ from distill_datasets.planning.memory import footprint, in_words
 from distill_datasets.planning.minutes import minutes_of
 from distill_datasets.recipe import Recipe
 from distill_datasets.runtime.draws import draws
+from distill_datasets.runtime.precision import (
+    WORTH_STEPS,
+    has_compiler,
+    is_compiled,
+    is_lower,
+)
 from distill_datasets.selection.selection import privacy
 from distill_datasets.stages.generator import GeneratorPart
 from distill_datasets.stages.relabel import Layout
@@ -166,6 +173,7 @@ def plan(
         numbers=[
             *_sizes(shape, size, recipe.distill.canvas.budget(shape)),
             *_work_lines(recipe, work),
+            *_computing(recipe),
             *memory,
             *_privacy(recipe),
             *overlap,
@@ -376,6 +384,37 @@ def _work_lines(recipe: Recipe, work: Work) -> Lines:
         ("work of an outer step", flops_in_words(work.outer_step)),
         ("work in all", flops_in_words(work.total) + more),
     ]
+
+
+def _computing(recipe: Recipe) -> Lines:
+    """What every `auto` of a precision or of a compiler stands for on this machine."""
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    lower = [path for path, key in _automatic(recipe, "") if key in PRECISIONS]
+    compiled = [path for path, key in _automatic(recipe, "") if key == "compile"]
+    taken = "bfloat16" if is_lower("auto", device) else "float32"
+    lines = [("computed here", f"in {taken}: {', '.join(lower)}")] if lower else []
+    if compiled:
+        steps = recipe.distill.steps
+        answer = "compiled" if is_compiled("auto", device, steps) else "not compiled"
+        why = "" if has_compiler(device.type) else "; there is no compiler that torch could call"
+        if device.type == "cpu" and steps < WORTH_STEPS:
+            why = f"; {steps:,} steps do not pay for it"
+        lines.append(("compiled here", f"{answer}: {', '.join(compiled)}{why}"))
+    return lines
+
+
+PRECISIONS = {"precision", "real_precision", "warm_up_precision", "bf16_real"}
+"""Keys of which `auto` asks the machine for bfloat16."""
+
+
+def _automatic(section: BaseModel, prefix: str) -> Iterator[tuple[str, str]]:
+    """The path and the name of every key that is `auto`."""
+    for key in type(section).model_fields:
+        value = getattr(section, key)
+        if value == "auto":
+            yield f"{prefix}{key}", key
+        if isinstance(value, BaseModel):
+            yield from _automatic(value, f"{prefix}{key}.")
 
 
 def _parts(section: BaseModel, prefix: str) -> Iterator[tuple[str, str]]:

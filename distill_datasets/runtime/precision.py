@@ -1,9 +1,16 @@
-"""In which precision networks are computed: what a recipe asks for, on the device that is there."""
+"""How networks are computed: what a recipe asks for, on the device that is there.
+
+In which precision, and whether torch's compiler makes one program of a step.
+"""
 
 from __future__ import annotations
 
 import functools
+import os
+import shutil
 import sys
+import sysconfig
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -13,6 +20,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Precision = Literal["float32", "bfloat16", "auto"]
+Compile = bool | Literal["auto"]
+WORTH_STEPS = 1000
+"""Compiling takes a CPU one or two minutes, which so many steps save again."""
 WHERE_FAST = "auto: bfloat16 where the device multiplies it faster than float32, else float32"
 FAST_FLAGS = {"avx512_bf16", "amx_bf16"}
 """What the kernel calls instructions of a CPU that multiply bfloat16."""
@@ -43,3 +53,20 @@ def at_least_float32(tensor: Tensor) -> Tensor:
 def computing_in(precision: Precision, device: torch.device) -> torch.autocast:
     """Around a call of a network: weights stay as they are, products are in this precision."""
     return torch.autocast(device.type, torch.bfloat16, enabled=is_lower(precision, device))
+
+
+@functools.cache
+def has_compiler(kind: str) -> bool:
+    """Whether torch's compiler finds on this machine what it needs for a kind of device."""
+    if kind != "cpu":
+        return find_spec("triton") is not None
+    header = Path(sysconfig.get_path("include")) / "Python.h"
+    return shutil.which(os.environ.get("CXX", "g++")) is not None and header.is_file()
+
+
+def is_compiled(compile_: Compile, device: torch.device, steps: int | None) -> bool:
+    """Whether steps are compiled; `steps` are those of one block, None where nobody knows."""
+    if compile_ != "auto":
+        return compile_
+    worth = device.type != "cpu" or (steps or 0) >= WORTH_STEPS
+    return worth and has_compiler(device.type)

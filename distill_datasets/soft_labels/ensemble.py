@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from distill_datasets.errors import refuse
 from distill_datasets.models.architecture import Architecture, last_linear
 from distill_datasets.models.weights import built, frozen
+from distill_datasets.runtime.precision import at_least_float32, computing_in
 from distill_datasets.soft_labels.codes import Classifier
 from distill_datasets.types import Shape
 from distill_datasets.views.relabel import EnsembleSettings, Relabel
@@ -63,6 +64,7 @@ class TeacherEnsemble:
         total = sum(weight for _, weight in used)
         self._weights = [weight / total for _, weight in used]
         self._modules = [copy.deepcopy(module).to(device).eval() for module, _ in used]
+        self._precision = settings.precision
         self._rescaled = settings.teachers == "rescaled"
         for module in self._modules:
             refuse(_module_problems(module, settings, shape, features))
@@ -87,10 +89,10 @@ class TeacherEnsemble:
         """
         # one forward pass per group: its mean and variance are over the group's images alone
         _, sizes = torch.unique_consecutive(group_B, return_counts=True)
-        outputs = [
-            torch.cat([module(group) for group in torch.split(images_BCHW, sizes.tolist())])
-            for module in self._modules
-        ]
+        groups = torch.split(images_BCHW, sizes.tolist())
+        with computing_in(self._precision, images_BCHW.device):
+            outputs = [torch.cat([module(group) for group in groups]) for module in self._modules]
+        outputs = [at_least_float32(output_BK) for output_BK in outputs]
         if self._rescaled:
             # z_m <- z_m * mean_m(|z_m|) / |z_m|, one length |z_m| per view: see above
             lengths = [output_BK.norm(dim=1, keepdim=True) for output_BK in outputs]

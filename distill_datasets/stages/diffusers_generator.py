@@ -286,14 +286,14 @@ class DiffusersGenerator(GeneratorPart):
 
         real, before = source.real, sha256_of_modules(latents, flow)
         encoded = run.folder / f"latents-{fingerprint([VERSION, before, source.fingerprint])}"
-        deciding = phase.model_dump(mode="json", exclude={"checkpoint_seconds"})
-        folder = run.folder / f"minimax-{fingerprint([deciding, encoded.name, run.seed])}"
+        folder = run.folder / f"minimax-{fingerprint([phase.deciding, encoded.name, run.seed])}"
 
         def train() -> None:
             tune_little(flow)
             rows_N = source_latents(latents, real, encoded, run)
             examples = Labeled(rows_N, real.train.labels_N, real.shape.k, phase.batch)
-            train_phase("minimax", phase, flow, examples, flow_loss(0.0, phase), folder, run)
+            loss_of = flow_loss(0.0, phase, phase.precision)
+            train_phase("minimax", phase, flow, examples, loss_of, folder, run)
 
         phase_done("minimax", flow, folder, run, train)
 

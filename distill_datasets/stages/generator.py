@@ -194,14 +194,15 @@ class TrainedGenerator(GeneratorPart):
 
     def _autoencoder(self, source: LoadedSource, run: Run) -> tuple[Autoencoder, Path]:
         phase, real = self.autoencoder, source.real
-        identity = fingerprint([VERSION, _deciding(phase), source.fingerprint, run.seed])
+        identity = fingerprint([VERSION, phase.deciding, source.fingerprint, run.seed])
         folder = run.folder / f"autoencoder-{identity}"
         module = fresh_autoencoder(real.shape, phase, rng_for(run.seed, "autoencoder", "network"))
         module = module.to(run.runtime.device)
         examples = Labeled(real.train.images_NCHW, real.train.labels_N, real.shape.k)
         train = partial(
             train_phase,
-            "autoencoder", phase, module, examples, autoencoder_loss(phase.divergence), folder, run,
+            "autoencoder", phase, module, examples,
+            autoencoder_loss(phase.divergence, phase.precision), folder, run,
             finish=partial(standardize, module, real),
         )  # fmt: skip
         phase_done("autoencoder", module, folder, run, train)
@@ -213,7 +214,7 @@ class TrainedGenerator(GeneratorPart):
         from distill_datasets.models.flow import FlowUNet
 
         phase, real = self.flow, source.real
-        identity = fingerprint([VERSION, _deciding(phase), encoded.name, run.seed])
+        identity = fingerprint([VERSION, phase.deciding, encoded.name, run.seed])
         folder = run.folder / f"flow-{identity}"
         module: nn.Module = FlowUNet(self.autoencoder.channels, phase.width, real.shape.k)
         initialize(module, rng_for(run.seed, "flow", "network"))
@@ -226,19 +227,19 @@ class TrainedGenerator(GeneratorPart):
 
         def train() -> None:
             train_phase(
-                "flow", phase, module, examples(), flow_loss(phase.drop), folder, run,
-                ema=phase.ema,
+                "flow", phase, module, examples(), flow_loss(phase.drop, precision=phase.precision),
+                folder, run, ema=phase.ema,
             )  # fmt: skip
 
         phase_done("flow", module, folder, run, train)
         tuning = self.minimax
         if tuning is None:
             return module
-        tuned = fingerprint([VERSION, _deciding(tuning), folder.name, run.seed])
+        tuned = fingerprint([VERSION, tuning.deciding, folder.name, run.seed])
 
         def tune() -> None:
             module.train().requires_grad_()
-            loss_of = flow_loss(0.0, tuning)
+            loss_of = flow_loss(0.0, tuning, tuning.precision)
             train_phase(
                 "minimax", tuning, module, examples(tuning.batch), loss_of,
                 run.folder / f"minimax-{tuned}", run,
@@ -337,8 +338,3 @@ def latent_of(shape: Shape, phase: AutoencoderPhase) -> tuple[int, int, int]:
     from distill_datasets.models.flow import latent_sides
 
     return (phase.channels, *latent_sides(shape))
-
-
-def _deciding(phase: AutoencoderPhase | FlowPhase | MinimaxPhase) -> dict[str, object]:
-    """What of a phase decides its weights."""
-    return phase.model_dump(mode="json", exclude={"checkpoint_seconds"})

@@ -34,6 +34,12 @@ from distill_datasets.models.generator import ENCODED_AT_ONCE
 from distill_datasets.optimizers import Adam, TrainingRule
 from distill_datasets.runtime.draws import Draw, draws
 from distill_datasets.runtime.locks import LOCK, one_run
+from distill_datasets.runtime.precision import (
+    WHERE_FAST,
+    Precision,
+    at_least_float32,
+    computing_in,
+)
 from distill_datasets.runtime.processes import Run
 from distill_datasets.training.checkpoint import TrainingCheckpoint
 from distill_datasets.training.examples import Examples, shuffled
@@ -67,9 +73,20 @@ class Phase(Section, ABC):
     shards: int = Field(
         default=1, gt=0, le=10_000, description="equal pieces of a batch, which processes share"
     )
+    precision: Precision = Field(
+        default="float32",
+        description=f"of the network while it is trained; weights and losses are float32; "
+        f"{WHERE_FAST}",
+    )
     checkpoint_seconds: float = Field(
         default=60.0, ge=0, description="at the end of an epoch, time since the last checkpoint"
     )
+
+    @property
+    def deciding(self) -> dict[str, object]:
+        """What of a phase decides its weights."""
+        plain = {"precision"} if self.precision == "float32" else set[str]()
+        return self.model_dump(mode="json", exclude={"checkpoint_seconds", *plain})
 
     @property
     def augment(self) -> Augment:
@@ -173,7 +190,7 @@ class Labeled(Examples):
         return F.mse_loss(logits_BK, targets_BK)
 
 
-def autoencoder_loss(divergence: float) -> LossOf:
+def autoencoder_loss(divergence: float, precision: Precision = "float32") -> LossOf:
     """Mean squared error of a pixel, and the divergence of an image's latent by its pixels.
 
     Source: VAE (arXiv:1312.6114).
@@ -181,18 +198,24 @@ def autoencoder_loss(divergence: float) -> LossOf:
 
     def loss_of(module: Any, batch: Batch, draw: Draw) -> Tensor:  # noqa: ANN401
         pixels_BCHW, targets_BK = batch
-        mean, log_variance = module.distribution(pixels_BCHW)
+        with computing_in(precision, pixels_BCHW.device):
+            moments = module.distribution(pixels_BCHW)
+        mean, log_variance = (at_least_float32(each) for each in moments)
         noise = torch.randn(mean.shape, generator=draw("latent")).to(mean.device)
-        drawn_BCHW = module.drawn(mean + (log_variance / 2).exp() * noise, targets_BK)
+        with computing_in(precision, pixels_BCHW.device):
+            drawn_BCHW = module.drawn(mean + (log_variance / 2).exp() * noise, targets_BK)
         divergences = (mean.square() + log_variance.exp() - log_variance - 1) / 2
         per_pixel = divergences.sum() / pixels_BCHW.numel()
-        loss: Tensor = F.mse_loss(drawn_BCHW, pixels_BCHW) + divergence * per_pixel
+        error = F.mse_loss(at_least_float32(drawn_BCHW), pixels_BCHW)
+        loss: Tensor = error + divergence * per_pixel
         return loss
 
     return loss_of
 
 
-def flow_loss(drop: float, minimax: MinimaxPhase | None = None) -> LossOf:
+def flow_loss(
+    drop: float, minimax: MinimaxPhase | None = None, precision: Precision = "float32"
+) -> LossOf:
     """Mean squared error of the velocity, at times whose logits are normal.
 
     Source: flow matching (arXiv:2210.02747); times as in Stable Diffusion 3 (arXiv:2403.03206).
@@ -207,7 +230,9 @@ def flow_loss(drop: float, minimax: MinimaxPhase | None = None) -> LossOf:
         labels_B = targets_BK.argmax(dim=1).masked_fill(dropped_B, classes)
         time = times_B[:, None, None, None]
         x_BLhw = (1 - time) * noise + time * latents_BLhw
-        velocity_BLhw = module(x_BLhw, times_B, labels_B)
+        with computing_in(precision, x_BLhw.device):
+            velocity_BLhw = module(x_BLhw, times_B, labels_B)
+        velocity_BLhw = at_least_float32(velocity_BLhw)
         loss = F.mse_loss(velocity_BLhw, latents_BLhw - noise)
         if minimax is None:
             return loss

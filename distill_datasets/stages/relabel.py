@@ -289,7 +289,7 @@ def _identity(settings: Relabel, pictures: Pictures, squeezed: SqueezedFolder, s
 
 def _deciding(settings: Relabel) -> dict[str, Any]:
     """The settings that labels depend on, as JSON."""
-    return settings.model_dump(mode="json", exclude={"parquet_below_bytes"})
+    return settings.model_dump(mode="json", exclude={"parquet_below_bytes", *settings.kept_apart})
 
 
 def _label_files(

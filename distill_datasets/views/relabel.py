@@ -11,6 +11,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from distill_datasets.config import Section
+from distill_datasets.runtime.precision import WHERE_FAST, Precision
 from distill_datasets.types import Shape
 from distill_datasets.views.crops import RandomCrop
 
@@ -87,6 +88,7 @@ class EnsembleSettings(Section, ABC):
     weights: list[float] | None = Field(
         default=None, description="of every teacher in the mean; 0 leaves one out; null: alike"
     )
+    precision: Precision = Field(default="float32", description=f"of the teachers; {WHERE_FAST}")
 
     @model_validator(mode="after")
     def _weights_are_shares(self) -> Self:
@@ -102,6 +104,11 @@ class EnsembleSettings(Section, ABC):
     def norm_groups(self) -> int:
         """Parts of a batch with BatchNorm statistics of their own; 0 where no view shares any."""
         return self.groups if self.batch_norm == "batch" else 0
+
+    @property
+    def kept_apart(self) -> set[str]:
+        """Keys that came later, at values that change nothing: without them hashes stay."""
+        return {"precision"} if self.precision == "float32" else set()
 
     def weights_of(self, teachers: int) -> list[float]:
         """The weight of each of so many teachers."""

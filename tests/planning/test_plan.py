@@ -20,6 +20,7 @@ from distill_datasets.networks.network import NetworkSource
 from distill_datasets.objectives.objective import Block, Estimate, Objective
 from distill_datasets.pipeline.run import run
 from distill_datasets.planning.plan import plan
+from distill_datasets.runtime import precision
 from distill_datasets.runtime.draws import LaneDraw
 from distill_datasets.types import Shape
 
@@ -67,6 +68,28 @@ def test_separate_images_are_counted_in_pixels() -> None:
     assert found["budget"] == "1,280 px = 2 per class"  # pixels count once, whatever the channels
     assert found["trained pixel values"] == "3,840"
     assert found["rows, before PNG"] == "3,840 bytes"
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_what_auto_stands_for_here_is_told(monkeypatch: pytest.MonkeyPatch, fast: bool) -> None:
+    monkeypatch.setattr(precision, "cpu_is_fast", lambda: fast)
+    monkeypatch.setattr("distill_datasets.planning.plan.has_compiler", lambda kind: fast)
+    monkeypatch.setattr(precision, "has_compiler", lambda kind: fast)
+    teaching = [
+        "squeeze={epochs: 1, precision: auto, network: {name: convnet, depth: 2, norm: batch}}",
+        "distill.objective={name: recover, precision: auto, compile: auto}",
+        "distill.networks=teachers", "distill.labels=area",
+        "distill.optimizer={name: adam, lr: 0.1}",
+        "distill.canvas={name: pixels, ipc: 1, bounds: clip}", "distill.lanes=1",
+    ]  # fmt: skip
+    found = numbers(*teaching, "distill.steps=1000")
+    taken = "bfloat16" if fast else "float32"
+    assert found["computed here"] == f"in {taken}: squeeze.precision, distill.objective.precision"
+    done = "compiled" if fast else "not compiled"
+    assert found["compiled here"].startswith(f"{done}: distill.objective.compile")
+    few = numbers(*teaching, "distill.steps=999")["compiled here"]
+    assert few.startswith("not compiled") and few.endswith("999 steps do not pay for it")
+    assert "computed here" not in numbers()
 
 
 def test_work_is_counted_per_lane_and_step() -> None:

@@ -228,6 +228,18 @@ def test_auto_is_bfloat16_where_the_cpu_multiplies_it_fast(
         assert found.dtype == (kind or torch.float32)
 
 
+def test_auto_compiles_where_a_compiler_is_and_a_cpu_has_enough_to_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cpu, other = torch.device("cpu"), torch.device("meta")
+    for there in (True, False):
+        monkeypatch.setattr(precision, "has_compiler", lambda kind, there=there: there)
+        asked = [(cpu, 999), (cpu, 1000), (cpu, None), (other, 1)]
+        found = [precision.is_compiled("auto", device, steps) for device, steps in asked]
+        assert found == ([False, True, False, True] if there else [False] * 4)
+        assert precision.is_compiled(True, cpu, 1) and not precision.is_compiled(False, cpu, 5000)
+
+
 def test_one_process_works_on_all_units(runtime: Runtime) -> None:
     assert runtime.mine(3) == [0, 1, 2] and runtime.is_main
 

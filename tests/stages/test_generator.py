@@ -22,6 +22,8 @@ from distill_datasets.stages.generator_training import spread
 from distill_datasets.training import checkpoint
 from distill_datasets.types import Shape
 
+PHASES = ("autoencoder", "flow", "minimax")
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -96,6 +98,21 @@ def test_a_process_that_is_told_to_end_in_a_phase_goes_on_to_the_same_bits(
         assert begun.parent.name.startswith(phase)
     assert samples(tmp_path) == samples(folder)
     assert left(tmp_path) == left(folder)
+
+
+def test_bfloat16_trains_another_generator_that_is_nearly_the_same(
+    tmp_path: Path, generator: Generator
+) -> None:
+    lower = made(
+        trained(**{name: {**TRAINED[name], "precision": "bfloat16"} for name in PHASES}), tmp_path
+    )
+    assert all(tensor.dtype == torch.float32 for tensor in lower.latents.state_dict().values())
+    pixels = toy_real().displayable(torch.arange(6))
+    ours, theirs = (each.encode(pixels) for each in (generator, lower))
+    assert not torch.equal(ours, theirs) and (ours - theirs).abs().mean() < 0.3
+    noise, labels_B = generator.start(rng_for(0), 3), torch.tensor([0, 1, 2])
+    velocities = [each.moves(noise, 0.5, labels_B) for each in (generator, lower)]
+    assert not torch.equal(*velocities) and torch.allclose(*velocities, atol=0.3)
 
 
 def test_latents_of_the_source_are_standardized(generator: Generator) -> None:

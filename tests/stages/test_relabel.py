@@ -392,6 +392,14 @@ def test_other_images_or_settings_are_other_labels(tmp_path: Path) -> None:
     assert relabel(tmp_path, store=other).folder != first.folder
 
 
+def test_labels_in_bfloat16_are_nearly_those_in_float32_and_lie_elsewhere(tmp_path: Path) -> None:
+    exact, lower = relabel(tmp_path), relabel(tmp_path, precision="bfloat16")
+    assert exact.folder != lower.folder
+    ours, theirs = (torch.from_numpy(each.read(0, 80)["logits"]).float() for each in (exact, lower))
+    assert not torch.equal(ours, theirs)
+    assert float((ours - theirs).norm() / ours.norm()) < 0.02
+
+
 def test_the_recipe_says_where_labels_go_and_what_they_take(tmp_path: Path) -> None:
     made = relabel(tmp_path)
     # two int32 for epoch and batch, image, crop, flip, twice; box, share and group
