@@ -1,23 +1,21 @@
 """The latent canvas: its gradient through the decoder, and every objective on it."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from support.devices import PROBLEMS
 from support.generator_problem import TRAINED, made, trained
-from support.tiny import NET, TOY, toy_real
+from support.tiny import CPU, distilled_of, toy_real
 from support.toy_runs import command, toy_file
 
 from distill_datasets.canvases.latent import Latent, in_chunks
 from distill_datasets.data.real import RealData
 from distill_datasets.export.folder import read_manifest
-from distill_datasets.networks.network import FreshSource
-from distill_datasets.objectives.distribution import Distribution
-from distill_datasets.objectives.gradient import Gradient
-from distill_datasets.objectives.objective import Objective
-from distill_datasets.objectives.regression import Regression
-from distill_datasets.runtime.draws import LaneDraw, rng_for
+from distill_datasets.labels.fixed import Area
+from distill_datasets.runtime.draws import rng_for
 from distill_datasets.selection.random import Noise
 from distill_datasets.stages.generator import RandomGenerator
 from distill_datasets.types import Shape
@@ -73,27 +71,25 @@ def test_no_graph_of_the_decoder_is_kept_between_the_passes(real: RealData) -> N
     assert kept[1] < kept[0] / 5
 
 
-@pytest.mark.parametrize(
-    "objective",
-    [
-        Distribution(real_batch=8),
-        Gradient(real_batch=8),
-        Regression(real_batch=24, ridge=0.001),
-    ],
-    ids=lambda objective: objective.name,
-)
-def test_every_objective_gives_latents_a_gradient(real: RealData, objective: Objective) -> None:
-    from distill_datasets.distilled import Distilled
-    from distill_datasets.labels.fixed import Area
+JOINT = [
+    "unrolled, graph", "unrolled, recompute", "distribution", "gradient", "trajectory",
+    "regression", "linear",
+]  # fmt: skip
 
-    assert real.generator is not None
-    canvas = Latent(ipc=2, chunk=3).with_generator(real.generator)
-    images = canvas.start(real, rng_for(0))
-    targets = Area().start(images.cells, TOY.k)
-    distilled = Distilled(canvas, Area(), real.normalization.input_space, images, targets)
-    networks = FreshSource(NET, TOY, torch.device("cpu"))
-    found = objective.estimate(distilled, networks, real, LaneDraw(0, 0, 0))
-    assert found.grads["canvas.latents_NLhw"].abs().amax((1, 2, 3)).min() > 0
+
+@pytest.mark.parametrize("layer", [0, 1])
+@pytest.mark.parametrize("name", JOINT)
+def test_every_objective_gives_latents_and_features_a_gradient(
+    tmp_path: Path, name: str, layer: int
+) -> None:
+    problem = PROBLEMS[name](CPU, False, tmp_path)
+    generator = made(RandomGenerator(channels=2, width=8), tmp_path, problem.real)
+    canvas = Latent(ipc=2, layer=layer, chunk=3).with_generator(generator)
+    sizes = (0.05,) if name == "trajectory" else ()
+    distilled = distilled_of(problem.real, canvas, Area(), step_sizes=sizes)
+    found = replace(problem, distilled=distilled).estimate()
+    gradient_NLhw = found.grads["canvas.latents_NLhw"]
+    assert gradient_NLhw.isfinite().all() and gradient_NLhw.abs().max() > 0
 
 
 def test_latents_pass_the_flow_and_early_steps_hold_on_to_them(real: RealData) -> None:
@@ -178,6 +174,7 @@ def test_a_run_publishes_the_images_and_tells_the_bytes_of_the_generator(
         "run", toy_file(tmp_path), f"generator={SECTION}", "distill.steps=2",
         f"distill.canvas={{name: latent, ipc: 1, layer: {layer}}}", "distill.labels=area",
         "distill.objective={name: distribution, real_batch: 8}",
+        "evaluate.students=1", "evaluate.steps=2", "evaluate.references=[]",
         "--runs", tmp_path / "runs", "--output", out,
     )  # fmt: skip
     assert answer.code == 0, answer.err

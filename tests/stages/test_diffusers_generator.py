@@ -10,9 +10,11 @@ import pytest
 import torch
 from support.generator_problem import made
 from support.tiny import toy_real
+from support.toy_runs import command, toy_file
 
 from distill_datasets.canvases.latent import in_chunks
 from distill_datasets.errors import RecipeError
+from distill_datasets.export.folder import read_manifest
 from distill_datasets.models.diffusion import DiffusionFlow, times_of
 from distill_datasets.models.generator import Generator
 from distill_datasets.runtime.draws import rng_for
@@ -187,6 +189,29 @@ def test_prompts_say_the_classes_and_guidance_leaves_the_negative_one(
     noise = own.start(rng_for(0), 1)
     first, other = (own.sample(noise, torch.tensor([label])) for label in (0, 1))
     assert not torch.equal(first, other) and torch.isfinite(first).all()
+
+
+MAPPED = {"classes": "map", "ids": [0, 1, 2, 3, 0, 1, 2, 3, 0, 1]}
+TOLD = {"map": MAPPED, "finetune": {"classes": "finetune", "minimax": TUNED}, "prompts": {}}
+
+
+@pytest.mark.parametrize("told", TOLD)
+def test_a_run_publishes_samples_of_a_model_that_is_told_the_classes(
+    request: pytest.FixtureRequest, tmp_path: Path, told: str
+) -> None:
+    folder: Path = request.getfixturevalue("stable" if told == "prompts" else "dit")
+    section = {"name": "diffusers", "model": str(folder), "classes": told, "steps": 3, "size": 16}
+    answer = command(
+        "run", toy_file(tmp_path), f"generator={json.dumps(section | TOLD[told])}",
+        "distill.steps=0", "distill.labels=area", "distill.objective=selected",
+        "distill.networks={name: fresh}", "distill.canvas={name: pixels, ipc: 1, bounds: clip, "
+        "init: {name: guided, mode: 0.1}}", "evaluate.students=1", "evaluate.references=[]",
+        "evaluate.steps=2", "--runs", tmp_path / "runs", "--output", tmp_path / "out",
+    )  # fmt: skip
+    assert answer.code == 0, answer.err
+    manifest = read_manifest(tmp_path / "out")
+    assert manifest["budget"]["pixels"] == 640 and manifest["budget"]["generator_bytes"] > 10_000
+    assert len(list((tmp_path / "runs").glob("minimax-*"))) == (told == "finetune")
 
 
 def test_times_are_those_of_trailing_steps() -> None:
