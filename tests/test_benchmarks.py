@@ -14,10 +14,12 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from tests.benchmarks import __main__ as program
 from tests.benchmarks import (
     curves,
     milestones,
     minutes,
+    official,
     outer_steps,
     profiles,
     students,
@@ -121,6 +123,35 @@ def test_a_profile_holds_the_operators_of_all_threads_and_their_shares(tmp_path:
     assert [each.share for each in found] == sorted((each.share for each in found), reverse=True)
 
 
+def test_a_folder_that_is_no_known_checkout_is_refused_before_anything_runs(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "networks.py").touch()  # two repositories have one: all of the files decide
+    (tmp_path / "utils.py").touch()
+    with pytest.raises(SystemExit, match=r"expected the checkout of one of: .*AsafShul/PoDD"):
+        program.main(["--official", str(tmp_path)])
+    (tmp_path / "main_DM.py").touch()
+    assert official.checkout_in(tmp_path).name == "VICO-UoE/DatasetCondensation"
+    assert all(each.drivers.keys() <= works.WORKS.keys() for each in official.CHECKOUTS)
+
+
+def test_the_help_names_the_layouts_of_checkouts(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        program.main(["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    for each in official.CHECKOUTS:
+        assert all(name in said for name in each.files)
+
+
+def test_a_module_that_is_not_installed_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "asks_for_more.py").write_text("import nobody_has_this\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(SystemExit, match="imports 'nobody_has_this', which is not installed"):
+        official.imported("asks_for_more")
+
+
 def test_bytes_are_those_that_an_operation_reads_and_writes() -> None:
     one_NN = torch.ones(10, 10)
     counter = worker.BytesCounter()
@@ -130,8 +161,6 @@ def test_bytes_are_those_that_an_operation_reads_and_writes() -> None:
 
 
 def test_sides_that_differ_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tests.benchmarks import __main__ as program
-
     true = works.WORKS["batches"]
     broken = work.Work(
         true.name,

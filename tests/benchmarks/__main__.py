@@ -19,6 +19,7 @@ import torch
 from rich.console import Console
 
 import distill_datasets
+from tests.benchmarks.official import LAYOUTS, OFFICIAL, checkout_in
 from tests.benchmarks.table import rich_table
 from tests.benchmarks.work import REFERENCE, Size
 from tests.benchmarks.worker import ceiling
@@ -30,8 +31,11 @@ ROUNDS: dict[Size, int] = {"tiny": 1, "cpu": 3, "paper": 5}
 class Side:
     """A worker and the pipe to it."""
 
-    def __init__(self, name: str, side: str, size: str, threads: int) -> None:
+    def __init__(
+        self, name: str, side: str, size: str, threads: int, official: Path | None = None
+    ) -> None:
         command = [sys.executable, "-m", "tests.benchmarks.worker", name, side, size, str(threads)]
+        command += [] if official is None else [str(official)]
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
@@ -68,14 +72,18 @@ class Side:
         self._process.wait()
 
 
-def measured(name: str, size: Size, threads: int, rounds: int) -> dict[str, Any]:
-    """All sides of one work, in turns."""
+def measured(
+    name: str, size: Size, threads: int, rounds: int, official: Path | None = None
+) -> dict[str, Any]:
+    """All sides of one work, in turns; with a folder, the authors' own beside them."""
     work = WORKS[name]
     errors = work.check()
     wrong = {what: error for what, error in errors.items() if not error <= work.bounds[what]}
     if wrong:
         raise SystemExit(f"{name}: the sides differ, nothing was timed: {wrong}")
     sides = {side: Side(name, side, size, threads) for side in work.sides}
+    if official is not None:
+        sides[OFFICIAL] = Side(name, OFFICIAL, size, threads, official)
     (device,) = {worker.ready() for worker in sides.values()}
     counts = {side: worker.ask("count") for side, worker in sides.items()}
     for _ in range(work.warm_up):
@@ -90,7 +98,7 @@ def measured(name: str, size: Size, threads: int, rounds: int) -> dict[str, Any]
     for worker in sides.values():
         worker.close()
     best = {kind: max(top[kind] for top in tops) for kind in tops[0]}
-    plain = sides[REFERENCE]
+    plain, theirs = sides[REFERENCE], sides.get(OFFICIAL)
     rows = []
     for side, worker in sides.items():
         seconds, processor = worker.median("seconds"), worker.median("processor_seconds")
@@ -105,6 +113,7 @@ def measured(name: str, size: Size, threads: int, rounds: int) -> dict[str, Any]
                 "own_mib": peaks[side] - counts[side]["before_mib"],
                 "ratio": plain.median("seconds") / seconds,
                 "processor_ratio": plain.median("processor_seconds") / processor,
+                "official_ratio": theirs and theirs.median("processor_seconds") / processor,
                 "target": work.target.get(side),
                 "flops": counts[side]["flops"],
                 "bytes": counts[side]["bytes"],
@@ -149,13 +158,25 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1, help="per side, and cores to run on")
     parser.add_argument("--rounds", type=int, help="default: 3 on a CPU, 5 at paper size")
     parser.add_argument("--json", type=Path, help="write the result to this file")
+    parser.add_argument(
+        "--official",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="an authors' checkout to time beside ours; may be repeated, and without --only its "
+        f"works alone are measured. Known by their files: {LAYOUTS}",
+    )
     asked = parser.parse_args(arguments)
     torch.set_num_threads(asked.threads)
+    folders = {
+        name: folder.resolve() for folder in asked.official for name in checkout_in(folder).drivers
+    }
     found = []
-    for name in asked.only or WORKS:
+    for name in asked.only or folders or WORKS:
         print(f"{name} ...", file=sys.stderr, flush=True)
         rounds = asked.rounds or ROUNDS[asked.size]
-        found.append(measured(name, asked.size, asked.threads, rounds))
+        found.append(measured(name, asked.size, asked.threads, rounds, folders.get(name)))
     result = {
         "environment": environment(found[0]["device"], asked.threads),
         "size": asked.size,

@@ -3,7 +3,6 @@
 import torch
 
 from distill_datasets.canvases.canvas import Canvas
-from distill_datasets.canvases.pixels import Pixels
 from distill_datasets.canvases.poster import Poster
 from distill_datasets.data.decoding import Split
 from distill_datasets.data.normalization import Normalization
@@ -40,8 +39,3 @@ def distilled_set(real: RealData, canvas: Canvas) -> Distilled:
     """A distilled set at its initial values, on the device of the real images."""
     device = real.train.labels_N.device
     return distilled_of(real, canvas, Area(), rng_for(1, "canvas")).to(device)
-
-
-def ten_per_class() -> Pixels:
-    """Ten images of every class."""
-    return Pixels(ipc=10, bounds="clip")

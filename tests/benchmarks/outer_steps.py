@@ -13,6 +13,7 @@ from distill_datasets.distilled import Distilled
 from distill_datasets.models.convnets import ConvNet
 from distill_datasets.networks.network import FreshSource, NetworkSource, Sampled
 from distill_datasets.objectives.distribution import Distribution
+from distill_datasets.objectives.gradient import Gradient
 from distill_datasets.objectives.objective import Objective
 from distill_datasets.objectives.regression import Regression
 from distill_datasets.objectives.trajectory import Trajectory
@@ -28,7 +29,6 @@ from tests.benchmarks.data import (
     as_floats,
     distilled_set,
     random_real,
-    ten_per_class,
 )
 from tests.benchmarks.plain import (
     convnet,
@@ -37,6 +37,7 @@ from tests.benchmarks.plain import (
     set_weights,
     trajectory_gradient,
     unrolled_gradient,
+    weights_gradient,
 )
 from tests.benchmarks.work import REFERENCE, Run, Size, Work, relative_error
 from tests.support.tiny import DoubleNetworks, DoubleReal
@@ -172,17 +173,26 @@ def unrolled_work(name: str, settings: dict[Size, Window]) -> Work:
     )
 
 
+DISTRIBUTION_SETTINGS: dict[Size, tuple[int, int]] = {
+    "tiny": (8, 40),
+    "cpu": (128, 256),
+    "paper": (128, 256),
+}
+"""Width of the network and real images of a class."""
+
+
+def per_class(width: int, real: int, device: torch.device, ipc: int = 10) -> Problem:
+    """Some images of every class beside as many real ones as asked."""
+    return Problem.build(Pixels(ipc=ipc, bounds="clip"), width, real, device)
+
+
 def distribution_work() -> Work:
     """The papers' loop over classes against chunks that stay in the cache."""
-    settings: dict[Size, tuple[int, int]] = {
-        "tiny": (8, 40),
-        "cpu": (128, 256),
-        "paper": (128, 256),
-    }
+    settings = DISTRIBUTION_SETTINGS
 
     def problem(size: Size, device: torch.device) -> Problem:
         width, real_batch = settings[size]
-        return Problem.build(ten_per_class(), width, 2 * real_batch, device)
+        return per_class(width, 2 * real_batch, device)
 
     def objective(size: Size, bf16: bool) -> Distribution:
         return Distribution(real_batch=settings[size][1], augment=DSA, bf16_real=bf16)
@@ -231,6 +241,62 @@ def distribution_work() -> Work:
     )
 
 
+GRADIENT_SETTINGS: dict[Size, tuple[int, int]] = {
+    "tiny": (8, 40),
+    "cpu": (128, 128),
+    "paper": (128, 256),
+}
+"""Width of the network and real images of a class."""
+
+
+def gradient_work() -> Work:
+    """The papers' loop over classes against chunks, and one way back for every class."""
+
+    def problem(size: Size, device: torch.device) -> Problem:
+        width, real_batch = GRADIENT_SETTINGS[size]
+        return per_class(width, 2 * real_batch, device)
+
+    def ours(made: Problem, size: Size, precision: Precision) -> Callable[[], tuple[float, Tensor]]:
+        return made.ours(
+            Gradient(real_batch=GRADIENT_SETTINGS[size][1], augment=DSA, real_precision=precision)
+        )
+
+    def plain(made: Problem, size: Size) -> Callable[[], tuple[float, Tensor]]:
+        module, trained, shown, floats = made.plain()
+        of_class = [floats.images_BCHW[rows_N] for rows_N in made.real.rows_of_class]
+        real_batch = GRADIENT_SETTINGS[size][1]
+        return lambda: weights_gradient(module, shown, trained, of_class, DSA, DRAW, real_batch)
+
+    def check() -> dict[str, float]:
+        made = problem("tiny", CPU).double()
+        loss, expected = plain(made, "tiny")()
+        got_loss, got = ours(made, "tiny", "float32")()
+        return {
+            "float64: loss": abs(got_loss - loss) / abs(loss),
+            "float64: gradient": relative_error(got, expected),
+        }
+
+    def side(precision: Precision) -> Callable[[Size, torch.device], Run]:
+        return lambda size, device: ours(problem(size, device), size, precision)
+
+    return Work(
+        "gradient",
+        {
+            size: f"DSA outer step: 10 classes of 10 images, {batch} real images each, "
+            f"ConvNet-3-{width}"
+            for size, (width, batch) in GRADIENT_SETTINGS.items()
+        },
+        {
+            REFERENCE: lambda size, device: plain(problem(size, device), size),
+            "float32": side("float32"),
+            "bfloat16": side("bfloat16"),
+        },
+        {"float32": 1.0, "bfloat16": 1.5},
+        check,
+        {"float64: loss": 1e-6, "float64: gradient": 1e-6},
+    )
+
+
 class OnTheirWay(NetworkSource):
     """Networks that an expert went a little way from."""
 
@@ -249,7 +315,7 @@ def trajectory_work(name: str, ipc: int, steps_of: dict[Size, int]) -> Work:
 
     def problem(size: Size, device: torch.device) -> Problem:
         width = 8 if size == "tiny" else 128
-        return Problem.build(Pixels(ipc=ipc, bounds="clip"), width, 2 * ipc, device)
+        return per_class(width, 2 * ipc, device, ipc)
 
     def ours(made: Problem, steps: int, precision: str) -> Callable[[], tuple[float, Tensor]]:
         objective = Trajectory.model_validate(
@@ -313,7 +379,7 @@ def regression_work() -> Work:
 
     def problem(size: Size, device: torch.device) -> Problem:
         width, real_batch = settings[size]
-        return Problem.build(ten_per_class(), width, real_batch, device)
+        return per_class(width, real_batch, device)
 
     def ours(made: Problem, size: Size, precision: Precision) -> Callable[[], tuple[float, Tensor]]:
         real_batch = settings[size][1]
@@ -358,19 +424,22 @@ def regression_work() -> Work:
 
 TINY = Window(width=8, batch=12, warm_up=2, window=3, real_batch=24, per_class=6)
 PAPER = Window(width=128, batch=96, warm_up=70, window=60, real_batch=5000, per_class=5000)
-UNROLLED_96 = unrolled_work(
-    "unrolled-96",
-    {"tiny": TINY, "cpu": Window(128, 96, 5, 5, 256, 100), "paper": PAPER},
-)
-UNROLLED_32 = unrolled_work(
-    "unrolled-32",
-    {
-        "tiny": TINY,
-        "cpu": Window(128, 32, 10, 10, 256, 100),
-        "paper": Window(128, 32, 70, 60, 5000, 5000),
-    },
-)
+WINDOWS_96: dict[Size, Window] = {
+    "tiny": TINY,
+    "cpu": Window(128, 96, 5, 5, 256, 100),
+    "paper": PAPER,
+}
+WINDOWS_32: dict[Size, Window] = {
+    "tiny": TINY,
+    "cpu": Window(128, 32, 10, 10, 256, 100),
+    "paper": Window(128, 32, 70, 60, 5000, 5000),
+}
+STEPS_OF_10: dict[Size, int] = {"tiny": 2, "cpu": 10, "paper": 50}
+STEPS_OF_100: dict[Size, int] = {"tiny": 2, "cpu": 3, "paper": 30}
+UNROLLED_96 = unrolled_work("unrolled-96", WINDOWS_96)
+UNROLLED_32 = unrolled_work("unrolled-32", WINDOWS_32)
 DISTRIBUTION = distribution_work()
+GRADIENT = gradient_work()
 REGRESSION = regression_work()
-TRAJECTORY_10 = trajectory_work("trajectory-10", 1, {"tiny": 2, "cpu": 10, "paper": 50})
-TRAJECTORY_100 = trajectory_work("trajectory-100", 10, {"tiny": 2, "cpu": 3, "paper": 30})
+TRAJECTORY_10 = trajectory_work("trajectory-10", 1, STEPS_OF_10)
+TRAJECTORY_100 = trajectory_work("trajectory-100", 10, STEPS_OF_100)

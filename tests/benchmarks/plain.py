@@ -140,6 +140,40 @@ def matched_gradient(
     return loss.item(), grad
 
 
+def weights_gradient(
+    module: nn.Sequential,
+    show: Callable[[], Tensor],
+    trained: Tensor,
+    real_of_class: Sequence[Tensor],
+    augment: Augment,
+    draw: Draw,
+    real_batch: int,
+) -> tuple[float, Tensor]:
+    """DSA (arXiv:2102.08259), algorithm 1: the gradients of every class, one graph for all."""
+    weights, images_NCHW = list(module.parameters()), show()
+    loss = torch.zeros((), device=images_NCHW.device, dtype=images_NCHW.dtype)
+    own = len(images_NCHW) // len(real_of_class)
+    for label, of_class in enumerate(real_of_class):
+        index = torch.randperm(len(of_class), generator=draw("real", label))[:real_batch]
+        sides = (
+            (of_class[index.to(of_class.device)], False),
+            (images_NCHW[label * own : (label + 1) * own], True),
+        )
+        grads = []
+        for images, graph in sides:
+            images = augment(images, draw("augment", label), shared=True)
+            labels = torch.full((len(images),), label, device=images.device)
+            entropy = F.cross_entropy(module(images), labels)
+            grads.append(torch.autograd.grad(entropy, weights, create_graph=graph))
+        for theirs, ours in zip(*grads, strict=True):
+            if ours.dim() > 1:
+                rows, others = ours.flatten(1), theirs.flatten(1)
+                cosine = (rows * others).sum(dim=1) / (rows.norm(dim=1) * others.norm(dim=1) + 1e-6)
+                loss = loss + (1 - cosine).sum()
+    (grad,) = torch.autograd.grad(loss, trained)
+    return loss.item(), grad
+
+
 def regression_gradient(
     module: nn.Sequential,
     show: Callable[[], Tensor],

@@ -8,8 +8,8 @@ from typing import Any
 from rich.table import Table
 
 COLUMNS = (
-    "work", "side", "seconds", "processor s", "peak MiB", "ratio", "by processor", "GFLOP",
-    "GB", "of product", "of copy",
+    "work", "side", "seconds", "processor s", "peak MiB", "ratio", "by processor", "official",
+    "GFLOP", "GB", "of product", "of copy",
 )  # fmt: skip
 
 
@@ -28,6 +28,7 @@ def lines(result: dict[str, Any]) -> list[list[str]]:
                     f"{row['peak_mib']:,.0f} ({row['own_mib']:,.0f})",
                     f"{row['ratio']:.2f}{target}",
                     f"{row['processor_ratio']:.2f}",
+                    f"{row['official_ratio']:.2f}" if row.get("official_ratio") else "",
                     # what runs in threads of the library is not counted
                     f"{row['flops'] / 1e9:.3g}" if row["bytes"] else "",
                     f"{row['bytes'] / 1e9:.3g}" if row["bytes"] else "",
@@ -46,6 +47,7 @@ def caption(result: dict[str, Any]) -> str:
     return (
         f"{place['device_name']}, {place['threads']} thread(s), torch {place['torch']}, "
         f"{place['date']}. Medians of runs in turns; ratio: the reference's seconds over a side's. "
+        "Official: the processor seconds of the authors' own program over a side's. "
         f"Memory: {place['memory']} (in brackets: above what was prepared). GFLOP and GB are "
         "counted by torch's dispatcher, GB as if every operation read and wrote memory. Of "
         f"product: the reference's GFLOP per second of this side over a float32 product timed in "

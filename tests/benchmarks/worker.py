@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from distill_datasets.runtime.processes import Runtime
+from tests.benchmarks.official import OFFICIAL, prepared
 from tests.benchmarks.work import REFERENCE, Run, Size
 from tests.benchmarks.works import WORKS
 
@@ -116,13 +117,16 @@ def ceiling(device: torch.device, size: Size) -> dict[str, float]:
     return found
 
 
-def serve(name: str, side: str, size: Size, threads: int) -> None:
+def serve(name: str, side: str, size: Size, threads: int, official: Path | None) -> None:
     """Answer every line of the input with a line of JSON."""
     torch.set_num_threads(threads)
     device = device_of_choice()
     with ExitStack() as settings:
-        run = WORKS[name].sides[side](size, device)
-        if side != REFERENCE:
+        if official is not None:
+            run = prepared(official, name, size, device)
+        else:
+            run = WORKS[name].sides[side](size, device)
+        if side not in (REFERENCE, OFFICIAL):
             settings.enter_context(Runtime().reproducible())
             torch.set_num_threads(threads)
         print(json.dumps({"device": str(device)}), flush=True)
@@ -139,4 +143,5 @@ def serve(name: str, side: str, size: Size, threads: int) -> None:
 
 if __name__ == "__main__":
     assert Path("tests/benchmarks").is_dir(), "started from the root of the repository"
-    serve(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]))  # type: ignore[arg-type]
+    checkout = Path(sys.argv[5]) if len(sys.argv) > 5 else None
+    serve(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]), checkout)  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from tests.benchmarks.outer_steps import (
     DISTRIBUTION,
+    GRADIENT,
     REGRESSION,
     TRAJECTORY_10,
     TRAJECTORY_100,
@@ -19,6 +20,7 @@ WORKS: dict[str, Work] = {
         UNROLLED_96,
         UNROLLED_32,
         DISTRIBUTION,
+        GRADIENT,
         REGRESSION,
         TRAJECTORY_10,
         TRAJECTORY_100,
