@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from huggingface_hub import HfApi
 from support import TESTS
 from support.hub_server import HubServer
 from support.hub_state import User
@@ -111,18 +112,18 @@ def test_a_package_of_this_machine_is_not_what_a_job_can_install() -> None:
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[HubServer]:
-    with HubServer({"hf_writer": User("ann", "write")}) as server:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
+    store = tmp_path_factory.mktemp("store")
+    with HubServer({"hf_writer": User("ann", "write")}, store=store) as server:
         yield server
         assert server.violations == []
 
 
-def started(script: Path, server: HubServer, place: Path) -> subprocess.Popen[str]:
-    """The script as a job runs it, in a folder of its own."""
-    place.mkdir()
+def environment(server: HubServer, home: Path) -> dict[str, str]:
+    """What a process sees that is logged in to this server."""
     mine = {
         "HF_ENDPOINT": server.url,
-        "HF_HOME": str(place / "home"),
+        "HF_HOME": str(home),
         "HF_TOKEN": "hf_writer",
         "HF_HUB_DISABLE_XET": "1",
         "HF_UPDATE_DOWNLOAD_COUNTS": "0",
@@ -131,14 +132,81 @@ def started(script: Path, server: HubServer, place: Path) -> subprocess.Popen[st
         "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path]),
     }
     kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    return kept | QUIET | mine
+
+
+def started(script: Path, server: HubServer, place: Path) -> subprocess.Popen[str]:
+    """The script as a job runs it, in a folder of its own."""
+    place.mkdir()
     return subprocess.Popen(
         [sys.executable, script.resolve()],
         cwd=place,
-        env=kept | QUIET | mine,
+        env=environment(server, place / "home"),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+NO_BUCKETS = pytest.mark.skipif(
+    not hasattr(HfApi, "sync_bucket"), reason="this release of the Hub's client has no buckets"
+)
+
+
+@NO_BUCKETS
+@pytest.mark.timeout(120)
+def test_yes_submits_the_script_with_its_machine_and_the_name_of_its_secret(
+    server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "bin" / "hf"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m huggingface_hub.cli.hf "$@"\n')
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    for name, value in environment(server, tmp_path / "home").items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
+
+    script = written(tmp_path, "--yes", "--minutes", "90")
+
+    assert server.buckets is not None
+    (job,) = server.buckets.jobs
+    assert (job["flavor"], job["timeoutSeconds"]) == ("cpu-basic", 180 * 60)
+    assert job["secrets"] == {"HF_TOKEN": "hf_writer"}
+    assert "hf_writer" not in json.dumps({**job, "secrets": {}})
+    assert job["command"][:2] == ["uv", "run"] and job["command"][-1].endswith(script.name)
+    (volume,) = job["volumes"]
+    api = HfApi(server.url, "hf_writer")
+    (file,) = api.list_bucket_tree(volume["source"], recursive=True)
+    assert file.path == f"{volume['path']}/{script.name}"
+    api.download_bucket_files(volume["source"], [(file, tmp_path / "there.py")])
+    assert (tmp_path / "there.py").read_bytes() == script.read_bytes()
+
+
+@NO_BUCKETS
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_job_that_was_stopped_goes_on_from_a_bucket(server: HubServer, tmp_path: Path) -> None:
+    kept = "hf://buckets/ann/toy"
+    script = written(tmp_path, "--keep", kept, "distill.steps=150")
+    first = started(script, server, tmp_path / "first")
+    while not list((tmp_path / "first").glob("runs/toy/distill-*/*")):
+        time.sleep(0.1)
+    first.send_signal(signal.SIGTERM)
+    said, _ = first.communicate(timeout=300)
+    assert first.returncode != 0, said
+    assert server.buckets is not None
+    files = server.buckets.files["ann/toy"]
+    (before,) = {path.split("/")[1] for path in files if path.startswith("toy/distill-")}
+    assert not [path for path in files if "source-" in path]
+
+    second = started(script, server, tmp_path / "second")
+    said, _ = second.communicate(timeout=600)
+    assert second.returncode == 0, said
+    assert "resum" in said or "goes on" in said, said
+    (folder,) = (tmp_path / "second" / "runs" / "toy").glob("distill-*")
+    assert folder.name == before
+    files = server.buckets.files["ann/toy"]
+    assert [path for path in files if path.endswith("/distill.json")]
 
 
 @pytest.mark.slow

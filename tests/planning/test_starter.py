@@ -8,6 +8,8 @@ from support.image_sets import noise
 from support.toy_runs import command
 
 from distill_datasets.canvases.bases import Bases
+from distill_datasets.export.folder import read_manifest
+from distill_datasets.export.reading import load_rows
 from distill_datasets.files.yaml_text import from_yaml
 from distill_datasets.planning.starter import bases_for
 from distill_datasets.recipe import load_recipe
@@ -108,3 +110,19 @@ def test_what_cannot_be_is_refused_before_any_work(
 def test_a_dataset_that_is_not_there_is_told_as_everywhere(photos: Path) -> None:
     answer = command("init", "fotos")
     assert answer.code == 2 and "fotos" in answer.err and "Traceback" not in answer.err
+
+
+@pytest.mark.parametrize("use", ["scratch", "poster"])
+def test_a_folder_of_photos_goes_from_init_over_check_to_a_measured_set(
+    photos: Path, use: str
+) -> None:
+    pictures(Path("small"), 12)
+    assert command("init", "small", "--for", use, "--minutes", "0.05").code == 0
+    assert "valid" in command("check", "small.yaml").out
+    few = ["distill.steps=3", "evaluate.students=1", "evaluate.steps=3"]
+    answer = command("run", "small.yaml", *few, "--output", "set", "--quiet")
+    assert answer.code == 0, answer.err
+    assert "random_real" in {row["from"] for row in read_manifest(Path("set"))["results"]}
+    rows = load_rows(Path("set"), "default")
+    assert rows.features["label"].names == ["cat", "dog"] and len(rows) > 1
+    assert command("verify", "set").code == 0

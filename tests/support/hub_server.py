@@ -10,11 +10,13 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 from urllib.parse import parse_qs, urlsplit
 
 from support.hub_api import ROUTES, HubApi
+from support.hub_buckets import Buckets
 from support.hub_state import (
     Answer,
     Commit,
@@ -48,7 +50,10 @@ class HubServer:
     """The server; use it as a context manager."""
 
     def __init__(
-        self, tokens: dict[str, User], card_errors: Callable[[str], list[str]] | None = None
+        self,
+        tokens: dict[str, User],
+        card_errors: Callable[[str], list[str]] | None = None,
+        store: Path | None = None,
     ) -> None:
         self.api = HubApi(tokens, card_errors or (lambda text: []))
         self.faults: list[Fault] = []
@@ -58,6 +63,8 @@ class HubServer:
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        # contents of buckets lie there; without one there are neither buckets nor jobs
+        self.buckets = None if store is None else Buckets(self.api, store)
         self.url = self.api.url = f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def __enter__(self) -> Self:
@@ -144,10 +151,13 @@ class HubServer:
 
     def _answer(self, request: Request) -> Answer:
         try:
+            found = None if self.buckets is None else self.buckets.answer(request)
+            if found is not None:
+                return found
             for method, pattern, handle in ROUTES:
-                found = re.fullmatch(pattern, request.path)
-                if found and method == request.method.replace("HEAD", "GET"):
-                    return handle(self.api, request, **found.groupdict())
+                match = re.fullmatch(pattern, request.path)
+                if match and method == request.method.replace("HEAD", "GET"):
+                    return handle(self.api, request, **match.groupdict())
             raise Refusal(404, f"no route {request.method} {request.path}", "EntryNotFound")
         except Violation as violation:
             self.violations.append(str(violation))
