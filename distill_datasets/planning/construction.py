@@ -8,8 +8,7 @@ from typing import Any
 from distill_datasets.errors import DistillError
 from distill_datasets.export.folder import recipe_of
 from distill_datasets.models.flops import cost
-from distill_datasets.planning.costs import costs
-from distill_datasets.planning.plan import work_of
+from distill_datasets.planning.costs import costs, work_of
 from distill_datasets.recipe import Recipe, recipe_from
 from distill_datasets.stages.teacher_training import squeeze_work
 from distill_datasets.types import Shape
@@ -29,14 +28,15 @@ def construction(folder: Path, shape: Shape, rows: int) -> dict[str, Any] | None
     """
     try:
         recipe = recipe_from(recipe_of(folder), [])
-        stages = dict(_stages(recipe, shape, rows))
+        stages = stage_work(recipe, shape, rows)
     except DistillError:
         return None
     known = [work for work in stages.values() if work is not None]
     return {"stages": stages, "total": sum(known) if len(known) == len(stages) else None}
 
 
-def _stages(recipe: Recipe, shape: Shape, rows: int) -> dict[str, float | None]:
+def stage_work(recipe: Recipe, shape: Shape, rows: int) -> dict[str, float | None]:
+    """Floating-point operations of every stage before students, None where nobody counts them."""
     if recipe.distill.objective.separable:
         planned = costs(recipe, shape, rows)
         return {

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -49,6 +50,23 @@ class Cost:
         return rounds * (self.work or 0.0) / self.units / flops_per_second
 
 
+class Work(NamedTuple):
+    """Floating-point operations of images, steps and students, and weights of the networks.
+
+    Those of steps are None where the objective does not count them.
+    """
+
+    network_flops: float
+    network_weights: int
+    student_flops: float
+    student_weights: int
+    student_steps: int
+    student: float
+    outer_step: float | None
+    distill: float | None
+    total: float | None
+
+
 def costs(recipe: Recipe, shape: Shape, rows: int | None) -> list[Cost]:
     """What every stage after reading costs; [] for an objective that is not separable.
 
@@ -65,16 +83,55 @@ def costs(recipe: Recipe, shape: Shape, rows: int | None) -> list[Cost]:
     forward = [cost(architecture, shape) for architecture in squeezed]
     teachers = [flops for flops, _ in forward]
     frozen = [cost(architecture, shape)[0] for architecture in recipe.distill.networks.asked()]
-    labeling = 0.0
-    if recipe.relabel is not None:
-        used = recipe.relabel.weights or [1.0] * len(teachers)
-        labeling = sum(flops for flops, weight in zip(teachers, used, strict=False) if weight)
+    of_a_view = labeling(recipe, shape)
     return [
         *_reading(recipe, shape, rows, forward, sum(frozen)),
         _distilling(recipe, shape, images, frozen or teachers),
-        *_labeling(recipe.relabel, squeezed, shape, images, labeling),
-        *_evaluating(recipe, shape, images, rows, labeling),
+        *_labeling(recipe.relabel, squeezed, shape, images, of_a_view),
+        *_evaluating(recipe, shape, images, rows, of_a_view),
     ]
+
+
+def drawn_network(recipe: Recipe, shape: Shape) -> tuple[Architecture, float]:
+    """The largest network that `distill` draws or asks, and the work of one image on average."""
+    squeezed = recipe.squeeze.network if recipe.squeeze is not None else None
+    drawn = recipe.distill.networks.architectures(squeezed)
+    flops = [cost(architecture, shape)[0] for architecture in drawn]
+    largest = max(range(len(drawn)), key=flops.__getitem__)
+    return drawn[largest], sum(flops) / len(flops)
+
+
+def work_of(recipe: Recipe, shape: Shape, examples: int) -> Work:
+    """Floating-point operations of distilling and of all students but those of `full`."""
+    section, measured = recipe.distill, recipe.evaluate
+    network, network_flops = drawn_network(recipe, shape)
+    _, network_weights = cost(network, shape)
+    asked = network_flops
+    if section.objective.separable:
+        teachers = asked_networks(recipe)
+        each = [cost(architecture, shape)[0] for architecture in teachers]
+        asked = asked_per_step(section.objective.needs, each)
+    student_flops, student_weights = cost(measured.network, shape)
+    steps = measured.duration(examples)
+    student = student_work(measured, shape, examples, steps)
+    outer_step = distill = total = None
+    lane = section.objective.work(asked, examples, shape.k)
+    if lane is not None:
+        lane += section.networks.work(network_flops, examples)
+        outer_step = section.lanes * lane
+        distill = section.steps * outer_step
+        total = distill + len(baseline_rows(recipe)) * measured.students * student
+    return Work(
+        network_flops,
+        network_weights,
+        student_flops,
+        student_weights,
+        steps,
+        student,
+        outer_step,
+        distill,
+        total,
+    )
 
 
 def student_work(measured: Evaluate, shape: Shape, examples: int, steps: int) -> float:
@@ -83,6 +140,23 @@ def student_work(measured: Evaluate, shape: Shape, examples: int, steps: int) ->
     if measured.network.frozen() is not None:
         return flops * examples
     return WEIGHT_GRADIENT * flops * steps * min(measured.batch, examples)
+
+
+def labeling(recipe: Recipe, shape: Shape) -> float:
+    """Of labeling one view by all teachers that do; 0 where no views are labeled."""
+    if recipe.relabel is None or recipe.squeeze is None:
+        return 0.0
+    teachers = [cost(architecture, shape)[0] for architecture in recipe.squeeze.architectures]
+    used = recipe.relabel.weights or [1.0] * len(teachers)
+    return sum(flops for flops, weight in zip(teachers, used, strict=False) if weight)
+
+
+def live_labeling(recipe: Recipe, images: int, flops_per_view: float) -> float:
+    """Of the views of references, which are labeled while their students train."""
+    measured = recipe.evaluate
+    live = [row for row in baseline_rows(recipe) if row in measured.references]
+    views = measured.duration(images) * min(measured.batch, images)
+    return measured.students * len(live) * flops_per_view * views
 
 
 def asked_networks(recipe: Recipe) -> Sequence[Architecture]:
@@ -146,13 +220,10 @@ def _evaluating(
     recipe: Recipe, shape: Shape, images: int, rows: int | None, flops_per_view: float
 ) -> Iterator[Cost]:
     measured = recipe.evaluate
-    duration = measured.duration(images)
-    student = student_work(measured, shape, images, duration)
+    student = student_work(measured, shape, images, measured.duration(images))
     compared = baseline_rows(recipe)
-    # references are labeled while their students train
-    live = [row for row in compared if row in measured.references]
-    work = len(live) * flops_per_view * duration * min(measured.batch, images)
-    work = measured.students * (len(compared) * student + work)
+    work = len(compared) * measured.students * student
+    work += live_labeling(recipe, images, flops_per_view)
     yield Cost("evaluate", len(compared) * measured.students, work, 0.0)
     if "full" in measured.references and rows is not None:
         steps = measured.full_epochs * rows // measured.batch
@@ -196,6 +267,9 @@ def label_bytes(settings: Relabel, teachers: tuple[Architecture, ...], shape: Sh
 def probe(architecture: Architecture, shape: Shape, seconds: float = 10.0) -> float:
     """Floating-point operations per second of forward and back to the pixels, measured here.
 
+    On a CPU it is what one core does: its processor time is counted, so that what else the machine
+    does is not.
+
     Args:
         architecture: the network, with any weights.
         shape: of one image.
@@ -214,11 +288,12 @@ def probe(architecture: Architecture, shape: Shape, seconds: float = 10.0) -> fl
         return float(grad[0, 0, 0, 0])  # waits for the device
 
     once(), once()
-    began, rounds = time.monotonic(), 0
-    while time.monotonic() - began < seconds or rounds == 0:
+    clock = time.process_time if device.type == "cpu" else time.monotonic
+    began, rounds = clock(), 0
+    while clock() - began < seconds or rounds == 0:
         once()
         rounds += 1
-    spent = time.monotonic() - began
+    spent = clock() - began
     return IMAGE_GRADIENT * cost(architecture, shape)[0] * PROBE_IMAGES * rounds / spent
 
 

@@ -2,6 +2,8 @@
 
 The stages themselves run in a folder that is gone afterwards, with few steps and with some more:
 what the additional ones took is the price of one. Students are timed on noise of the recipe's size.
+Where teachers, experts or a generator are trained first, that and what asks them is not run but
+counted, and divided by what this machine does in training and in asking such a network.
 On a CPU it is the processor time of one thread that is measured, so that what else the machine does
 does not count.
 
@@ -14,7 +16,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,8 +28,17 @@ from distill_datasets.data.source import open_source
 from distill_datasets.evaluation.protocol import Evaluate
 from distill_datasets.models.architecture import Architecture
 from distill_datasets.models.backbones import backbones_of
+from distill_datasets.models.flops import WEIGHT_GRADIENT, cost
 from distill_datasets.pipeline.run import distill
-from distill_datasets.planning.costs import baseline_rows, time_in_words
+from distill_datasets.planning.construction import stage_work
+from distill_datasets.planning.costs import (
+    baseline_rows,
+    drawn_network,
+    labeling,
+    live_labeling,
+    probe,
+    time_in_words,
+)
 from distill_datasets.recipe import Recipe
 from distill_datasets.runtime.draws import draws
 from distill_datasets.runtime.precision import Precision
@@ -44,6 +55,7 @@ from distill_datasets.types import Batch
 if TYPE_CHECKING:
     from distill_datasets.types import Shape
 
+ASKED_SECONDS = 2.0
 STEPS = (2, 12)
 """Of distilling and of students: those of the second number beyond the first are timed."""
 TESTED = 500
@@ -60,6 +72,7 @@ class Minutes:
         step: an outer step of distilling.
         distill: all of them.
         evaluate: every student and every test.
+        counted: stages whose operations were counted, by name.
     """
 
     source: float
@@ -67,17 +80,22 @@ class Minutes:
     step: float
     distill: float
     evaluate: float
+    counted: dict[str, float] = field(default_factory=dict)
 
     @property
     def total(self) -> float:
         """Of the run."""
-        return self.source + self.start + self.distill + self.evaluate
+        before = self.source + self.start + sum(self.counted.values())
+        return before + self.distill + self.evaluate
 
     def lines(self) -> Iterator[tuple[str, str]]:
         """As `plan` prints them."""
         yield "read the source", time_in_words(self.source)
-        distill = time_in_words(self.start + self.distill)
-        yield "distill", f"{distill}, {self.step:.3g} s an outer step"
+        for name, seconds in self.counted.items():
+            yield name, time_in_words(seconds)
+        if self.step > 0:
+            distill = time_in_words(self.start + self.distill)
+            yield "distill", f"{distill}, {self.step:.3g} s an outer step"
         yield "evaluate", time_in_words(self.evaluate)
         yield "in all", f"about {time_in_words(self.total)} on one core or one accelerator here"
 
@@ -90,13 +108,11 @@ def minutes_of(recipe: Recipe, dataset: Any = None) -> Minutes | None:  # noqa: 
         dataset: the object to read instead of what `source.dataset` names.
 
     Returns:
-        None for a recipe with a squeeze stage or a generator, whose work `costs` counts.
+        None where an objective that asks trained networks does not count its work.
 
     Raises:
         DistillError: whatever `run` would refuse.
     """
-    if recipe.squeeze is not None or recipe.generator is not None:
-        return None
     with tempfile.TemporaryDirectory() as folder:
         runtime = Runtime()
         runtime.cores = 1  # threads that wait for each other would count as work
@@ -110,10 +126,39 @@ def minutes_of(recipe: Recipe, dataset: Any = None) -> Minutes | None:  # noqa: 
 
             reading = _seconds(read, runtime.device)
             (source,) = kept
-            start, step = _distilling(recipe, source, run)
-            steps = recipe.distill.steps
+            counted: dict[str, float] | None = {}
+            start = step = 0.0
+            if recipe.squeeze is not None or recipe.generator is not None:
+                counted = _counted(recipe, source, runtime.device)
+            else:
+                start, step = _distilling(recipe, source, run)
+            if counted is None:
+                return None
             evaluating = _evaluating(recipe, source, runtime.device)
-    return Minutes(reading, start, step, steps * step, evaluating)
+    distill = recipe.distill.steps * step
+    return Minutes(reading, start, step, distill, evaluating, counted)
+
+
+def _counted(recipe: Recipe, source: LoadedSource, device: torch.device) -> dict[str, float] | None:
+    """Seconds of the stages that train networks, and of those that ask them.
+
+    Everything is done as fast as the largest network of the recipe is trained, or asked.
+    """
+    shape, rows = source.real.shape, len(source.real.train.labels_N)
+    images = recipe.distill.canvas.size(shape).examples
+    works = stage_work(recipe, shape, rows)
+    works["labels of references"] = live_labeling(recipe, images, labeling(recipe, shape))
+    if any(work is None for work in works.values()):
+        return None
+    network, _ = drawn_network(recipe, shape)
+    batch = recipe.squeeze.batch if recipe.squeeze is not None else recipe.evaluate.batch
+    settings = recipe.evaluate.model_copy(update={"batch": batch})
+    step, _ = _student(settings, network, shape, batch, recipe.seed, device)
+    trained = WEIGHT_GRADIENT * cost(network, shape)[0] * batch / max(step, 1e-9)
+    asked = probe(network, shape, ASKED_SECONDS)
+    joint = not recipe.distill.objective.separable
+    rates = {"squeeze": trained, "generator": trained, "distill": trained if joint else asked}
+    return {name: work / rates.get(name, asked) for name, work in works.items() if work}
 
 
 def _distilling(recipe: Recipe, source: LoadedSource, run: Run) -> tuple[float, float]:

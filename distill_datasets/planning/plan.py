@@ -18,21 +18,20 @@ from distill_datasets.data.overlap import Overlap
 from distill_datasets.data.source import open_source
 from distill_datasets.data.stores import Discarding
 from distill_datasets.errors import DataError
-from distill_datasets.models.architecture import Architecture
 from distill_datasets.models.backbones import backbones_of
 from distill_datasets.models.flops import WEIGHT_GRADIENT, cost
 from distill_datasets.objectives.unrolled import Unrolled
 from distill_datasets.pipeline.checks import check_parts, check_teaching, open_teaching
 from distill_datasets.planning.costs import (
-    asked_networks,
-    asked_per_step,
+    Work,
     baseline_rows,
     costs,
+    drawn_network,
     flops_in_words,
     lines,
     probe,
     squeezed_bytes,
-    student_work,
+    work_of,
 )
 from distill_datasets.planning.memory import footprint, in_words
 from distill_datasets.planning.minutes import minutes_of
@@ -113,23 +112,6 @@ class SourceSummary(NamedTuple):
         } | account.as_json()
 
 
-class Work(NamedTuple):
-    """Floating-point operations of images, steps and students, and weights of the networks.
-
-    Those of steps are None where the objective does not count them.
-    """
-
-    network_flops: float
-    network_weights: int
-    student_flops: float
-    student_weights: int
-    student_steps: int
-    student: float
-    outer_step: float | None
-    distill: float | None
-    total: float | None
-
-
 def plan(
     recipe: Recipe,
     dataset: Any = None,  # noqa: ANN401
@@ -146,8 +128,8 @@ def plan(
         flops_per_second: what a GPU does, for the hours of separable objectives; None leaves
             hours out.
         measure: find that out here, in ten seconds with the first network of the recipe; what a
-            window keeps in memory by each way of differentiating; and the minutes of a run without
-            a squeeze stage, by a little of it.
+            window keeps in memory by each way of differentiating; and the minutes of a run, by a
+            little of it.
 
     Raises:
         DistillError: whatever `run` would refuse before its first stage.
@@ -231,48 +213,6 @@ def source_summary(recipe: Recipe, dataset: Any) -> SourceSummary:  # noqa: ANN4
     counts = source.counts(draws(recipe.seed))
     rows = None if counts is None else counts["train"].images
     return SourceSummary(source.name, source.revision, shape, rows, counts, source.account)
-
-
-def drawn_network(recipe: Recipe, shape: Shape) -> tuple[Architecture, float]:
-    """The largest network that `distill` draws or asks, and the work of one image on average."""
-    squeezed = recipe.squeeze.network if recipe.squeeze is not None else None
-    drawn = recipe.distill.networks.architectures(squeezed)
-    flops = [cost(architecture, shape)[0] for architecture in drawn]
-    largest = max(range(len(drawn)), key=flops.__getitem__)
-    return drawn[largest], sum(flops) / len(flops)
-
-
-def work_of(recipe: Recipe, shape: Shape, examples: int) -> Work:
-    """Floating-point operations of distilling and of all students but those of `full`."""
-    section, measured = recipe.distill, recipe.evaluate
-    network, network_flops = drawn_network(recipe, shape)
-    _, network_weights = cost(network, shape)
-    asked = network_flops
-    if section.objective.separable:
-        teachers = asked_networks(recipe)
-        each = [cost(architecture, shape)[0] for architecture in teachers]
-        asked = asked_per_step(section.objective.needs, each)
-    student_flops, student_weights = cost(measured.network, shape)
-    steps = measured.duration(examples)
-    student = student_work(measured, shape, examples, steps)
-    outer_step = distill = total = None
-    lane = section.objective.work(asked, examples, shape.k)
-    if lane is not None:
-        lane += section.networks.work(network_flops, examples)
-        outer_step = section.lanes * lane
-        distill = section.steps * outer_step
-        total = distill + len(baseline_rows(recipe)) * measured.students * student
-    return Work(
-        network_flops,
-        network_weights,
-        student_flops,
-        student_weights,
-        steps,
-        student,
-        outer_step,
-        distill,
-        total,
-    )
 
 
 def _stages(
