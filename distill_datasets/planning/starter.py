@@ -35,6 +35,8 @@ MOST_STEPS = 20_000
 MIXED = 0.71
 """Share of the values that bases take where images are mixed of them; the rest are coefficients."""
 LEAST_BASES = 8
+LEAST_POSTER = 2
+"""Images whose area a poster has at the least: all crops of one are the same."""
 LEAST_SIDE = 8
 """Of the deepest network that learns from mixtures here."""
 LONG = 4.0
@@ -95,7 +97,7 @@ def starter(
         file: where it will be written, for its comments.
         use: what the images are for, a name of `WHAT`; None: `probe` where images are large and
             the backbone of the `lite` extra is there, else `scratch`.
-        ipc: images per class; None: 1, and half a one for `poster`.
+        ipc: images per class; None: 1, and half a one for `poster`, or more of few classes.
         minutes: of one core, for reading, distilling and measuring.
         revision: of a dataset on the Hub.
 
@@ -110,7 +112,8 @@ def starter(
     rows = counts["train"].images if counts is not None else None
     images = f"{rows:,}" if rows is not None else "the"
     chosen = use or ("probe" if min(shape.h, shape.w) >= PROBED and _has_backbone() else "scratch")
-    budget = ipc if ipc is not None else 0.5 if chosen == "poster" else 1
+    usual = _poster_ipc(len(names)) if chosen == "poster" else 1
+    budget = usual if ipc is None else ipc
     refuse(_problems(chosen, budget, minutes))
     fields = _fields(chosen, shape, budget, rows) | {
         "what": WHAT[chosen],
@@ -144,6 +147,11 @@ def _problems(use: str, ipc: float, minutes: float) -> list[str]:
             "'distill_datasets[lite]'`, or take --for scratch"
         )
     return problems
+
+
+def _poster_ipc(classes: int) -> float:
+    """Half an image per class, where that is enough for more than one crop."""
+    return max(0.5, math.ceil(10 * LEAST_POSTER / classes) / 10)
 
 
 def _has_backbone() -> bool:
