@@ -9,7 +9,7 @@ Shape suffixes: B examples, K outputs.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,20 @@ METRICS: dict[Task, str] = {"classes": "accuracy", "labels": "mAP", "values": "R
 """What `accuracy` in the results is: the share of images that are right; the mean over labels of
 the average precision; the mean over numbers of the share of variance that is explained."""
 
+
+class OutputWords(NamedTuple):
+    """What one of the outputs is called, what several are, and what is measured of one."""
+
+    one: str
+    many: str
+    measured: str
+
+
+OUTPUTS: dict[Task, OutputWords] = {
+    "classes": OutputWords("class", "classes", "recall"),
+    "labels": OutputWords("label", "labels", "average precision"),
+    "values": OutputWords("number", "numbers", "R2"),
+}
 
 SUM_TOLERANCE = 1e-3
 

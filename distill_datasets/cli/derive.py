@@ -193,7 +193,8 @@ def _make(derive: "Callable[[], dict[str, Any]]", output: Path, as_json: bool) -
     budget, console = manifest["budget"], Console(highlight=False, soft_wrap=True)
     console.print(
         f"{budget['examples']:,} rows of {len(manifest['classes']):,} classes, "
-        f"{budget['pixels']:,} pixels = {per_class(budget)}, {budget['bytes']['needed']:,} bytes"
+        f"{budget['pixels']:,} pixels = {per_class(budget, 'classes')}, "
+        f"{budget['bytes']['needed']:,} bytes"
     )
     for note in manifest["derived"]["notes"]:
         console.print(f"note     {note}", markup=False)

@@ -347,6 +347,7 @@ def _print_plan(
 
 def _print_outcome(outcome: "Outcome") -> None:
     from distill_datasets.export.content import per_class
+    from distill_datasets.export.folder import task_of
     from distill_datasets.export.reading import has_hard_labels
     from distill_datasets.export.summary import at_chance, statement
 
@@ -362,7 +363,7 @@ def _print_outcome(outcome: "Outcome") -> None:
     needed = budget["bytes"]["needed"]
     kind = "numbers" if "numbers" in budget else "pixels"
     console.print(
-        f"\nsize     {budget[kind]:,} {kind} = {per_class(budget)},"
+        f"\nsize     {budget[kind]:,} {kind} = {per_class(budget, task_of(outcome.manifest))},"
         f" {budget['values']:,} values, {needed:,} bytes to download and train"
     )
     console.print(f"folder   {outcome.folder}", markup=False)

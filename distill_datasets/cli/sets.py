@@ -34,8 +34,9 @@ def show(
     from PIL import Image
 
     from distill_datasets.export.content import per_class
-    from distill_datasets.export.folder import read_manifest
+    from distill_datasets.export.folder import read_manifest, task_of
     from distill_datasets.layouts.target import resolve_target
+    from distill_datasets.targets import OUTPUTS
 
     if png is not None and png.exists():
         raise ArtifactError(f"--png: {png} is already there; name a new file")
@@ -52,12 +53,14 @@ def show(
     if console.is_terminal and console.color_system is not None:
         with Image.open(picture) as image:
             console.print(half_blocks(image, console.width))
+    task, budget = task_of(manifest), manifest["budget"]
+    outputs = f"{len(manifest['classes'])} {OUTPUTS[task].many}"
     facts = {
         "name": manifest["name"],
         "method": manifest["method"],
-        "source": f"{manifest['source']['dataset']}, {len(manifest['classes'])} classes",
+        "source": f"{manifest['source']['dataset']}, {outputs}",
         "rows": f"{manifest['configs']['default']['rows']:,}",
-        "size": f"{manifest['budget']['values']:,} values = {per_class(manifest['budget'])}",
+        "size": f"{budget['values']:,} values = {per_class(budget, task)}",
         "folder": str(folder),
     }
     for name, text in facts.items():

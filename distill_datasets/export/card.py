@@ -85,7 +85,7 @@ def card(
         "card.md",
         content=content,
         budget=budget,
-        per_class=per_class(budget),
+        per_class=per_class(budget, content.task),
         front_matter=to_yaml(front_matter(content, rows_hash)),
         attack=[repr(content.class_names[label]) for label in content.attack or ()],
         source=_source(provenance),

@@ -16,7 +16,7 @@ from torch import Tensor
 from distill_datasets.data.normalization import InputSpace
 from distill_datasets.errors import ArtifactError
 from distill_datasets.files.parquet import Config
-from distill_datasets.targets import unfit
+from distill_datasets.targets import OUTPUTS, unfit
 from distill_datasets.types import Task
 
 STARTS = "constants/starts.safetensors"
@@ -302,10 +302,10 @@ def budget(content: Content) -> dict[str, Any]:
     }
 
 
-def per_class(budget: dict[str, Any]) -> str:
-    """The budget in images per class, in words."""
+def per_class(budget: dict[str, Any], task: Task) -> str:
+    """The budget in images per class, label or number, in words."""
     ipc = budget["ipc_equivalent"]
-    return f"{ipc:.4g} image{'' if ipc == 1 else 's'} per class"
+    return f"{ipc:.4g} image{'' if ipc == 1 else 's'} per {OUTPUTS[task].one}"
 
 
 def rounding_error(content: Content) -> float:

@@ -45,6 +45,7 @@ from distill_datasets.files.artifacts import (
 from distill_datasets.files.parquet import Config, write_parquet
 from distill_datasets.files.yaml_text import from_yaml, to_yaml
 from distill_datasets.media.image import overview
+from distill_datasets.types import Task
 
 MANIFEST = "distill.json"
 RECIPE = "recipe.yaml"
@@ -124,6 +125,12 @@ def check_shards(folder: Path, recipe_sha256: str) -> None:
     )
 
 
+def task_of(manifest: dict[str, Any]) -> Task:
+    """What the targets of a dataset are, by its manifest."""
+    task: Task = manifest.get("task", "classes")
+    return task
+
+
 def check_of_classes(folder: Path, manifest: dict[str, Any], what: str) -> None:
     """Refuse a dataset whose targets are no classes, or whose images are no pictures.
 
@@ -134,14 +141,15 @@ def check_of_classes(folder: Path, manifest: dict[str, Any], what: str) -> None:
     if channels not in PICTURED:
         raise ArtifactError(
             f"{folder}: its images have {channels} channels, and {what} is about pictures; its own "
-            "results are in results.json, and `verify`, `show`, `diff`, `pull` and `publish` take "
-            "it"
+            "results are in results.json, and `verify`, `show`, `diff`, `report`, `compare`, "
+            "`gallery`, `pull` and `publish` take it"
         )
-    task = manifest.get("task", "classes")
+    task = task_of(manifest)
     if task != "classes":
         raise ArtifactError(
             f"{folder}: its targets are {task}, and {what} is about classes; its results are in "
-            "results.json, and `verify`, `show`, `diff`, `pull` and `publish` take it"
+            "results.json, and `verify`, `show`, `diff`, `report`, `compare`, `gallery`, `pull` "
+            "and `publish` take it"
         )
 
 

@@ -5,9 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from distill_datasets.export.folder import read_manifest
+from distill_datasets.export.folder import read_manifest, task_of
 from distill_datasets.export.reading import load_rows
 from distill_datasets.export.summary import percent
+from distill_datasets.targets import METRICS, OUTPUTS
 
 
 class Discrepancy(NamedTuple):
@@ -40,19 +41,20 @@ def differences(first: Path, second: Path) -> list[Discrepancy]:
 def _facts(folder: Path) -> dict[str, str]:
     """Everything that is compared, as text, in the order in which it is shown."""
     manifest = read_manifest(folder)
+    task = task_of(manifest)
     facts = {
         "name": manifest["name"],
         "method": manifest["method"],
         "source": manifest["source"]["dataset"],
         "source revision": str(manifest["source"]["revision"]),
-        "classes": f"{len(manifest['classes'])}: {', '.join(manifest['classes'][:20])}",
+        OUTPUTS[task].many: f"{len(manifest['classes'])}: {', '.join(manifest['classes'][:20])}",
         "rows": str(manifest["configs"]["default"]["rows"]),
     }
     facts |= {f"budget.{key}": text for key, text in _leaves(manifest["budget"])}
     recipe = json.loads(load_rows(folder, "recipe")[0]["recipe_json"])
     facts |= {f"recipe.{key}": text for key, text in _leaves(recipe)}
     for row in manifest["results"] or []:
-        facts[f"accuracy of {row['from']}"] = f"{percent(row['accuracy'])} %"
+        facts[f"{METRICS[task]} of {row['from']}"] = f"{percent(row['accuracy'])} %"
     rows = [file for file in manifest["files"] if file["path"].startswith("data/")]
     facts["bytes of the rows"] = " ".join(file["sha256"][:12] for file in rows)
     return facts

@@ -86,6 +86,9 @@ def test_rows_are_floats_with_a_preview_and_students_learn_from_them(
     preview = np.asarray(rows[0]["preview"])[..., 0]
     torch.testing.assert_close(stored.images_NCHW[0, 0] * 255, torch.tensor(preview).float())
     assert outcome.results[0]["accuracy"]["mean"] > 0.8
+    page = tmp_path / "page.html"
+    assert command("report", outcome.folder, "--runs", tmp_path, "--output", page).code == 0
+    assert "4 of 4 examples of 8 x 8 px" in page.read_text(encoding="utf-8")
     answer = command("audit", outcome.folder, "--tiers", "T0", "--runs", tmp_path)
     assert answer.code == 2 and f"its images have {channels} channels" in answer.err
 

@@ -1,5 +1,7 @@
 """Images with several labels, or with numbers, from the source to a finished dataset and back."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +133,35 @@ def test_the_lines_of_the_card_train(finished: tuple[str, Outcome]) -> None:
     assert bool(torch.isfinite(names["loss"]))
 
 
+def test_pages_and_differences_speak_of_what_was_measured(
+    finished: tuple[str, Outcome], tmp_path: Path
+) -> None:
+    task, outcome = finished
+    metric, words = {"labels": ("mAP", "average precision"), "values": ("R2", "R2")}[task]
+    one = {"labels": "label", "values": "number"}[task]
+    page, twins, sets = (tmp_path / f"{name}.html" for name in ("report", "compare", "gallery"))
+    assert command("report", outcome.folder, "--runs", tmp_path, "--output", page).code == 0
+    text = page.read_text(encoding="utf-8")
+    assert f"test {metric}" in text and f"{words} of every {one}".lower() in text.lower()
+    assert "accuracy" not in text.partition("The recipe as it was run")[0].partition("<body>")[2]
+    other = tmp_path / "other"
+    shutil.copytree(outcome.folder, other)
+    answer = command("compare", outcome.folder, other, "--runs", tmp_path, "--output", twins)
+    assert answer.code == 0 and f"{metric}, %" in answer.out and f"per {one}" in answer.out
+    assert command("gallery", outcome.folder, "--output", sets).code == 0
+    assert f"% {metric}</b>" in sets.read_text(encoding="utf-8")
+    manifest = other / "distill.json"
+    held = json.loads(manifest.read_text(encoding="utf-8"))
+    held["results"][0]["accuracy"]["mean"] = 0.5
+    manifest.write_text(json.dumps(held), encoding="utf-8")
+    assert f"{metric} of default" in command("diff", outcome.folder, other).out
+    held["task"] = "classes"
+    manifest.write_text(json.dumps(held), encoding="utf-8")
+    refused = command("compare", outcome.folder, other, "--output", tmp_path / "none.html")
+    assert refused.code == 2 and "its targets are classes, those of" in refused.err
+    assert f"accuracy and {metric} cannot be compared" in refused.err
+
+
 def test_verbs_about_classes_say_that_these_are_none(
     finished: tuple[str, Outcome], tmp_path: Path
 ) -> None:
@@ -138,6 +169,9 @@ def test_verbs_about_classes_say_that_these_are_none(
     to = ["--layout", "npz", "--to", tmp_path / "out", "--runs", tmp_path]
     answer = command("export", outcome.folder, *to)
     assert answer.code == 2 and f"its targets are {task}" in answer.err
+    for verb in (("merge", outcome.folder), ("shrink", "ipc=1")):
+        answer = command(verb[0], outcome.folder, verb[1], "--output", tmp_path / "made")
+        assert answer.code == 2 and f"its targets are {task}" in answer.err
     shown = command("show", outcome.folder, "--runs", tmp_path)
     assert shown.code == 0 and str(outcome.results[0]["metric"]) in shown.out
     with pytest.raises(ArtifactError, match="evaluate is about classes"):

@@ -67,6 +67,8 @@ def accuracy_scale(values: Sequence[float]) -> AxisScale:
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     if first == last:
         first, last = first - 1, last + 1
+    if last <= 0:  # numbers that are predicted worse than by their mean
+        return AxisScale(0.0, 1.0)
     return AxisScale(max(0.0, first * step), min(1.0, last * step))
 
 

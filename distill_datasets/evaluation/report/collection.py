@@ -23,10 +23,11 @@ from distill_datasets.errors import ArtifactError
 from distill_datasets.evaluation.report.charts import bytes_in_words
 from distill_datasets.evaluation.report.report import TEMPLATES, check_free, templates
 from distill_datasets.export.content import SIBLING, per_class
-from distill_datasets.export.folder import MANIFEST, made_by_run, read_manifest
+from distill_datasets.export.folder import MANIFEST, made_by_run, read_manifest, task_of
 from distill_datasets.export.summary import at_chance, best_real, percent, statement
 from distill_datasets.files.artifacts import write_text
 from distill_datasets.hub import pinned as hub
+from distill_datasets.targets import METRICS, OUTPUTS
 from distill_datasets.training.rows import ROWS
 
 logger = logging.getLogger("distill_datasets")
@@ -85,7 +86,7 @@ class Tile(NamedTuple):
     size: str
     budget: str
     ipc: float
-    classes: int
+    classes: str
     rows: int
     marks: list[AccuracyMark]
     sentence: str | None
@@ -169,6 +170,8 @@ def tile_of(exhibit: Exhibit) -> Tile:
     rows = {row["from"]: row for row in results}
     own, rival = rows.get("default"), best_real(results)
     accuracy = None if own is None else own["accuracy"]["mean"]
+    task = task_of(manifest)
+    metric = "" if task == "classes" else f" {METRICS[task]}"
     lead = None
     if accuracy is not None and rival is not None:
         lead = accuracy - rival["accuracy"]["mean"]
@@ -181,13 +184,13 @@ def tile_of(exhibit: Exhibit) -> Tile:
         picture=picture,
         wide=wide,
         accuracy=accuracy,
-        accuracy_words=None if own is None else f"{percent(own['accuracy'])} %",
+        accuracy_words=None if own is None else f"{percent(own['accuracy'])} %{metric}",
         lead=lead,
         bytes=budget["bytes"]["needed"],
         size=bytes_in_words(budget["bytes"]["needed"]),
-        budget=per_class(budget),
+        budget=per_class(budget, task),
         ipc=budget["ipc_equivalent"],
-        classes=len(manifest["classes"]),
+        classes=f"{len(manifest['classes']):,} {OUTPUTS[task].many}",
         rows=budget["examples"],
         marks=list(_marks(rows, rival)),
         sentence=_sentence(manifest),

@@ -12,6 +12,7 @@ from distill_datasets.evaluation.report.views import (
     Dot,
     Strip,
     StripRow,
+    begun,
     difference_in_words,
     dot,
     kind_of,
@@ -89,7 +90,7 @@ def aligned_rows(subjects: Sequence[Subject]) -> list[AlignedRow]:
     budgets = [each.manifest["budget"] for each in subjects]
     rows = [
         row("folder", [each.folder.name for each in subjects]),
-        row("accuracy, %", [_accuracy(main) for main in mains]),
+        row(f"{subjects[0].metric}, %", [_accuracy(main) for main in mains]),
         row("regime", [_regime(main) for main in mains]),
     ]
     first = mains[0]
@@ -106,7 +107,7 @@ def aligned_rows(subjects: Sequence[Subject]) -> list[AlignedRow]:
         rows.append(row("difference to the first, points", cells))
     rows += [
         row("best real images, %", [_accuracy(each.best_real) for each in subjects]),
-        row("lowest recall, %", [_lowest(each) for each in subjects]),
+        row(f"lowest {subjects[0].outputs.measured}, %", [_lowest(each) for each in subjects]),
         row("budget", [each.budget_words for each in subjects]),
         row("training examples", [f"{budget['examples']:,}" for budget in budgets]),
         row("values", [f"{budget['values']:,}" for budget in budgets]),
@@ -162,7 +163,7 @@ def accuracy_strip(subjects: Sequence[Subject], names: Sequence[str]) -> Strip |
             dots.insert(0, dot(best.accuracy, scale, "other", f"{name}, {best.words}"))
         rows.append(StripRow(name, dots, with_interval(main.accuracy), strong=True))
     legend = [("own", "the set"), ("other", "the best real images beside it")]
-    return Strip("Accuracy", rows, ticks_of(scale), legend=legend)
+    return Strip(begun(subjects[0].metric), rows, ticks_of(scale), legend=legend)
 
 
 def class_strip(subjects: Sequence[Subject], names: Sequence[str]) -> Strip | None:
@@ -194,10 +195,15 @@ def class_strip(subjects: Sequence[Subject], names: Sequence[str]) -> Strip | No
         )
         for name in chosen
     ]
-    note = "" if len(common) <= WORST_CLASSES else f"{len(chosen)} of {len(common)} classes"
+    note = (
+        ""
+        if len(common) <= WORST_CLASSES
+        else f"{len(chosen)} of {len(common)} {subjects[0].outputs.many}"
+    )
     legend = [(kinds[min(place, 2)], name) for place, name in enumerate(names)]
-    return Strip("Recall of the classes that differ most", rows, ticks_of(scale), note,
-                 legend=legend)  # fmt: skip
+    words = subjects[0].outputs
+    title = f"{begun(words.measured)} of the {words.many} that differ most"
+    return Strip(title, rows, ticks_of(scale), note, legend=legend)
 
 
 def recipe_rows(subjects: Sequence[Subject]) -> list[AlignedRow]:

@@ -73,7 +73,10 @@ def _decoded(paths: list[Path], wanted: set[int]) -> dict[int, Tensor]:
     row = 0
     with quiet_decoders():
         for path in paths:
-            for batch in pq.ParquetFile(path).iter_batches(AT_ONCE, columns=["image"]):
+            file = pq.ParquetFile(path)
+            # images of two, or of more than three, channels have a preview in their place
+            column = "image" if "image" in file.schema_arrow.names else "preview"
+            for batch in file.iter_batches(AT_ONCE, columns=[column]):
                 for place, picture in enumerate(batch.column(0)):
                     if row + place in wanted:
                         try:

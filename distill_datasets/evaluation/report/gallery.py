@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from distill_datasets.evaluation.report.subject import Subject, likeliest
 from distill_datasets.media.image import png, webp
+from distill_datasets.types import Task
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,9 +23,10 @@ MOST_PICTURE_BYTES = 4_000_000
 
 
 class Share(NamedTuple):
-    """A class of a label and how much of it there is."""
+    """A class of a label, how much of it there is, in words, and as a share of the longest bar."""
 
     name: str
+    words: str
     share: float
 
 
@@ -38,7 +40,7 @@ class Shown(NamedTuple):
     @property
     def words(self) -> str:
         """For a reader who does not see it."""
-        said = ", ".join(f"{each.name} {100 * each.share:.0f} %" for each in self.shares)
+        said = ", ".join(f"{each.name} {each.words}" for each in self.shares)
         return f"row {self.row}: {said}"
 
 
@@ -61,6 +63,7 @@ class Gallery(NamedTuple):
         pixelated: whether pixels are enlarged as squares.
         poster: the picture of the trained images as the set has it; None where that is too heavy.
         side: height and width of an example.
+        output: what one of its classes is called.
     """
 
     classes: list[OfClass]
@@ -70,6 +73,7 @@ class Gallery(NamedTuple):
     pixelated: bool
     poster: str | None
     side: tuple[int, int]
+    output: str
 
 
 def gallery_of(subject: Subject) -> Gallery | None:
@@ -85,7 +89,10 @@ def gallery_of(subject: Subject) -> Gallery | None:
                 Shown(
                     uri_of(examples.images[row]),
                     row,
-                    [Share(*each) for each in likeliest(examples.targets_NK[row], names)],
+                    [
+                        _share(name, value, subject.task)
+                        for name, value in likeliest(examples.targets_NK[row], names)
+                    ],
                 )
                 for row in rows
                 if row in examples.images
@@ -105,7 +112,15 @@ def gallery_of(subject: Subject) -> Gallery | None:
         max(height, width) < ENLARGED_SIDE,
         _poster(subject),
         (int(height), int(width)),
+        subject.outputs.one,
     )
+
+
+def _share(name: str, value: float, task: Task) -> Share:
+    """A number of a target: of values standard deviations, whose bar ends at two."""
+    if task == "values":
+        return Share(name, f"{value:+.2f}", min(1.0, abs(value) / 2))
+    return Share(name, f"{100 * value:.0f} %", value)
 
 
 def uri_of(image_CHW: Tensor) -> str:

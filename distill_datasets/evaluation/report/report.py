@@ -71,7 +71,8 @@ def read_subjects(
     """What a page says of each set; the arguments are those of `report`.
 
     Raises:
-        ArtifactError: a folder or a measurement is not what it should be.
+        ArtifactError: a folder or a measurement is not what it should be, or sets differ in what
+            their targets are.
     """
     if not targets:
         raise ArtifactError("report: got no folder, expected at least one published folder")
@@ -79,7 +80,15 @@ def read_subjects(
     if runs is not None:
         found = {folder: find_standard(folder, runs) for folder in targets}
         measured = {each: path for each, path in found.items() if path is not None} | measured
-    return [read_subject(folder, measured.get(folder)) for folder in targets]
+    subjects = [read_subject(folder, measured.get(folder)) for folder in targets]
+    for folder, subject in zip(targets, subjects, strict=True):
+        if subject.task != subjects[0].task:
+            raise ArtifactError(
+                f"{folder}: its targets are {subject.task}, those of {targets[0]} are "
+                f"{subjects[0].task}: {subject.metric} and {subjects[0].metric} cannot be "
+                "compared; name sets of one task, or one set alone"
+            )
+    return subjects
 
 
 def write_page(subjects: Sequence[Subject], output: Path) -> Path:

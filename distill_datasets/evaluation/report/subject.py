@@ -20,13 +20,15 @@ from distill_datasets.evaluation.contestants import identity_of
 from distill_datasets.evaluation.report.examples import ShownExamples, read_examples
 from distill_datasets.evaluation.standard import STANDARD
 from distill_datasets.export.content import per_class
-from distill_datasets.export.folder import MANIFEST, read_manifest
+from distill_datasets.export.folder import MANIFEST, read_manifest, task_of
 from distill_datasets.export.reading import has_hard_labels
 from distill_datasets.export.summary import statement
 from distill_datasets.files.artifacts import read_json
 from distill_datasets.files.yaml_text import from_yaml
+from distill_datasets.targets import METRICS, OUTPUTS, OutputWords
 from distill_datasets.training.intervals import Interval
 from distill_datasets.training.rows import ROWS
+from distill_datasets.types import Task
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -112,6 +114,21 @@ class Subject:
         return [str(name) for name in self.manifest["classes"]]
 
     @property
+    def task(self) -> Task:
+        """What its targets are."""
+        return task_of(self.manifest)
+
+    @property
+    def metric(self) -> str:
+        """What is measured of it: accuracy, mAP or R2."""
+        return METRICS[self.task]
+
+    @property
+    def outputs(self) -> OutputWords:
+        """What its classes are called, and what is measured of one."""
+        return OUTPUTS[self.task]
+
+    @property
     def main(self) -> Contender | None:
         """The published rows with all that they come with; None where nobody has measured them."""
         own = [each for each in self.contenders if each.name == PUBLISHED]
@@ -133,7 +150,7 @@ class Subject:
     @property
     def budget_words(self) -> str:
         """Images per class, in words."""
-        return str(per_class(self.manifest["budget"]))
+        return str(per_class(self.manifest["budget"], self.task))
 
     def of(self, key: str) -> Contender | None:
         """The contender of a key."""

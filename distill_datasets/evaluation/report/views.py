@@ -86,6 +86,7 @@ class Chart(NamedTuple):
 
     title: str
     x_title: str
+    y_title: str
     marks: list[Mark]
     x_ticks: list[Tick]
     y_ticks: list[Tick]
@@ -93,6 +94,11 @@ class Chart(NamedTuple):
     height: int = HEIGHT_PX
     note: str = ""
     words: str = ""
+
+
+def begun(words: str) -> str:
+    """Words at the beginning of a title; mAP and R2 stay as they are."""
+    return words if words != words.lower() else words.capitalize()
 
 
 def percent(value: float | None, digits: int = 1) -> str:
@@ -246,8 +252,9 @@ def bytes_chart(subjects: Sequence[Subject], names: Sequence[str] = ()) -> Chart
             )
         )
     return Chart(
-        "Accuracy against stored bytes",
+        f"{begun(subjects[0].metric)} against stored bytes",
         "bytes of images and labels, logarithmic",
+        f"test {subjects[0].metric}, %",
         labeled(marks, HEIGHT_PX),
         [Tick(x.share(tick), bytes_in_words(tick)) for tick in x.ticks()],
         y_ticks(y),
@@ -309,8 +316,9 @@ def steps_chart(subject: Subject) -> Chart | None:
         lines.append(Line(kind, [(each.x, each.y) for each in placed]))
         marks += placed
     return Chart(
-        "Accuracy against training steps",
+        f"{begun(subject.metric)} against training steps",
         "steps of a student, logarithmic",
+        f"test {subject.metric}, %",
         labeled(marks, HEIGHT_PX, above=ABOVE_PX),
         [Tick(x.share(each), f"{each:,}") for each in steps],
         y_ticks(y),
@@ -381,7 +389,9 @@ def recall_strip(subject: Subject) -> Strip | None:
             dots.insert(0, Dot(scale.share(other), "other", title))
         rows.append(StripRow(name, dots, percent(known[name])))
     legend = [("own", "this set"), *([("other", best.short)] if best and others else [])]
-    return Strip("Recall of every class", rows, ticks_of(scale), note, legend=legend)
+    words = subject.outputs
+    title = f"{begun(words.measured)} of every {words.one}"
+    return Strip(title, rows, ticks_of(scale), note, legend=legend)
 
 
 @dataclass(frozen=True)
@@ -423,7 +433,10 @@ def facts_of(subject: Subject) -> list[tuple[str, str]]:
         ("distilled from", str(source.get("dataset", "unknown"))),
         ("license of the source", str(source.get("license") or "not stated")),
         ("budget", subject.budget_words),
-        ("training examples", f"{budget['examples']:,} of {len(subject.class_names):,} classes"),
+        (
+            "training examples",
+            f"{budget['examples']:,} of {len(subject.class_names):,} {subject.outputs.many}",
+        ),
         ("bytes to train", bytes_in_words(budget["bytes"]["needed"])),
         ("protocol", subject.protocol),
         ("seed", str(manifest.get("seed"))),
