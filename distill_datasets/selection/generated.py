@@ -293,7 +293,7 @@ class Guided(Selection):
         default=0.5,
         ge=0,
         le=1,
-        description="share of the way from noise after which the pull of mode stops",
+        description="share of the steps from noise after which the pull of mode stops",
     )
     influence: float = Field(
         default=0.0,
@@ -363,7 +363,8 @@ class Guided(Selection):
             guides = list(at_hand)
             if modes_BLhw is not None:
                 own_BLhw = modes_BLhw[places_B % per_class]
-                guides.append(partial(_to_modes, own_BLhw, self.mode, self.stop))
+                until = time_of_step(generator.times, self.stop)
+                guides.append(partial(_to_modes, own_BLhw, self.mode, until))
             if self.deviation > 0:
                 guides.append(partial(_apart, finished, self.deviation))
             labels_B = torch.full((len(places_B),), label, device=generator.device)
@@ -437,6 +438,12 @@ class Guided(Selection):
         per_class = len(score_B) // self.pool
         best = score_B.view(self.pool, per_class).argmax(dim=0)
         return best * per_class + torch.arange(per_class)
+
+
+def time_of_step(times: Sequence[float], share: float) -> float:
+    """The time of the first step before which a share of all steps is done."""
+    steps = len(times) - 1
+    return next(time for step, time in enumerate(times) if step / steps >= share)
 
 
 def _to_modes(

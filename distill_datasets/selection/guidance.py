@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
+from torch.func import functional_call
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -94,13 +95,14 @@ def gradient_of(
     network: nn.Module, images_BCHW: Tensor, label: int, *, create_graph: bool = False
 ) -> list[Tensor]:
     """The gradient of the cross-entropy of images of one class, weight by weight."""
-    weights = list(network.parameters())
-    for weight in weights:
-        weight.requires_grad_()
+    # the network is others' too: its own weights stay frozen
+    weights = {
+        name: weight.detach().requires_grad_() for name, weight in network.named_parameters()
+    }
     targets_B = torch.full((len(images_BCHW),), label, device=images_BCHW.device)
     with torch.enable_grad():
-        loss = F.cross_entropy(network(images_BCHW), targets_B)
-        return list(torch.autograd.grad(loss, weights, create_graph=create_graph))
+        loss = F.cross_entropy(functional_call(network, weights, images_BCHW), targets_B)
+        return list(torch.autograd.grad(loss, weights.values(), create_graph=create_graph))
 
 
 def likeness(one: Sequence[Tensor], other: Sequence[Tensor]) -> Tensor:

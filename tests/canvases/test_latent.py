@@ -181,3 +181,6 @@ def test_a_run_publishes_the_images_and_tells_the_bytes_of_the_generator(
     budget = read_manifest(out)["budget"]
     assert budget["pixels"] == 10 * 64 and budget["generator_bytes"] > 10_000
     assert "generator" in (out / "README.md").read_text(encoding="utf-8")
+    page = tmp_path / "page.html"
+    assert command("report", out, "--output", page, "--runs", tmp_path / "runs").code == 0
+    assert "made the images; nobody needs it" in page.read_text(encoding="utf-8")

@@ -2,8 +2,10 @@
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
+from unittest import mock
 
 import pytest
 import torch
@@ -26,6 +28,7 @@ from distill_datasets.selection.generated import (
     centers,
     late_times,
     misfit,
+    time_of_step,
 )
 from distill_datasets.selection.selection import Selection
 from distill_datasets.stages.generator import even_times
@@ -96,6 +99,26 @@ def test_a_mode_pulls_all_the_way_when_it_is_asked_for(generator: Generator) -> 
     assert torch.equal(guidance.mode(clean, modes, 0.25, 2.0, 0.5), torch.full_like(clean, 1.5))
 
 
+def test_the_pull_stops_after_a_share_of_the_steps_however_times_lie(
+    real: RealData, generator: Generator
+) -> None:
+    assert time_of_step(even_times(16), 0.5) == 0.5 and time_of_step(even_times(10), 0.7) == 0.7
+    early, shares = (0.0, 0.05, 0.1, 0.2, 1.0), (0, 0.25, 0.5, 0.6, 1)
+    assert [time_of_step(early, share) for share in shares] == [0, 0.05, 0.1, 0.2, 1]
+    mode, seen = guidance.mode, list[float]()
+
+    def told(clean: Tensor, modes: Tensor, time: float, scale: float, stop: float) -> Tensor:
+        pull = mode(clean, modes, time, scale, stop)
+        if pull.any():
+            seen.append(time)
+        return pull
+
+    other = replace(real, generator=replace(generator, times=early))
+    with mock.patch.object(guidance, "mode", told):
+        Guided(mode=0.1, stop=0.5).of_class(other, 1, 3, rng_for(0))
+    assert seen == [0.0, 0.05]
+
+
 def test_deviation_pushes_apart_and_represent_pulls_to_the_farthest() -> None:
     x = torch.tensor([[1.0, 0.1], [1.0, -0.1]]).view(2, 2, 1, 1)
     pushed = x + guidance.deviation(x, x[:0], 0.0, 0.1)
@@ -110,6 +133,7 @@ def test_influence_raises_the_likeness_of_gradients(real: RealData, generator: G
     networks, label = Networks().modules, 2
     images_BCHW = real.class_images(rng_for(3), label, 16)
     gradients = [guidance.gradient_of(each, images_BCHW, label) for each in networks]
+    assert all(weight.grad is None for each in networks for weight in each.parameters())
     labels_1 = torch.tensor([label])
 
     def images_of(x: Tensor) -> Tensor:

@@ -441,6 +441,9 @@ def facts_of(subject: Subject) -> list[tuple[str, str]]:
         ("protocol", subject.protocol),
         ("seed", str(manifest.get("seed"))),
     ]
+    if "generator_bytes" in budget:
+        size = bytes_in_words(budget["generator_bytes"])
+        found.append(("generator", f"{size} made the images; nobody needs it to use them"))
     if main is not None and main.facts.get("calibration"):
         said: dict[str, Any] = main.facts["calibration"]
         words = [f"{name.upper()} {said[name]['mean']:.3f}" for name in said if said[name]]
