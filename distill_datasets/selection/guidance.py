@@ -102,7 +102,7 @@ def gradient_of(
     targets_B = torch.full((len(images_BCHW),), label, device=images_BCHW.device)
     with torch.enable_grad():
         loss = F.cross_entropy(functional_call(network, weights, images_BCHW), targets_B)
-        return list(torch.autograd.grad(loss, weights.values(), create_graph=create_graph))
+        return list(torch.autograd.grad(loss, [*weights.values()], create_graph=create_graph))
 
 
 def likeness(one: Sequence[Tensor], other: Sequence[Tensor]) -> Tensor:
