@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from distill_datasets.api import Distillation, distill, evaluate, load, verify
+    from distill_datasets.api import Distillation, distill, evaluate, load, replay, verify
     from distill_datasets.canvases.canvas import Canvas, CanvasSize, CanvasStart, Cells
     from distill_datasets.data.real import RealData
     from distill_datasets.distilled import Distilled
@@ -48,6 +48,7 @@ __all__ = [
     "load",
     "load_backbone",
     "load_recipe",
+    "replay",
     "run",
     "verify",
 ]
@@ -57,6 +58,7 @@ _HOME = {
     "distill": "api",
     "evaluate": "api",
     "load": "api",
+    "replay": "api",
     "verify": "api",
     "load_backbone": "models.backbones",
     "load_recipe": "recipe",

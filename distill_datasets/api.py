@@ -4,18 +4,22 @@ A method's name and a budget become a recipe (see `presets`): modest settings th
 in minutes; the papers' settings are the recipe files.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from distill_datasets.data.source import Source
 from distill_datasets.errors import ArtifactError, DataError, RecipeError, did_you_mean
+from distill_datasets.evaluation.baselines import published_labels, published_pictures
 from distill_datasets.evaluation.levels import Standard
 from distill_datasets.evaluation.standard import run_standard
+from distill_datasets.evaluation.taught import views_of
 from distill_datasets.export.folder import read_manifest
 from distill_datasets.export.notebook import as_html
-from distill_datasets.export.reading import load_rows
+from distill_datasets.export.reading import load_rows, published_records
 from distill_datasets.export.summary import percent
 from distill_datasets.export.verification import Look, looks
 from distill_datasets.layouts.target import resolve_target
@@ -23,6 +27,9 @@ from distill_datasets.pipeline.judging import RealImages, judging
 from distill_datasets.pipeline.run import Outcome, run
 from distill_datasets.planning.construction import construction
 from distill_datasets.presets import recipe_for
+from distill_datasets.runtime.draws import draws
+from distill_datasets.training.losses import TeacherLoss
+from distill_datasets.types import Batch, Shape
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -166,7 +173,8 @@ def load(target: str | Path, config: str = "default", *, runs: str | Path = "run
     Args:
         target: a published folder, a run, a Hub id (`owner/name@revision`), or a set of others,
             which is imported.
-        config: a configuration of the published format: `default`, `exact`, `poster`, `recipe`.
+        config: a configuration of the published format: `default`, `exact`, `poster`, `recipe`,
+            whose `student_json` is the recipe of a student; for recorded views see `replay`.
         runs: the folder of all runs; what is downloaded or imported goes below it.
 
     Raises:
@@ -179,6 +187,43 @@ def load(target: str | Path, config: str = "default", *, runs: str | Path = "run
             f"{folder}: no configuration {config!r}; {did_you_mean(config, configs)}"
         )
     return load_rows(folder, config)
+
+
+def replay(
+    target: str | Path, *, batch: int = 100, seed: int = 0, runs: str | Path = "runs"
+) -> Iterator[Batch]:
+    """Every recorded view of a set as students see it, with what its teachers said of it.
+
+    Each view is rendered when it is asked for: images in the student's input space, and the
+    probabilities of the classes.
+
+    Args:
+        target: see `load`.
+        batch: views at once.
+        seed: of the order within an epoch.
+        runs: see `load`.
+
+    Yields:
+        Epoch after epoch, until all are through.
+
+    Raises:
+        ArtifactError: there is no such set, it has no labels of views, or it is damaged.
+    """
+    folder = resolve_target(str(target), Path(runs))
+    manifest, settings = read_manifest(folder), views_of(folder)
+    if manifest.get("relabel") is None or settings is None:
+        raise ArtifactError(
+            f"{folder}: has no recorded views; sets of rded, sre2l, cda and their like have them"
+        )
+    c, h, w = manifest["input"]["shape"]
+    shape = Shape(c, h, w, len(manifest["classes"]))
+    pictures = published_pictures(folder, shape, torch.device("cpu"))
+    records = published_records(folder, pictures.count)
+    examples = published_labels(settings, folder, pictures, records, TeacherLoss())
+    order = draws(seed, "replay")("order")
+    for epoch in range(records.epochs):
+        for index_B in torch.split(examples.order(order, batch, epoch), batch):
+            yield examples(index_B)
 
 
 def verify(target: str | Path, *, runs: str | Path = "runs") -> list[Look]:

@@ -2,11 +2,13 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from support import hub_client
 from support.hub_client import Client
@@ -15,13 +17,18 @@ from support.hub_state import User
 from support.image_sets import features, noise
 from support.outside_sets import DIGITS, save_folders
 from support.probe_problem import tiny_backbone
+from support.relabel_problem import content_of
+from support.sample_content import sample
 
 import distill_datasets
 from distill_datasets import distill
 from distill_datasets.api import Distillation
 from distill_datasets.errors import ArtifactError, DataError, RecipeError
 from distill_datasets.evaluation.levels import Standard
-from distill_datasets.export.folder import verify
+from distill_datasets.export.folder import verify, write_dataset
+from distill_datasets.export.reading import published_records
+from distill_datasets.files.artifacts import canonical_json, sha256_text
+from distill_datasets.files.yaml_text import to_yaml
 
 SMALL = [
     "distill.steps=2",
@@ -234,3 +241,24 @@ def test_a_set_of_others_is_loaded_verified_and_measured(tmp_path: Path) -> None
         theirs, DIGITS, settings=settings, overrides=["source.limit=200"], runs=runs, quiet=True
     )
     assert [row["key"] for row in found["rows"]][:2] == ["default/HL", "random_real/HL"]
+
+
+def test_recorded_views_are_replayed_with_what_teachers_said(tmp_path: Path) -> None:
+    content = content_of(tmp_path)
+    recipe = {"relabel": {"epochs": 2, "batch": 16}}
+    texts = {"recipe_yaml": to_yaml(recipe), "recipe_sha256": sha256_text(canonical_json(recipe))}
+    write_dataset(tmp_path / "set", replace(content, recipe=recipe, **texts), None)
+
+    batches = list(distill_datasets.replay(tmp_path / "set", batch=16, runs=tmp_path))
+
+    assert [len(batch.images_BCHW) for batch in batches] == [16, 16, 8] * 2
+    assert batches[0].images_BCHW.shape[1:] == content.images_NCHW.shape[1:]
+    _, columns = published_records(tmp_path / "set", 40).rows(0, 80)
+    for epoch in (0, 1):
+        said = torch.cat([batch.targets_BK for batch in batches[3 * epoch :][:3]])
+        expected = columns["logits"][40 * epoch :][:40].float().softmax(1)
+        # an epoch has its own labels, shuffled
+        assert torch.allclose(said.sort(dim=0).values, expected.sort(dim=0).values)
+    write_dataset(tmp_path / "plain", sample(), None)
+    with pytest.raises(ArtifactError, match="has no recorded views; sets of rded"):
+        next(distill_datasets.replay(tmp_path / "plain", runs=tmp_path))

@@ -3,6 +3,11 @@
 `datasets` 4 renamed `Sequence` to `List`, and what it writes itself cannot be opened by `datasets`
 3. The features are therefore spelled the old way, here in the file and in the card, which every
 version reads. Floats are flat lists: nested lists take 30 to 50 times longer to read.
+
+Pages are not cut by their content (`use_content_defined_chunking`). Measured on labels of 100,000
+views, 20 MB: files are 2.5 % larger so, and of a version with epochs added, or with an image taken
+out, the Hub's storage has to take no less. Groups of a thousand rows, which a viewer fetches alone,
+hold a page each, and epochs that are added behind leave the groups before them as they were.
 """
 
 import json
