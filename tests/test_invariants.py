@@ -5,6 +5,7 @@ Everything goes through the command line, at toy scale.
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -145,6 +146,52 @@ def test_processes_of_unlike_hosts_look_in_the_folder_of_the_main_one(tmp_path: 
     assert finished.returncode == 0, finished.stderr
     assert read_json(tmp_path / "out" / "distill.json")["environment"] == {"device": "host 0"}
     assert len(list((tmp_path / "runs" / "toy").glob("export-*"))) == 1
+
+
+def host(place: Path, port: int, runs: Path) -> subprocess.Popen[bytes]:
+    """Start one of two hosts: a launcher of its own, and folders that the other does not see."""
+    for name in ("home", "tmp", "work"):
+        (place / name).mkdir(parents=True)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2"]
+    launcher += ["--nproc_per_node", "1", "--rdzv_backend", "c10d", "--rdzv_id", "toy"]
+    launcher += ["--rdzv_endpoint", f"127.0.0.1:{port}", "--local_addr", "127.0.0.1"]
+    recipe, shared = toy_file(place / "work"), ["--runs", str(runs)]
+    settings = {"HOME": "home", "HF_HOME": "home/hf", "XDG_CACHE_HOME": "home", "TMPDIR": "tmp"}
+    own = {name: str(place / folder) for name, folder in settings.items()}
+    with (place / "said.txt").open("wb") as said:
+        return subprocess.Popen(
+            [*launcher, "-m", "distill_datasets", "run", recipe, *shared, "--output", "out"],
+            cwd=place / "work",
+            env={**os.environ, **own, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+            stdout=said,
+            stderr=subprocess.STDOUT,
+        )
+
+
+@pytest.mark.gloo
+@pytest.mark.timeout(240)  # two launchers and two workers import torch
+def test_two_hosts_that_share_the_runs_folder_alone_make_the_same_bytes(
+    tmp_path: Path, alone: Callable[[int], dict[str, str]]
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    places, runs = [tmp_path / "first", tmp_path / "second"], tmp_path / "runs"
+    hosts = [host(place, port, runs) for place in places]
+    try:
+        codes = [one.wait(200) for one in hosts]
+    finally:
+        for one in hosts:
+            one.kill()
+            one.wait()
+    said = [(place / "said.txt").read_text(encoding="utf-8") for place in places]
+    assert codes == [0, 0], said
+    # the host of the main process writes what is asked for, and that one alone
+    (output,) = [place / "work" / "out" for place in places if (place / "work" / "out").exists()]
+    assert hashes(output) == alone(2)
+    assert sum(text.count("\nsize ") for text in said) == 1
+    kinds = [path.name.split("-")[0] for path in (runs / "toy").iterdir() if path.is_dir()]
+    assert sorted(kinds) == sorted(set(kinds)), "one folder for every stage"
 
 
 @pytest.mark.gloo

@@ -68,6 +68,10 @@ def job(
     [bold]srun --nodes 2 --ntasks-per-node 1 torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend
     c10d --rdzv-endpoint $(scontrol show hostnames $SLURM_JOB_NODELIST | head -n 1):29500 -m
     distill_datasets run recipe.yaml --runs /shared/runs[/bold]
+
+    Hosts share the folder of --runs and nothing else: same path, one file system that all of them
+    read and write. Every host has its own copy of recipe and source, its own caches (HF_HOME) and
+    temporary files; --output is written by the first process alone, where its host sees it.
     """
     loaded = run.load(recipe, overrides, profile, False, method)
     from distill_datasets.planning.costs import time_in_words

@@ -122,8 +122,10 @@ def run(
             exported = export(recipe, source, teachers, distilled, relabeled, this)
             results = evaluate(recipe, source, teachers, exported, this)
             finished = finish(exported, results, output, this)
+    # another host may not see the folder: the main process has written it and reads it
+    (manifest,) = broadcast_object_list([read_manifest(finished) if runtime.is_main else None])
     runtime.accelerator.end_training()
-    return Outcome(finished, stage / "previews", read_manifest(finished))
+    return Outcome(finished, stage / "previews", manifest)
 
 
 def lock_of(recipe: Recipe, own: Path, sections: frozenset[str] | None = None) -> Path:

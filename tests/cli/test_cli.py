@@ -176,7 +176,12 @@ def test_help_teaches_every_verb(verb: str) -> None:
         "export": ["imagefolder", "npz", "webdataset", "soft_labels.npy"],
         "init": ["probe", "scratch", "poster", "distill-datasets run FILE"],
         "recipes": ["ship with the package", "show"],
-        "job": ["Nothing is submitted without --yes", "srun --nodes 2", "submit it again"],
+        "job": [
+            "Nothing is submitted without --yes",
+            "srun --nodes 2",
+            "share the folder of --runs",
+            "submit it again",
+        ],
         "shrink": ["learned most easily", "YOCO", "ipc=5"],
         "extend": ["old rows stay what they are", "same command goes on"],
         "merge": ["nobody shares a real image", "classes of one name together"],
