@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from distill_datasets.canvases.canvas import Canvas, CanvasStart, Tensors
 from distill_datasets.labels.labels import Labels, LabelStart
 from distill_datasets.runtime.memory import to_device
-from distill_datasets.types import Batch
+from distill_datasets.types import Batch, Task
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -73,6 +73,11 @@ class Distilled:
         self.constants = dict(
             [*_named("canvas", images.constants), *_named("labels", targets.constants)]
         )
+
+    @property
+    def task(self) -> Task:
+        """What the targets are."""
+        return self._labels.targets_are
 
     @property
     def device(self) -> torch.device:

@@ -240,7 +240,7 @@ class Recipe(Section):
         if task not in section.objective.tasks:
             yield (
                 f"distill.objective: {section.objective.name!r} is about classes, got source.task: "
-                f"{task}; expected regression"
+                f"{task}; expected regression or unrolled"
             )
         if section.objective.last_steps:
             yield f"distill.objective.answers: are of classes, got source.task: {task}; set 0"

@@ -166,12 +166,8 @@ def statement(results: Sequence[Row], *, hard: bool) -> str | None:
     with_teachers = [row for row in rivals if not ROWS[row["from"]].classes_alone]
     if not relabeled:
         given = "hard" if hard else "the published"
-        own_targets = "metric" in rows["default"]
-        than = (
-            ""
-            if hard
-            else f", which have {'targets of their own' if own_targets else 'hard labels'}"
-        )
+        whose = "targets of their own" if "metric" in rows["default"] else "hard labels"
+        than = "" if hard else f", which have {whose}"
         return _compared(f"With {given} labels", rows["default"], rivals, than)
     parts = [
         _compared("With hard labels", rows[own], with_classes) if own == "hard" else None,

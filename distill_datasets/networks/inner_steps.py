@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 
+from distill_datasets import targets
 from distill_datasets.networks.network import Sampled
 from distill_datasets.runtime.memory import GIB
 from distill_datasets.runtime.precision import Precision, computing_in
-from distill_datasets.types import Batch
+from distill_datasets.types import Batch, Task
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,8 +36,8 @@ def chunks(batch: Batch, size: int | None) -> Iterator[Batch]:
     """The batch in pieces; None takes 32 examples at once on a CPU and 512 elsewhere."""
     on_cpu = batch.images_BCHW.device.type == "cpu"
     size = size or (32 if on_cpu else 512)
-    for images, targets in zip(*(torch.split(tensor, size) for tensor in batch), strict=True):
-        yield Batch(images, targets)
+    for pieces in zip(*(torch.split(tensor, size) for tensor in batch), strict=True):
+        yield Batch(*pieces)
 
 
 def _part(
@@ -47,11 +47,12 @@ def _part(
     examples: int,
     precision: Precision,
     tracked: bool,
+    task: Task,
 ) -> Tensor:
     """What a chunk adds to the gradient of the mean loss of so many examples."""
     with computing_in(precision, weights_P.device):
         logits_BK = network(weights_P, chunk.images_BCHW)
-    loss = F.cross_entropy(logits_BK.to(chunk.targets_BK.dtype), chunk.targets_BK)
+    loss = targets.loss(task, logits_BK.to(chunk.targets_BK.dtype), chunk.targets_BK)
     share = loss * (len(chunk.images_BCHW) / examples)
     (part_P,) = torch.autograd.grad(share, weights_P, create_graph=tracked)
     return part_P
@@ -65,10 +66,11 @@ def mean_gradient(
     precision: Precision = "float32",
     *,
     tracked: bool,
+    task: Task = "classes",
 ) -> Tensor:
     """The gradient (P,) of the mean loss of a batch; `tracked` ones can be differentiated."""
     parts = [
-        _part(network, weights_P, piece, len(batch.images_BCHW), precision, tracked)
+        _part(network, weights_P, piece, len(batch.images_BCHW), precision, tracked, task)
         for piece in chunks(batch, chunk)
     ]
     return parts[0] if len(parts) == 1 else torch.stack(parts).sum(dim=0)
@@ -95,6 +97,7 @@ def pulled_back(
     precision: Precision = "float32",
     *,
     curved: bool = True,
+    task: Task = "classes",
 ) -> PulledBack:
     """Differentiate the gradient of a batch's mean loss along a vector, chunk by chunk.
 
@@ -106,15 +109,16 @@ def pulled_back(
         chunk: examples at once.
         precision: of the network.
         curved: whether the derivative in the weights, a Hessian-vector product, is asked for.
+        task: what the targets are.
     """
     leaves = Batch(*(tensor.detach().requires_grad_() for tensor in batch))
     along, curved_P = weights_P.new_zeros(()), torch.zeros_like(weights_P) if curved else None
     pieces = list[tuple[torch.Tensor, ...]]()
     for piece in chunks(leaves, chunk):
-        part_P = _part(network, weights_P, piece, len(batch.images_BCHW), precision, True)
+        part_P = _part(network, weights_P, piece, len(batch.images_BCHW), precision, True, task)
         inputs = [*piece, *([weights_P] if curved else [])]
-        images, targets, *of_weights = torch.autograd.grad(part_P, inputs, vector_P)
-        pieces.append((images, targets))
+        of_images, of_targets, *of_weights = torch.autograd.grad(part_P, inputs, vector_P)
+        pieces.append((of_images, of_targets))
         along = along + torch.dot(part_P.detach(), vector_P)
         if curved_P is not None:
             curved_P = curved_P + of_weights[0]

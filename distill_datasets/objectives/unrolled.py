@@ -40,7 +40,7 @@ from distill_datasets.objectives.objective import (
 from distill_datasets.optimizers import Adam, Optimizer, Sgd, State
 from distill_datasets.runtime.draws import Draw, LaneDraw
 from distill_datasets.runtime.precision import WHERE_FAST, Precision
-from distill_datasets.types import Batch
+from distill_datasets.types import Batch, Task
 from distill_datasets.views.augment import Augment
 
 if TYPE_CHECKING:
@@ -102,6 +102,7 @@ class Unrolled(Objective):
     paper: ClassVar[str] = (
         "Dataset Distillation, arXiv:1811.10959; RaT-BPTT, arXiv:2311.07025; PoDD, arXiv:2403.12040"
     )
+    tasks: ClassVar[frozenset[Task]] = frozenset({"classes", "labels", "values"})
     name: Literal["unrolled"] = "unrolled"
     inner_steps: int = Field(gt=0, le=100_000, description="longest training run judged, in steps")
     shortest: int | None = Field(
@@ -198,7 +199,12 @@ class Unrolled(Objective):
 
     def problems(self, context: Context) -> Iterator[str]:
         shape, examples = context.shape, context.examples
-        if shape is not None and self.attack is not None:
+        if shape is not None and self.attack is not None and shape.task != "classes":
+            yield (
+                f"distill.objective.attack: is about classes, got source.task: {shape.task}; leave "
+                "it out"
+            )
+        elif shape is not None and self.attack is not None:
             for field, label in self.attack:
                 if label >= shape.k:
                     yield (
@@ -329,7 +335,7 @@ class Unrolled(Objective):
         of_rule = pulled[len(adjoint) + 1 :]
         # through the gradient: g_w'(u_g'a), and g_x'(u_g'a) as far as the pixels
         batch = self._examples(distilled, start.step, draw)
-        back = pulled_back(network, start.weights_P, batch, pull_P, self.chunk)
+        back = pulled_back(network, start.weights_P, batch, pull_P, self.chunk, task=distilled.task)
         assert back.weights_P is not None, "it was asked for"
         adjoint_P = adjoint_P + back.weights_P
         of_examples = through_batch(batch, back.batch, parameters)
@@ -361,7 +367,9 @@ class Unrolled(Objective):
         with torch.no_grad():
             batch = self._examples(distilled, inner.step, draw)
         leaf_P = inner.weights_P.detach().requires_grad_()
-        grad_P = mean_gradient(network, leaf_P, batch, self.chunk, precision, tracked=False)
+        grad_P = mean_gradient(
+            network, leaf_P, batch, self.chunk, precision, tracked=False, task=distilled.task
+        )
         with torch.no_grad():
             return self._moved(distilled, inner, grad_P), grad_P
 
@@ -370,7 +378,9 @@ class Unrolled(Objective):
     ) -> InnerState:
         """A step of training, differentiable in the inner state and the distilled set."""
         batch = self._examples(distilled, inner.step, draw)
-        grad_P = mean_gradient(network, inner.weights_P, batch, self.chunk, tracked=True)
+        grad_P = mean_gradient(
+            network, inner.weights_P, batch, self.chunk, tracked=True, task=distilled.task
+        )
         return self._moved(distilled, inner, grad_P)
 
     def _moved(self, distilled: Distilled, inner: InnerState, grad_P: Tensor) -> InnerState:
@@ -388,7 +398,7 @@ class Unrolled(Objective):
     def _judge(
         self, network: Sampled, weights_P: Tensor, real: RealData, draw: Draw
     ) -> tuple[float, Tensor]:
-        """The source's cross-entropy on one real batch, and its gradient, chunk by chunk."""
+        """The source's loss on one real batch, and its gradient, chunk by chunk."""
         rng = draw("real")
         images_BCHW, targets_BK = real.batch(rng, self.real_batch)
         if self.attack is not None:

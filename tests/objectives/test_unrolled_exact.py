@@ -1,20 +1,25 @@
 """The meta-gradient is exact, and every mistake that is easily made shows."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
+from support.tiny import TOY, double_distilled
 from support.unrolled_problem import CELLS, PIXELS, RULES, WARM_UP, WINDOW, Clock, Problem, unrolled
 from torch import Tensor
 
 from distill_datasets.canvases.canvas import Tensors, mix
 from distill_datasets.data.real import RealData
 from distill_datasets.distilled import Distilled
-from distill_datasets.labels.learned import Learned
+from distill_datasets.labels.learned import Learned, Vectors
+from distill_datasets.networks.inner_steps import mean_gradient
 from distill_datasets.networks.network import NetworkSource, Sampled
 from distill_datasets.objectives.objective import Estimate
 from distill_datasets.objectives.unrolled import InnerState, Unrolled
 from distill_datasets.optimizers import Adam, Optimizer, State
-from distill_datasets.runtime.draws import Draw, draws
+from distill_datasets.runtime.draws import Draw, draws, rng_for
+from distill_datasets.types import Task
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +36,37 @@ def test_meta_gradient_equals_a_finite_difference(
     objective = unrolled(differentiate=differentiate, optimizer=RULES[rule])
     grads = problem.estimate(objective).grads
     assert problem.error(objective, name, grads) < 1e-6
+
+
+@pytest.mark.parametrize("task", ["labels", "values"])
+@pytest.mark.parametrize("differentiate", ["graph", "recompute"])
+def test_meta_gradient_of_labels_and_values_equals_a_finite_difference(
+    differentiate: str, task: Task
+) -> None:
+    problem, rng = Problem(), rng_for(0, task)
+    targets_NK = torch.rand(len(problem.real.train.labels_N), TOY.k, generator=rng)
+    problem.real = replace(
+        problem.real,
+        train=problem.real.train._replace(targets_NK=targets_NK.round()),
+        shape=replace(TOY, task=task),
+    )
+    problem.distilled = double_distilled(problem.real, labels=Vectors(task=task))
+    objective = unrolled(differentiate=differentiate)
+    found = problem.estimate(objective)
+    assert problem.error(objective, PIXELS, found.grads) < 1e-6
+    assert problem.error(objective, "labels.vectors_NK", found.grads) < 1e-6
+    # and the inner steps lower the loss of the task
+    network, batch = problem.networks.sample(Clock()), problem.distilled(torch.arange(4))
+    leaf_P = network.weights_P.detach().requires_grad_()
+    followed_P = mean_gradient(network, leaf_P, batch, 3, tracked=False, task=task)
+    outputs_BK, wanted_BK = network(leaf_P, batch.images_BCHW), batch.targets_BK
+    each_BK = (
+        F.binary_cross_entropy_with_logits(outputs_BK, wanted_BK, reduction="none")
+        if task == "labels"
+        else 0.5 * (outputs_BK - wanted_BK) ** 2
+    )
+    (expected_P,) = torch.autograd.grad(each_BK.sum() / 4, leaf_P)
+    torch.testing.assert_close(followed_P, expected_P)
 
 
 class CurvatureForgotten(Unrolled):
