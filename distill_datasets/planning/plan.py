@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from pydantic import BaseModel
 
-from distill_datasets.canvases.canvas import CanvasSize
+from distill_datasets.canvases.canvas import Canvas, CanvasSize
 from distill_datasets.config import Part
 from distill_datasets.data.account import Account
 from distill_datasets.data.counts import RowCount
@@ -153,7 +153,7 @@ def plan(
         stages=list(_stages(recipe, source, size.examples, work)),
         parts=list(_parts(recipe, "")),
         numbers=[
-            *_sizes(shape, size, recipe.distill.canvas.budget(shape)),
+            *_sizes(shape, size, recipe.distill.canvas),
             *_work_lines(recipe, work),
             *_computing(recipe),
             *memory,
@@ -288,8 +288,9 @@ def _students(recipe: Recipe, shape: Shape, work: Work) -> str:
     return text
 
 
-def _sizes(shape: Shape, size: CanvasSize, stored: int | None) -> Lines:
-    """Of images, or of so many values that are stored in their place."""
+def _sizes(shape: Shape, size: CanvasSize, canvas: Canvas) -> Lines:
+    """Of images, or of the values that are stored in their place."""
+    stored = canvas.budget(shape)
     one, each = f"{shape.c} x {shape.h} x {shape.w} px", shape.c * shape.h * shape.w
     if stored is not None:
         return [
@@ -305,7 +306,7 @@ def _sizes(shape: Shape, size: CanvasSize, stored: int | None) -> Lines:
         ("one example", one),
         ("originals", f"{len(size.originals)} of {sides}"),
         ("budget", f"{pixels:,} px = {pixels / (shape.k * shape.h * shape.w):.4g} per class"),
-        ("trained pixel values", f"{values:,}"),
+        *([] if canvas.needs_generator else [("trained pixel values", f"{values:,}")]),
         ("float originals", f"{4 * values:,} bytes"),
         ("rows, before PNG", f"{size.examples * each:,} bytes"),
     ]

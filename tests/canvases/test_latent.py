@@ -152,6 +152,9 @@ def test_a_decoder_without_the_layer_is_refused_before_work(tmp_path: Path) -> N
     answer = command("plan", toy_file(tmp_path), "generator=random", canvas)
     assert answer.code == 2
     assert "distill.canvas.layer: got 2" in answer.err and "after layers 1; take" in answer.err
+    answer = command("plan", toy_file(tmp_path), "generator=random", canvas.replace("2", "1"))
+    assert answer.code == 0 and "trained pixel values" not in answer.out
+    assert "bytes, not counted in the set's" in answer.out
     answer = command("check", toy_file(tmp_path), "generator=random", canvas[:-1] + ", through: 3}")
     assert "layer: got 2 with through: 3" in answer.err
 
