@@ -8,6 +8,8 @@ if TYPE_CHECKING:
     from distill_datasets.data.real import RealData
     from distill_datasets.distilled import Distilled
     from distill_datasets.labels.labels import Labels, LabelStart
+    from distill_datasets.media.image import UnusableImage
+    from distill_datasets.media.view import FileView
     from distill_datasets.models.architecture import Architecture
     from distill_datasets.models.backbones import load_backbone
     from distill_datasets.networks.network import Networks, NetworkSource, Teachers
@@ -31,6 +33,7 @@ __all__ = [
     "Distillation",
     "Distilled",
     "Estimate",
+    "FileView",
     "LabelStart",
     "Labels",
     "LaneDraw",
@@ -43,6 +46,7 @@ __all__ = [
     "Shape",
     "Teacher",
     "Teachers",
+    "UnusableImage",
     "distill",
     "evaluate",
     "load",
@@ -74,6 +78,7 @@ _HOME = {
     "Context": "objectives.objective",
     "Distilled": "distilled",
     "Estimate": "objectives.objective",
+    "FileView": "media.view",
     "LabelStart": "labels.labels",
     "Labels": "labels.labels",
     "LaneDraw": "runtime.draws",
@@ -86,6 +91,7 @@ _HOME = {
     "Shape": "types",
     "Teacher": "selection.selection",
     "Teachers": "networks.network",
+    "UnusableImage": "media.image",
 }
 
 

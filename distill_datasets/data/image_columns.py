@@ -141,6 +141,14 @@ def _viewed_column(features: Mapping[str, Any], named: str | None, view: FileVie
     raise DataError(f"{expected}, got: {columns.describe(features)}; {remedy}")
 
 
+def suggested_view(features: Mapping[str, Any]) -> str | None:
+    """The view that a user may want of these columns; None where some column holds images."""
+    kinds = [columns.kind(feature) for feature in features.values() if holds_files(feature)]
+    if "Image" in kinds:
+        return None
+    return next((name for kind in kinds for name in views_of(kind)), None)
+
+
 def _refuse_other_kind(name: str, feature: Any) -> None:  # noqa: ANN401
     """Refuse a column of sounds, videos or volumes that no view was named for."""
     if holds_files(feature) and columns.kind(feature) != "Image":

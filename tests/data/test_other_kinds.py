@@ -1,16 +1,19 @@
 """Columns and folders of sounds, videos and volumes, read by `source.view` or refused."""
 
+from importlib.metadata import EntryPoint
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from support.image_sets import both, draw
 from support.other_kinds import CLASSES, KINDS, file_of, folder_of
 
+from distill_datasets import FileView, UnusableImage, config
 from distill_datasets.data.opening import _only_images
 from distill_datasets.data.source import Source, open_source
 from distill_datasets.errors import DataError, RecipeError
@@ -120,6 +123,38 @@ def test_a_recipe_names_what_is_wrong_with_its_view() -> None:
     for key, value in (("channels", "gray"), ("range", [0, 1]), ("white_level", 255)):
         with pytest.raises(ValueError, match=f"{key}: is about images, got view: mel"):
             source("x", "audio", **{key: value})
+
+
+class Loudness(FileView):
+    """A view of another package: how loud a sound is, in one pixel."""
+
+    paper = "none"
+    reads = "Audio"
+    endings = (".wav",)
+    packages = ()
+    pip = "none"
+    name: Literal["loudness"] = "loudness"
+
+    def pixels(self, encoded: bytes) -> torch.Tensor:
+        if not encoded.startswith(b"RIFF"):
+            raise UnusableImage("no wav file")
+        samples = np.frombuffer(encoded[44:], np.int16)
+        return torch.tensor([[[np.abs(samples.astype(int)).max() // 128]]], dtype=torch.uint8)
+
+
+def test_another_package_adds_a_view_by_an_entry_point(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = EntryPoint("loudness", f"{__name__}:Loudness", "distill_datasets.views")
+    monkeypatch.setattr(
+        config, "entry_points", lambda group: [entry] if group == entry.group else []
+    )
+    folder = folder_of("audio", tmp_path / "set", {"train": 2}, classes=2)
+    with pytest.raises(DataError, match=r"reads Audio: loudness, mel"):
+        open_source(Source(dataset=str(folder))).peek()
+    section = Source.model_validate({"dataset": str(folder), "view": "loudness"})
+    images_NCHW = open_source(section).read(draw).train.images_NCHW
+    assert images_NCHW.shape[1:] == (1, 1, 1) and int(images_NCHW.min()) > 50
 
 
 def test_a_source_without_a_view_is_written_as_before() -> None:

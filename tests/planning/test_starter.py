@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from support.image_sets import noise
+from support.other_kinds import folder_of
 from support.toy_runs import command
 
 from distill_datasets.canvases.bases import Bases
@@ -40,6 +41,21 @@ def test_a_folder_of_photos_gets_a_probe_that_check_accepts(photos: Path) -> Non
     recipe = load_recipe("photos.yaml")
     assert (recipe.name, recipe.source.dataset) == ("photos", "photos")
     assert (recipe.distill.objective.name, recipe.source.resolution) == ("linear", 96)
+
+
+def test_a_folder_of_sounds_gets_the_view_that_sees_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder_of("audio", tmp_path / "sounds", {"train": 8, "test": 2}, classes=2)
+    answer = command("init", "sounds", "--minutes", "0.1")
+    assert answer.code == 0, answer.err
+    assert "of 2 classes, 1 x 64 x 64 px" in answer.out
+    source = load_recipe("sounds.yaml").source
+    assert source.view is not None and (source.view.name, source.resolution) == ("mel", 32)
+    Path("sounds.yaml").unlink()
+    refused = command("init", "sounds", "--for", "probe")
+    assert refused.code == 2 and "is seen by the view mel; take --for scratch" in refused.err
 
 
 @pytest.mark.parametrize(

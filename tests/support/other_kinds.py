@@ -1,5 +1,7 @@
 """Sounds, videos and volumes made on the fly, four classes of each.
 
+Where the extras of the package are not installed, a test that asks for a file is skipped.
+
 As a program it writes the folders that the recipes of `recipes/domains` were measured on:
 `python tests/support/other_kinds.py audio FOLDER`, 150 files of each class to train on, 50 to test.
 """
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 RATE = 16_000
 KINDS = {"audio": "wav", "video": "mp4", "nifti": "nii.gz"}
@@ -23,8 +26,7 @@ CLASSES = {
 
 def wav(sound: np.ndarray, rate: int = RATE) -> bytes:
     """Samples in [-1, 1] as a file."""
-    import soundfile
-
+    soundfile, _ = map(pytest.importorskip, ("soundfile", "torchaudio"))
     buffer = io.BytesIO()
     soundfile.write(buffer, sound, rate, format="WAV")
     return buffer.getvalue()
@@ -44,8 +46,7 @@ def sound(label: int, rng: np.random.Generator) -> bytes:
 
 def mp4(frames: list[np.ndarray]) -> bytes:
     """Gray frames (H, W) of even sides as a file."""
-    import av
-
+    av = pytest.importorskip("av")
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
         stream: Any = container.add_stream("mpeg4", rate=10)
@@ -74,8 +75,7 @@ def video(label: int, rng: np.random.Generator) -> bytes:
 
 def nii(values: np.ndarray, affine: np.ndarray | None = None) -> bytes:
     """Voxels as a compressed file; without an affine in the orientation RAS+."""
-    import nibabel
-
+    nibabel = pytest.importorskip("nibabel")
     image = nibabel.Nifti1Image(values, np.eye(4) if affine is None else affine)
     return gzip.compress(image.to_bytes())
 
