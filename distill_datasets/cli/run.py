@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 SLOW = (
     *("numpy", "torch", "torch.nn", "torch.nn.functional"),
-    *("torchvision", "torchvision.models"),
     *("accelerate", "accelerate.utils"),
     *("safetensors", "safetensors.torch"),
 )

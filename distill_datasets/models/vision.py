@@ -1,7 +1,9 @@
 """Networks of torchvision and timm by their names; ResNet and ViT of torchvision for small images.
 
 Their weights have torchvision's names, so that files made for it or by timm fit; fresh ones are
-drawn as torchvision's constructors draw them, from a generator.
+drawn as torchvision's constructors draw them, from a generator. torchvision is imported where a
+network is made of it: it imports torch's compiler, a third of what a run needs before its first
+step.
 """
 
 from __future__ import annotations
@@ -14,7 +16,6 @@ from functools import partial
 from typing import Any, ClassVar, Literal, Self
 
 import torch
-import torchvision.models
 from pydantic import Field, field_validator, model_validator
 from torch import nn
 
@@ -78,7 +79,7 @@ class ResNet(Architecture):
     )
 
     def build(self, shape: Shape) -> nn.Module:
-        from distill_datasets.models.layers import SmallImageResNet
+        from distill_datasets.models.resnets import SmallImageResNet
 
         return _with_rule(partial(SmallImageResNet, self.depth, self.width, self.norm, shape))
 
@@ -103,6 +104,8 @@ class Torchvision(Architecture):
     def _known(cls, model: str) -> str:
         if model in USUAL:
             return model
+        import torchvision.models
+
         known = torchvision.models.list_models(module=torchvision.models)
         if model not in known:
             raise ValueError(
@@ -129,6 +132,8 @@ class Torchvision(Architecture):
         return _tried(partial(self._made, shape), shape, f"torchvision's {self.model}")
 
     def _made(self, shape: Shape) -> nn.Module:
+        import torchvision.models
+
         options = OPTIONS.get(self.model, {})
         if self.model.startswith("vit_"):
             options = {"image_size": shape.h}
@@ -187,6 +192,8 @@ class Vit(Architecture):
         return _with_rule(partial(self._made, shape, patch))
 
     def _made(self, shape: Shape, patch: int) -> nn.Module:
+        import torchvision.models
+
         module: nn.Module = torchvision.models.VisionTransformer(
             shape.h, patch, self.depth, self.heads, self.width, 4 * self.width, num_classes=shape.k
         )

@@ -329,7 +329,11 @@ def skeleton_of(architecture: Architecture, shape: Shape) -> nn.Module:
 
 def fresh_weights(skeleton: nn.Module, rng: torch.Generator, device: torch.device) -> Tensor:
     """A fresh initialization of a skeleton, as one vector (P,)."""
-    module = copy.deepcopy(skeleton).to_empty(device="cpu")
+    module = copy.deepcopy(skeleton)
+    # not by `to_empty`, which imports an algebra system to copy a shape
+    own = [nn.Parameter(torch.empty(each.shape, dtype=each.dtype)) for each in module.parameters()]
+    for table, name, which in _places(module):
+        table[name] = own[which]
     initialize(module, rng)
     return to_device(nn.utils.parameters_to_vector(module.parameters()).detach(), device)
 
