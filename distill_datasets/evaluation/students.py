@@ -48,7 +48,7 @@ from distill_datasets.runtime.processes import Run
 from distill_datasets.training.checkpoint import TrainingCheckpoint
 from distill_datasets.training.linear_probe import CLASSIFIER, Probed
 from distill_datasets.training.loop import steps_of
-from distill_datasets.training.metrics import Answers, answers
+from distill_datasets.training.metrics import Answers, answers, predictions
 from distill_datasets.training.rows import Regime
 from distill_datasets.training.student import train_student
 from distill_datasets.views.augment import Augment
@@ -171,10 +171,8 @@ class Students:
         """Who labels views, and the mean accuracy of these networks on the test images."""
         members, passes = self.level.proxies
         at_once = images_at_once(self.real.shape, self.run.runtime.device)
-        right = [
-            answers(module, self.real.test_batches(at_once)).score().accuracy
-            for module in self.consulted.modules
-        ]
+        ask = partial(self.real.test_batches, at_once)
+        right = [predictions(each, ask).score().accuracy for each in self.consulted.modules]
         return {
             "network": described(self.consulted.network),
             "members": members,
@@ -279,8 +277,9 @@ class Students:
         record: dict[str, Any] = {"seed": trial.student}
         module = None
         try:
-            module, test_batches = self._trained(trial, real, checkpoint)
-            found = answers(module, test_batches)
+            module, ask = self._trained(trial, real, checkpoint)
+            # calibration reads all logits
+            found = predictions(module, ask) if trial.held_out else answers(module, ask())
         except DivergedError:
             # too large a step for this network: its logits are no numbers, and a guess is left
             found, record["diverged"] = guess(real), True
@@ -311,7 +310,7 @@ class Students:
 
     def _trained(
         self, trial: StandardTrial, real: RealData, checkpoint: TrainingCheckpoint
-    ) -> tuple[nn.Module, Iterator[Batch]]:
+    ) -> tuple[nn.Module, Callable[[], Iterator[Batch]]]:
         """The network of a student after its last step, and what it is asked."""
         contestant, device, seed = trial.contestant, self.run.runtime.device, self.run.seed
         held = ("held out",) if trial.held_out else ()
@@ -338,7 +337,7 @@ class Students:
             start_P=start_P,
             checkpoint=checkpoint,
         )
-        return module, ask()
+        return module, ask
 
 
 def _length(trial: StandardTrial) -> int:

@@ -114,6 +114,18 @@ def answers(
     return Answers(torch.cat(logits), torch.cat(labels))
 
 
+def predictions(
+    module: nn.Module, ask: Callable[[], Iterable[Batch]], precision: Precision = "float32"
+) -> Answers:
+    """Answers of which only the largest logit of an image is looked at.
+
+    Those of float32 may come from a pass in bfloat16 that tells which of them are sure: the class
+    of the largest is the same, the values are not.
+    """
+    found = screened(module, ask) if precision == "float32" and pays(module) else None
+    return answers(module, ask(), precision) if found is None else Answers(*found)
+
+
 def score(module: nn.Module, batches: Iterable[Batch], precision: Precision = "float32") -> Score:
     """Count the images whose largest logit is the largest target, in one pass."""
     return answers(module, batches, precision).score()
@@ -130,12 +142,10 @@ def measure(
     """How good a network is: `accuracy` and `per_class` as in `Score`, of `targets.METRICS`.
 
     Where targets are no classes, further metrics stand beside them; where images have groups, the
-    accuracy of every class on every group, `per_group`. Predictions of float32 may come from a pass
-    in bfloat16 that tells which of them are sure.
+    accuracy of every class on every group, `per_group`.
     """
     if task == "classes":
-        found = screened(module, ask) if precision == "float32" and pays(module) else None
-        told = answers(module, ask(), precision) if found is None else Answers(*found)
+        told = predictions(module, ask, precision)
         metrics: dict[str, Any] = told.score()._asdict()
         if groups_N is not None:
             metrics["per_group"] = told.by_group(groups_N, groups)

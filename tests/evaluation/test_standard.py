@@ -263,6 +263,7 @@ def test_a_set_whose_best_step_is_five_points_above_its_last_reports_the_last(
 
     monkeypatch.setattr(students, "train_student", trained)
     monkeypatch.setattr(students, "answers", asked)
+    monkeypatch.setattr(students, "predictions", lambda module, ask: asked(module, ask()))
     images_NCHW, labels_N = some_real(real, 1)
     folder = publish(tmp_path / "set", real, images_NCHW, F.one_hot(labels_N, 10).float())
     settings = Standard(**{**ALONE, "times": [0.5, 1, 2]}, students=2, steps=4)

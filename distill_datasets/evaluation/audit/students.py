@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -15,7 +16,7 @@ from torch.nn import functional
 from distill_datasets.evaluation.audit.findings import Measurement
 from distill_datasets.evaluation.audit.networks import Effort, activations
 from distill_datasets.runtime.memory import images_at_once
-from distill_datasets.training.metrics import score
+from distill_datasets.training.metrics import predictions
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -68,7 +69,8 @@ def _features(rows: Rows, real: RealData, student: nn.Module) -> Tensor:
 
 def _recall_gap(real: RealData, students: Sequence[nn.Module]) -> Measurement:
     at_once = images_at_once(real.shape, real.train.labels_N.device)
-    every = [score(student, real.test_batches(at_once)).per_class for student in students]
+    ask = partial(real.test_batches, at_once)
+    every = [predictions(student, ask).score().per_class for student in students]
     recalls = {
         name: statistics.fmean(found)
         for name, of_class in zip(real.class_names, zip(*every, strict=True), strict=True)

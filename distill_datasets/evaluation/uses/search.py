@@ -33,7 +33,7 @@ from distill_datasets.runtime.memory import images_at_once
 from distill_datasets.runtime.processes import Run
 from distill_datasets.training.examples import Examples
 from distill_datasets.training.intervals import Interval, paired
-from distill_datasets.training.metrics import score
+from distill_datasets.training.metrics import predictions
 from distill_datasets.training.student import train_student
 
 if TYPE_CHECKING:
@@ -161,8 +161,8 @@ def _score(
         examples = real_rows(trained, torch.arange(len(trained.train.labels_N)))
     settings = training(network, steps, BATCH)
     module = train_student(settings, steps, examples, trained.shape, draw, device)
-    found = score(module, asked.test_batches(images_at_once(asked.shape, device)))
-    return {"seed": seed, "accuracy": found.accuracy}
+    ask = partial(asked.test_batches, images_at_once(asked.shape, device))
+    return {"seed": seed, "accuracy": predictions(module, ask).score().accuracy}
 
 
 def _row(
