@@ -215,7 +215,8 @@ def shrunk(recipe: Path, known: Known) -> list[str]:
             overrides.append(f"{path}={side * 3 // 4}")
         elif path == "distill.canvas.bases":
             # no more than a small image has values, and no more images than the toy has
-            overrides += [f"{path}={min(value, 16)}", "distill.canvas.ipc=0.5"]
+            most = min(value, 16 if max(known.classes.values()) >= 10 else 4)
+            overrides += [f"{path}={most}", "distill.canvas.ipc=0.5"]
         elif path in ("distill.canvas.height", "distill.canvas.width") and value is not None:
             overrides.append(f"{path}={math.ceil(value * side / before)}")
         elif path == "distill.canvas.crops" and values.get("distill.canvas.height"):

@@ -56,7 +56,7 @@ class Small(Parameterized):
         if shape.c not in (1, 3):
             raise RecipeError(
                 f"distill.canvas: {self.name!r} stores luma and chroma of gray or RGB images, got "
-                f"{shape.c} channels; choose pixels or frequency"
+                f"{shape.c} channels; choose pixels"
             )
         if self.side > min(shape.h, shape.w):
             raise RecipeError(

@@ -170,6 +170,9 @@ def check(
     """
     with put_off(*SLOW):
         loaded = load(recipe, overrides, profile, skip_bad_rows)
+    view = loaded.source.view
+    if view is not None and (absent := view.absent()) is not None:
+        raise RecipeError(absent)
     if as_json:
         print_json("check", {"recipe": recipe, "valid": True, "sha256": loaded.sha256()})
         return

@@ -7,11 +7,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from support.hub_reading import ask, environment_of
 from support.hub_server import HubServer
 from support.hub_state import User
 from support.image_sets import gray, png
+from support.other_kinds import sound
 from support.toy_runs import toy_file
 
 from distill_datasets.data import opening
@@ -98,6 +100,18 @@ def test_a_folder_of_images_on_the_hub_is_read_as_one_on_disk(
 ) -> None:
     files = {f"{name}/{row}.png": png(gray(row)) for name in ("cat", "dog") for row in range(4)}
     server.commit("lab/night", files | {"cat/night train 1.png": png(gray(9))})
-    (answer,) = ask(server.url, tmp_path, "read", {"dataset": "lab/night"})
+    rng = np.random.default_rng(0)
+    sounds = {
+        f"{split}/{name}/{row}.wav": sound(label, rng)
+        for split, count in (("train", 3), ("test", 1))
+        for label, name in enumerate(("falling", "rising"))
+        for row in range(count)
+    }
+    server.commit("lab/sounds", sounds)
+    seen = {"dataset": "lab/sounds", "view": {"name": "mel", "hop": 500}}
+    answer, heard = ask(server.url, tmp_path, "read", {"dataset": "lab/night"}, seen)
+    assert heard["shape"] == {"c": 1, "h": 64, "w": 32, "k": 2, "task": "classes"}
+    assert heard["names"] == ["falling", "rising"]
+    assert (len(heard["train"]), len(heard["test"])) == (6, 2)
     assert sorted(answer["train"] + answer["test"]) == [0, 0, 1, 1, 2, 2, 3, 3, 9]
     assert answer["names"] == ["cat", "dog"] and len(answer["provenance"]["revision"]) == 40

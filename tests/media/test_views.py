@@ -10,6 +10,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 from support.other_kinds import mp4, nii, wav
+from support.toy_runs import command
 
 from distill_datasets.config import load, names
 from distill_datasets.media.frames import Frames
@@ -144,6 +145,9 @@ def test_a_view_without_its_packages_says_what_to_install() -> None:
         )
         assert "distill_datasets[nifti]" in str(Slices().absent())
         assert Frames().absent() is None
+        for verb in ("check", "plan"):
+            answer = command(verb, "domains/audio", "source.dataset=.")
+            assert answer.code == 2 and "pip install 'distill_datasets[audio]'" in answer.err
 
 
 def test_every_view_is_found_by_what_it_reads() -> None:
