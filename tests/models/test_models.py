@@ -16,7 +16,7 @@ from distill_datasets.errors import RecipeError
 from distill_datasets.models.architecture import Architecture
 from distill_datasets.models.convnets import ConvNet, Vgg
 from distill_datasets.models.initialization import drawing, initialize, own_rule
-from distill_datasets.models.layers import DrawsFrom
+from distill_datasets.models.layers import AvgPool2d, DrawsFrom
 from distill_datasets.models.vision import USUAL, ResNet, Timm, Torchvision, Vit
 from distill_datasets.networks.network import Fixed, Fresh, skeleton_of
 from distill_datasets.networks.online import TrainedOnReal
@@ -31,6 +31,18 @@ def same(first: nn.Module, second: nn.Module) -> bool:
     """Whether two networks keep the same tensors by the same names, bit for bit."""
     pairs = zip(first.state_dict().items(), second.state_dict().items(), strict=True)
     return all(mine[0] == its[0] and torch.equal(mine[1], its[1]) for mine, its in pairs)
+
+
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+def test_pooling_is_that_of_torch_in_both_orders_of_memory(order: torch.memory_format) -> None:
+    images_BCHW = torch.randn(2, 3, 5, 6, dtype=torch.float64).contiguous(memory_format=order)
+    images_BCHW.requires_grad_()
+    ours, theirs = AvgPool2d()(images_BCHW), nn.AvgPool2d(2)(images_BCHW)
+    torch.testing.assert_close(ours, theirs)
+    assert ours.is_contiguous(memory_format=order)
+    pull = torch.randn_like(theirs)
+    grads = [torch.autograd.grad(each, images_BCHW, pull)[0] for each in (ours, theirs)]
+    torch.testing.assert_close(*grads)
 
 
 def test_a_convnet_with_batch_norm_has_it_where_instance_norm_was() -> None:
