@@ -85,7 +85,7 @@ KNOWN = {
     "path/to/bands": Known(4, 8, {"label": 3}, image="bands"),
     "path/to/sounds": Known(1, 32, {"label": 4}, files="audio"),
     "path/to/clips": Known(3, 24, {"label": 4}, files="video"),
-    "path/to/scans": Known(5, 24, {"label": 4}, files="nifti"),
+    "path/to/scans": Known(1, 24, {"label": 4}, files="nifti"),
     "path/to/grouped": Known(3, 8, {"label": 10, "ground": 2}),
     "path/to/tagged": Known(1, 8, {"labels": 4}, task="labels"),
     "path/to/numbered": Known(1, 8, {"x": 4, "y": 3}, task="values"),
