@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from torch.func import functional_call
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -101,7 +100,7 @@ def gradient_of(
     }
     targets_B = torch.full((len(images_BCHW),), label, device=images_BCHW.device)
     with torch.enable_grad():
-        loss = F.cross_entropy(functional_call(network, weights, images_BCHW), targets_B)
+        loss = F.cross_entropy(torch.func.functional_call(network, weights, images_BCHW), targets_B)
         return list(torch.autograd.grad(loss, [*weights.values()], create_graph=create_graph))
 
 
