@@ -241,6 +241,41 @@ def distribution_work() -> Work:
     )
 
 
+def in_two_precisions(
+    name: str,
+    titles: dict[Size, str],
+    problem: Callable[[Size, torch.device], Problem],
+    ours: Callable[[Problem, Size, Precision], Run],
+    plain: Callable[[Problem, Size], Run],
+) -> Work:
+    """An outer step in float32 and in bfloat16 beside a plain program, compared in float64."""
+
+    def check() -> dict[str, float]:
+        made = problem("tiny", CPU).double()
+        loss, expected = plain(made, "tiny")()
+        got_loss, got = ours(made, "tiny", "float32")()
+        return {
+            "float64: loss": abs(got_loss - loss) / abs(loss),
+            "float64: gradient": relative_error(got, expected),
+        }
+
+    def side(precision: Precision) -> Callable[[Size, torch.device], Run]:
+        return lambda size, device: ours(problem(size, device), size, precision)
+
+    return Work(
+        name,
+        titles,
+        {
+            REFERENCE: lambda size, device: plain(problem(size, device), size),
+            "float32": side("float32"),
+            "bfloat16": side("bfloat16"),
+        },
+        {"float32": 1.0, "bfloat16": 1.5},
+        check,
+        {"float64: loss": 1e-6, "float64: gradient": 1e-6},
+    )
+
+
 GRADIENT_SETTINGS: dict[Size, tuple[int, int]] = {
     "tiny": (8, 40),
     "cpu": (128, 128),
@@ -267,33 +302,16 @@ def gradient_work() -> Work:
         real_batch = GRADIENT_SETTINGS[size][1]
         return lambda: weights_gradient(module, shown, trained, of_class, DSA, DRAW, real_batch)
 
-    def check() -> dict[str, float]:
-        made = problem("tiny", CPU).double()
-        loss, expected = plain(made, "tiny")()
-        got_loss, got = ours(made, "tiny", "float32")()
-        return {
-            "float64: loss": abs(got_loss - loss) / abs(loss),
-            "float64: gradient": relative_error(got, expected),
-        }
-
-    def side(precision: Precision) -> Callable[[Size, torch.device], Run]:
-        return lambda size, device: ours(problem(size, device), size, precision)
-
-    return Work(
+    return in_two_precisions(
         "gradient",
         {
             size: f"DSA outer step: 10 classes of 10 images, {batch} real images each, "
             f"ConvNet-3-{width}"
             for size, (width, batch) in GRADIENT_SETTINGS.items()
         },
-        {
-            REFERENCE: lambda size, device: plain(problem(size, device), size),
-            "float32": side("float32"),
-            "bfloat16": side("bfloat16"),
-        },
-        {"float32": 1.0, "bfloat16": 1.5},
-        check,
-        {"float64: loss": 1e-6, "float64: gradient": 1e-6},
+        problem,
+        ours,
+        plain,
     )
 
 
@@ -393,32 +411,15 @@ def regression_work() -> Work:
             real_batch=settings[size][1], ridge=0.000001,
         )  # fmt: skip
 
-    def check() -> dict[str, float]:
-        made = problem("tiny", CPU).double()
-        loss, expected = plain(made, "tiny")()
-        got_loss, got = ours(made, "tiny", "float32")()
-        return {
-            "float64: loss": abs(got_loss - loss) / abs(loss),
-            "float64: gradient": relative_error(got, expected),
-        }
-
-    def side(precision: Precision) -> Callable[[Size, torch.device], Run]:
-        return lambda size, device: ours(problem(size, device), size, precision)
-
-    return Work(
+    return in_two_precisions(
         "regression",
         {
             size: f"regression outer step: 100 distilled, {batch} real images, ConvNet-3-{width}"
             for size, (width, batch) in settings.items()
         },
-        {
-            REFERENCE: lambda size, device: plain(problem(size, device), size),
-            "float32": side("float32"),
-            "bfloat16": side("bfloat16"),
-        },
-        {"float32": 1.0, "bfloat16": 1.5},
-        check,
-        {"float64: loss": 1e-6, "float64: gradient": 1e-6},
+        problem,
+        ours,
+        plain,
     )
 
 
