@@ -108,6 +108,7 @@ def test_slices_are_cut_in_one_orientation_whatever_that_of_the_file_is() -> Non
         (Slices(volume=1), nii(np.ones((2, 2, 2), np.float32)), "1 volumes, expected more than 1"),
         (Slices(), nii(np.ones((2, 2, 2), np.float32)), "1 everywhere; set source.view.window"),
     ],
+    ids=["sound", "video", "volume", "cut", "index", "time", "window"],
 )
 def test_files_that_are_damaged_or_too_short_say_so(
     view: FileView, encoded: bytes, words: str

@@ -77,7 +77,7 @@ def nii(values: np.ndarray, affine: np.ndarray | None = None) -> bytes:
     """Voxels as a compressed file; without an affine in the orientation RAS+."""
     nibabel = pytest.importorskip("nibabel")
     image = nibabel.Nifti1Image(values, np.eye(4) if affine is None else affine)
-    return gzip.compress(image.to_bytes())
+    return gzip.compress(image.to_bytes(), mtime=0)
 
 
 def volume(label: int, rng: np.random.Generator) -> bytes:
