@@ -22,6 +22,7 @@ from distill_datasets.files.yaml_text import from_yaml
 
 TOLERANCE = 1e-12
 """Means and deviations are recomputed, which may round otherwise."""
+BUDGET = re.compile(r"- (pixels|values|numbers|bytes): (\d[\d,]*\d|\d)( in [\d,]+ trained images)?")
 
 
 def problems(folder: Path) -> list[str]:
@@ -127,9 +128,12 @@ def _misstated(text: str, manifest: dict[str, Any]) -> Iterator[tuple[int, str, 
     for number, line in enumerate(map(str.strip, text.splitlines())):
         if line.startswith("|") and (name := _first(line)) in about and line not in expected:
             yield number, line, as_wide.get((name, line.count("|")), about[name])
-        found = re.match(r"- (pixels|values|numbers|bytes): (\d[\d,]*\d|\d)", line)
-        if found and found[2] != f"{numbers.get(found[1], 0):,}":
-            yield number, found[0], f"- {found[1]}: {numbers.get(found[1], 0):,}"
+        found = BUDGET.match(line)
+        if found:
+            right = f"- {found[1]}: {numbers.get(found[1], 0):,}"
+            right += f" in {budget['images']:,} trained images" if found[3] else ""
+            if found[0] != right:
+                yield number, found[0], right
 
 
 def _first(line: str) -> str:

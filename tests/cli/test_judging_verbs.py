@@ -112,7 +112,13 @@ def test_verify_tells_what_was_changed_and_fails(tmp_path: Path, runs: Path) -> 
 
     answer = command("verify", tmp_path / "set", "--runs", runs)
     assert answer.code == 1
-    assert "FAILED files: README.md: sha256 differs from the manifest's" in answer.out
+    assert "README.md, which was edited" in answer.out
+    assert "in 21 trained images', expected '- pixels:" in answer.out.replace("\n", " ")
+
+    rows = next((tmp_path / "set" / "data").rglob("*.parquet"))
+    rows.write_bytes(rows.read_bytes() + b"0")
+    answer = command("verify", tmp_path / "set", "--runs", runs)
+    assert answer.code == 1 and "FAILED files: data/" in answer.out
 
     said = json.loads(command("verify", tmp_path / "set", "--runs", runs, "--json").out)
     assert said["passed"] is False
