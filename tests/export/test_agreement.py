@@ -84,7 +84,10 @@ FORGED: dict[str, tuple[Callable[[Path], None], str]] = {
     "the configuration": (in_the_recipe_configuration, "the configuration recipe: does not agree"),
     "every place": (in_all_of_them_but_the_runs, "'default' is not that of its runs"),
     "the card": (on_the_card, r"README\.md: states '\| \*\*this dataset\*\*.*99\.0"),
-    "the budget": (in_the_budget_of_the_card, r"README\.md: states '- pixels: 7 in 1 trained images', expected"),
+    "the budget": (
+        in_the_budget_of_the_card,
+        r"README\.md: states '- pixels: 7 in 1 trained images', expected",
+    ),
     "the recipe": (in_the_recipe, r"recipe\.yaml: does not agree with the configuration recipe"),
 }
 
