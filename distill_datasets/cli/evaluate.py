@@ -13,6 +13,7 @@ from rich.table import Table
 
 from distill_datasets.cli import run
 from distill_datasets.cli.as_json import AsJson, print_json
+from distill_datasets.cli.lazy_imports import uncollected
 from distill_datasets.errors import Interrupted, RecipeError, did_you_mean
 from distill_datasets.runtime.launch import is_main_process, processes_to_start
 
@@ -105,10 +106,13 @@ def evaluate(
     if _shared(processes):
         return
     run.log_to_stderr(quiet or as_json)
-    from distill_datasets.evaluation.standard import run_standard
-    from distill_datasets.layouts.measured import check_unmeasured, write_measured
-    from distill_datasets.pipeline.judging import judging, standard_from
-    from distill_datasets.planning.construction import construction
+    with uncollected():
+        import datasets  # noqa: F401 - which reading a set imports
+
+        from distill_datasets.evaluation.standard import run_standard
+        from distill_datasets.layouts.measured import check_unmeasured, write_measured
+        from distill_datasets.pipeline.judging import judging, standard_from
+        from distill_datasets.planning.construction import construction
 
     numbers = {"students": students, "steps": steps}
     asked = standard_from(settings)

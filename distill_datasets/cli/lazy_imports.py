@@ -1,4 +1,4 @@
-"""Libraries that take seconds to import, put off until something of them is asked for.
+"""Libraries that take seconds to import: put off until one is asked for, and then imported at once.
 
 The classes of a recipe stand beside the code that computes with torch, and a recipe is checked
 without computing. importlib's LazyLoader would not help: the second `import` statement that names a
@@ -8,6 +8,7 @@ module asks for its `__spec__`, at which that one loads it.
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import sys
 from collections.abc import Iterator, Sequence
@@ -94,3 +95,19 @@ def put_off(*names: str) -> Iterator[None]:
     finally:
         sys.meta_path.remove(finder)
         _give_way()
+
+
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """Inside, nobody looks for garbage: a third of importing torch and datasets is in vain.
+
+    What is there at the end is never looked at again: modules live as long as the program.
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        if collects:
+            gc.enable()

@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from distill_datasets.cli.as_json import AsJson, print_failure, print_json
-from distill_datasets.cli.lazy_imports import put_off
+from distill_datasets.cli.lazy_imports import put_off, uncollected
 from distill_datasets.errors import Interrupted, RecipeError, did_you_mean
 from distill_datasets.runtime.launch import is_main_process, processes_to_start, start
 
@@ -108,7 +108,8 @@ def run(
     Several processes share the lanes of an outer step and the students: [bold]--processes N[/bold]
     on one machine, [bold]accelerate launch -m distill_datasets run RECIPE[/bold] on several.
     """
-    loaded = load(recipe, overrides, profile, skip_bad_rows, method)
+    with uncollected():
+        loaded = load(recipe, overrides, profile, skip_bad_rows, method)
     if dry_run:
         _print_plan(loaded, as_json=as_json)
         return
@@ -119,7 +120,10 @@ def run(
             run_in(count)
             return
         log_to_stderr(quiet)
-        from distill_datasets.pipeline.run import run as run_recipe
+        with uncollected():
+            import datasets  # noqa: F401 - which reading the source imports
+
+            from distill_datasets.pipeline.run import run as run_recipe
 
         outcome = run_recipe(loaded, runs=runs, output=output, quiet=quiet, trackers=track)
     except KeyboardInterrupt as error:  # typer would exit without a word
@@ -153,7 +157,8 @@ def plan(
 
     With source.expected in the recipe nothing is read, and the dataset need not be there.
     """
-    loaded = load(recipe, overrides, profile, skip_bad_rows, method)
+    with uncollected():
+        loaded = load(recipe, overrides, profile, skip_bad_rows, method)
     _print_plan(loaded, flops_per_second, probe, as_json)
 
 
@@ -168,7 +173,7 @@ def check(
 
     Problems between sections show when each section by itself has none.
     """
-    with put_off(*SLOW):
+    with uncollected(), put_off(*SLOW):
         loaded = load(recipe, overrides, profile, skip_bad_rows)
     view = loaded.source.view
     if view is not None and (absent := view.absent()) is not None:
@@ -332,7 +337,8 @@ def _print_plan(
     probe: bool = False,
     as_json: bool = False,
 ) -> None:
-    from distill_datasets.planning.plan import plan as plan_recipe
+    with uncollected():
+        from distill_datasets.planning.plan import plan as plan_recipe
 
     planned = plan_recipe(recipe, None, flops_per_second, probe)
     if as_json:

@@ -20,6 +20,7 @@ from distill_datasets import targets
 from distill_datasets.networks.network import Sampled
 from distill_datasets.runtime.memory import GIB
 from distill_datasets.runtime.precision import Precision, computing_in
+from distill_datasets.runtime.vector_jacobian import vector_jacobian
 from distill_datasets.types import Batch, Task
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ def pulled_back(
     for piece in chunks(leaves, chunk):
         part_P = _part(network, weights_P, piece, len(batch.images_BCHW), precision, True, task)
         inputs = [*piece, *([weights_P] if curved else [])]
-        of_images, of_targets, *of_weights = torch.autograd.grad(part_P, inputs, vector_P)
+        of_images, of_targets, *of_weights = vector_jacobian([part_P], inputs, [vector_P])
         pieces.append((of_images, of_targets))
         along = along + torch.dot(part_P.detach(), vector_P)
         if curved_P is not None:

@@ -28,6 +28,7 @@ from distill_datasets.objectives.objective import Context, Estimate, Objective, 
 from distill_datasets.runtime.draws import LaneDraw
 from distill_datasets.runtime.memory import to_device
 from distill_datasets.runtime.precision import Precision, computing_in
+from distill_datasets.runtime.vector_jacobian import vector_jacobian
 from distill_datasets.types import Batch, Shape
 from distill_datasets.views.augment import Augment
 
@@ -390,7 +391,7 @@ class Distribution(Objective):
         back = torch.autograd.grad(loss, totals)
         for index_B, batch in chunks:
             again = parts[0] if len(chunks) == 1 else sums(batch)
-            for pull, share in zip(pulls, torch.autograd.grad(again, batch, back), strict=True):
+            for pull, share in zip(pulls, vector_jacobian(again, batch, back), strict=True):
                 pull[index_B] = share
         return loss.detach()
 

@@ -12,6 +12,7 @@ from distill_datasets.config import Part
 from distill_datasets.errors import refuse
 from distill_datasets.models.architecture import Architecture
 from distill_datasets.runtime.draws import LaneDraw
+from distill_datasets.runtime.vector_jacobian import vector_jacobian
 from distill_datasets.types import Batch, Shape, Task
 
 if TYPE_CHECKING:
@@ -76,11 +77,7 @@ def through_batch(
         grads: of the images, and of the targets, which count where labels are trained.
         parameters: what is differentiated; one that the batch does not depend on gets zeros.
     """
-    pairs = [(end, grad) for end, grad in zip(batch, grads, strict=True) if end.requires_grad]
-    if not pairs:
-        return tuple(torch.zeros_like(parameter) for parameter in parameters)
-    ends, pulls = zip(*pairs, strict=True)
-    return torch.autograd.grad(ends, parameters, pulls, materialize_grads=True)
+    return vector_jacobian(batch, parameters, grads)
 
 
 def added(losses: Sequence[Tensor]) -> float:

@@ -43,6 +43,7 @@ from distill_datasets.runtime.precision import (
     Precision,
     is_compiled,
 )
+from distill_datasets.runtime.vector_jacobian import vector_jacobian
 from distill_datasets.types import Shape
 from distill_datasets.views.crops import Curriculum, RandomCrop, draw_view, smallest_area
 
@@ -364,7 +365,8 @@ class Recover(Objective):
                     leaf_BCHW, paired_BCHW, networks, asked
                 )
             loss.backward()  # type: ignore[no-untyped-call]
-        grads = torch.autograd.grad(viewed_BCHW, parameters, leaf_BCHW.grad)
+        assert leaf_BCHW.grad is not None, "the loss was differentiated"
+        grads = vector_jacobian([viewed_BCHW], parameters, [leaf_BCHW.grad])
         number, *parts = torch.stack([loss, *terms]).tolist()  # waits for the device once
         metrics = dict(zip(Terms._fields, parts, strict=True))
         return Estimate(number, dict(zip(names, grads, strict=True)), metrics)

@@ -30,6 +30,7 @@ from distill_datasets.objectives.objective import Estimate, Needs, Objective
 from distill_datasets.runtime.draws import LaneDraw
 from distill_datasets.runtime.memory import images_at_once
 from distill_datasets.runtime.precision import WHERE_FAST, Precision, computing_in
+from distill_datasets.runtime.vector_jacobian import vector_jacobian
 from distill_datasets.targets import as_outputs, centered
 from distill_datasets.types import Task
 from distill_datasets.views.augment import Augment
@@ -141,14 +142,8 @@ class Regression(Objective):
         predicted_BK = ridge_prediction(real_BD, leaf_ND, leaf_NK, self._ridge(draw))
         loss = self._loss(predicted_BK, real_BK, real)
         pulls = torch.autograd.grad(loss, [leaf_ND, leaf_NK])
-        ends = [(shown_ND, pulls[0]), (vectors_NK, pulls[1])]
-        trained = [(end, pull) for end, pull in ends if end.requires_grad]
-        grads = torch.autograd.grad(
-            [end for end, _ in trained],
-            list(distilled.parameters.values()),
-            [pull for _, pull in trained],
-            materialize_grads=True,
-        )
+        parameters = list(distilled.parameters.values())
+        grads = vector_jacobian([shown_ND, vectors_NK], parameters, pulls)
         named = dict(zip(distilled.parameters, grads, strict=True))
         metrics = {}
         if task == "classes":

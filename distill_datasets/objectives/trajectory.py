@@ -29,6 +29,7 @@ from distill_datasets.networks.network import NetworkSource, Sampled
 from distill_datasets.objectives.objective import Estimate, Needs, Objective, through_batch
 from distill_datasets.runtime.draws import Draw, LaneDraw
 from distill_datasets.runtime.precision import WHERE_FAST, Precision
+from distill_datasets.runtime.vector_jacobian import vector_jacobian
 from distill_datasets.types import Batch
 from distill_datasets.views.augment import Augment
 
@@ -159,7 +160,7 @@ class Trajectory(Objective):
             grads = [torch.zeros_like(parameter) for parameter in parameters]
             return Estimate(distance, dict(zip(names, grads, strict=True)), metrics, False)
         if end_P.requires_grad:
-            grads = list(torch.autograd.grad(end_P, parameters, adjoint_P, materialize_grads=True))
+            grads = list(vector_jacobian([end_P], parameters, [adjoint_P]))
         else:
             grads = self._sweep(distilled, network, taken, adjoint_P, moved, draw)
         return Estimate(distance, dict(zip(names, grads, strict=True)), metrics)
@@ -231,7 +232,7 @@ class Trajectory(Objective):
             if back.weights_P is not None:
                 adjoint_P = adjoint_P - size * back.weights_P
         if (learned := distilled.step_sizes()) is not None:
-            pulled = torch.autograd.grad(learned[0], parameters, size_grad, materialize_grads=True)
+            pulled = vector_jacobian([learned[0]], parameters, [size_grad])
             for total, part in zip(totals, pulled, strict=True):
                 total += part
         return totals

@@ -40,6 +40,7 @@ from distill_datasets.objectives.objective import (
 from distill_datasets.optimizers import Adam, Optimizer, Sgd, State
 from distill_datasets.runtime.draws import Draw, LaneDraw
 from distill_datasets.runtime.precision import WHERE_FAST, Precision
+from distill_datasets.runtime.vector_jacobian import vector_jacobian
 from distill_datasets.types import Batch, Task
 from distill_datasets.views.augment import Augment
 
@@ -286,7 +287,7 @@ class Unrolled(Objective):
             inner = self._tracked_step(distilled, network, inner, draw)
         loss, adjoint_P = self._judge(network, inner.weights_P, real, draw)
         names, parameters = zip(*distilled.parameters.items(), strict=True)
-        grads = torch.autograd.grad(inner.weights_P, parameters, adjoint_P)
+        grads = vector_jacobian([inner.weights_P], parameters, [adjoint_P])
         return Estimate(loss, dict(zip(names, grads, strict=True)), {"inner_steps": inner.step})
 
     def _through_recomputation(
@@ -330,7 +331,7 @@ class Unrolled(Objective):
         # through the rule: u_w'a, u_g'a, and u_x'a, which only learned step sizes have
         inputs = [*start.tensors(), grad_P, *parameters]
         ends = self._moved(distilled, start, grad_P).tensors()
-        pulled = torch.autograd.grad(ends, inputs, adjoint, materialize_grads=True)
+        pulled = vector_jacobian(ends, inputs, adjoint)
         (adjoint_P, *slots), pull_P = pulled[: len(adjoint)], pulled[len(adjoint)]
         of_rule = pulled[len(adjoint) + 1 :]
         # through the gradient: g_w'(u_g'a), and g_x'(u_g'a) as far as the pixels

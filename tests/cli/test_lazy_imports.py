@@ -1,5 +1,6 @@
 """Imports that are put off: nothing runs before it is asked for, and nothing runs twice."""
 
+import gc
 import importlib
 import importlib.util
 import sys
@@ -9,7 +10,7 @@ from types import ModuleType
 
 import pytest
 
-from distill_datasets.cli.lazy_imports import Later, put_off
+from distill_datasets.cli.lazy_imports import Later, put_off, uncollected
 
 NAMES = ("slowlib", "slowlib.part")
 SOURCES = {
@@ -123,3 +124,16 @@ def test_libraries_that_are_loaded_or_absent_are_left_alone(ran: list[str]) -> N
         assert executed("import slowlib")["slowlib"] is real
         with pytest.raises(ModuleNotFoundError, match="No module named 'no_such_library'"):
             executed("import no_such_library")
+
+
+@pytest.mark.parametrize("collects", [True, False])
+def test_garbage_is_looked_for_afterwards_as_before(collects: bool) -> None:
+    try:
+        gc.enable() if collects else gc.disable()
+        with pytest.raises(ValueError, match="inside"), uncollected():
+            assert not gc.isenabled()
+            raise ValueError("inside")
+        assert gc.isenabled() == collects and gc.get_freeze_count() > 0
+    finally:
+        gc.unfreeze()
+        gc.enable()

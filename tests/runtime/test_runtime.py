@@ -193,19 +193,24 @@ def test_reproducible_sets_and_restores_threads_and_determinism(
         torch.use_deterministic_algorithms(False)
 
 
-def test_a_run_comes_to_its_first_network_without_the_compiler_of_torch() -> None:
+def test_a_run_comes_to_its_first_gradient_without_the_compiler_of_torch() -> None:
     program = """
 import sys
 import torch
 from distill_datasets.models.convnets import ConvNet
 from distill_datasets.networks.network import fresh_weights, skeleton_of
 from distill_datasets.pipeline import run
+from distill_datasets.networks.inner_steps import pulled_back
+from distill_datasets.networks.network import FlatNetwork
 from distill_datasets.runtime.processes import Runtime
-from distill_datasets.types import Shape
+from distill_datasets.types import Batch, Shape
 
 with Runtime().reproducible():
     skeleton = skeleton_of(ConvNet(depth=1, width=2), Shape(1, 4, 4, 2))
-    assert len(fresh_weights(skeleton, torch.Generator(), torch.device("cpu"))) > 0
+    weights_P = fresh_weights(skeleton, torch.Generator(), torch.device("cpu")).requires_grad_()
+    batch = Batch(torch.rand(2, 1, 4, 4), torch.eye(2))
+    back = pulled_back(FlatNetwork(skeleton, weights_P), weights_P, batch, weights_P.detach(), None)
+    assert back.weights_P.abs().sum() > 0
 slow = ("torch._inductor", "torch._dynamo", "torchvision", "sympy")
 print([name for name in slow if name in sys.modules])
 """
