@@ -124,4 +124,5 @@ def gallery(
     if as_json:
         print_json("gallery", {"page": str(output), "sets": [each.place for each in shown]})
         return
-    typer.echo(f"page     {output}, {len(shown)} sets")
+    many = "1 set" if len(shown) == 1 else f"{len(shown)} sets"
+    typer.echo(f"page     {output}, {many}")

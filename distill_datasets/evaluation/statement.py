@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from distill_datasets.export.summary import BEATS, points
+from distill_datasets.export.summary import beats, points
 
 LABELED = {
     "SL-1": "with the published labels",
@@ -50,8 +50,8 @@ def statement(
         count, row = selections[regime], rows_of[best[regime]]
         many = f"the best of {count} real selections" if count > 1 else "the one real selection"
         labels = "" if regime == "HL" or row["regime"] != "HL" else " with hard labels"
-        verdict = BEATS[found[regime]["verdict"]]
-        return f"{who} {verdict} {many} ({row['words']}{labels}): {points(found[regime])}"
+        verb = beats(found[regime]["verdict"], found[regime]["half"])
+        return f"{who} {verb} {many} ({row['words']}{labels}): {points(found[regime])}"
 
     text = "With hard labels and no more pixels, values or bytes " + compared("HL", "these images")
     for regime, labeled in LABELED.items():

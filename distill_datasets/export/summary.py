@@ -9,8 +9,6 @@ from distill_datasets.training.intervals import Interval
 from distill_datasets.training.rows import ROWS
 
 Row = dict[str, Any]
-BEATS = {"better": "beat", "worse": "do worse than", "undecided": "do not beat", "equal": "equal"}
-"""By the verdict of a difference."""
 ENOUGH = 3
 """Students from which on the rows at their tuned step sizes are compared."""
 
@@ -189,7 +187,7 @@ def _compared(beginning: str, own: Row, rivals: Sequence[Row], which: str = "") 
     found = Interval.between(*(_accuracies(row, best) for row in (own, best)))
     count = f"the best of {len(rivals)} real selections" if len(rivals) > 1 else "real images"
     return (
-        f"{beginning} these images {BEATS[found.verdict]} {count}{which} "
+        f"{beginning} these images {beats(found.verdict, found.half)} {count}{which} "
         f"({ROWS[best['from']].printed}): {points(found.as_json())}."
     )
 
@@ -205,6 +203,14 @@ def _accuracies(row: Row, best: Row) -> list[float]:
     if all("tuned" in each and len(each["tuned"]["runs"]) >= ENOUGH for each in (row, best)):
         runs = row["tuned"]["runs"]
     return [run["accuracy"] for run in runs]
+
+
+def beats(verdict: str, half: float | None) -> str:
+    """What images do to others, by the verdict of a difference and half of its interval."""
+    if half is None:  # one student alone, by which neither side is seen to win
+        return "are not shown to beat"
+    verbs = {"better": "beat", "worse": "do worse than", "undecided": "do not beat"}
+    return verbs.get(verdict, "equal")
 
 
 def points(interval: Mapping[str, Any]) -> str:

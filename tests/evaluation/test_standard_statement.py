@@ -36,7 +36,7 @@ def test_each_regime_is_compared_with_its_best_selection() -> None:
 def test_one_student_has_no_interval_and_decides_nothing() -> None:
     differences = [difference("HL", "webp/HL", 0.3, None)]
     said = statement(ROWS, differences, {"HL": "webp/HL"}, {"HL": 1})
-    assert said is not None and "do not beat the one real selection (WebP)" in said
+    assert said is not None and "are not shown to beat the one real selection (WebP)" in said
     assert said.endswith("+30.0 points (one student, no interval).")
 
 

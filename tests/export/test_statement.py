@@ -32,6 +32,7 @@ OWN = row("default", 0.80, 0.82, 0.81, held_out=0.8)
         ([row("herding", 0.5, 0.52, 0.51), row("webp", 0.7, 0.72, 0.71)], "beat the best of 2"),
         ([row("webp", 0.9, 0.92, 0.91)], "do worse than real images (random real images as lossy"),
         ([row("webp", 0.6, 0.95, 0.85)], "do not beat real images"),
+        ([row("webp", 0.2)], "are not shown to beat real images"),
     ],
 )
 def test_the_interval_decides_between_words(others: list[dict[str, Any]], words: str) -> None:
