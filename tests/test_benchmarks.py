@@ -21,6 +21,7 @@ from tests.benchmarks import (
     minutes,
     official,
     outer_steps,
+    precisions,
     profiles,
     students,
     table,
@@ -208,6 +209,19 @@ def test_settings_are_compared_at_equal_minutes(tmp_path: Path) -> None:
         assert picture.size == curves.SIZE
     with pytest.raises(SystemExit, match=r"already holds as-it-is\.json"):
         minutes.main(asked)
+
+
+def test_float32_has_the_gradient_of_float64_and_bfloat16_nearly(tmp_path: Path) -> None:
+    table, source = tmp_path / "table.md", "embedded:uci-digits"
+    asked = [source, "--width", "4", "--runs", str(tmp_path), "--output", str(table)]
+    precisions.main(asked)
+    head, _, *lines = [line.strip("| ").split(" | ") for line in table.read_text().splitlines()]
+    assert head[1:] == ["float32", "bfloat16"] and len(lines) == len(precisions.ASKED)
+    for _, *cells in lines:
+        cosines = [float(cell.split(",")[0]) for cell in cells]
+        assert cosines[0] > 0.99 and 0.5 < cosines[1] < 1
+    with pytest.raises(FileExistsError):
+        precisions.main(asked)
 
 
 def test_a_comparison_leaves_no_stage_out(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Outer steps: PoDD and RaT-BPTT, distribution and trajectory matching, ridge regression."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -65,7 +65,9 @@ class Problem:
 
     def double(self) -> "Problem":
         """The same in double precision."""
-        real = DoubleReal(**vars(self.real))
+        real = DoubleReal(
+            **{each.name: getattr(self.real, each.name) for each in fields(self.real)}
+        )
         return Problem(
             real, DoubleNetworks(self.networks), self.distilled.to(dtype=torch.float64), self.width
         )
