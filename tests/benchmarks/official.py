@@ -9,7 +9,7 @@ Shape suffixes: B images, C channels, H W pixels, N distilled examples, P all we
 
 import importlib
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -64,15 +64,20 @@ def own_pixels(problem: Problem) -> tuple[Tensor, Tensor]:
     return shown().detach().requires_grad_(), targets_NK
 
 
-def classes_of(problem: Problem) -> tuple[Tensor, list[Tensor]]:
-    """All real images as floats, and the rows of every class."""
+def classes_of(
+    problem: Problem, images_NCHW: Tensor, real_batch: int
+) -> Callable[[], Iterator[tuple[int, Tensor, Tensor]]]:
+    """What goes through the classes: each, random real images of it, and the distilled ones."""
     _, _, _, floats = problem.plain()
-    return floats.images_BCHW, list(problem.real.rows_of_class)
+    rows = list(problem.real.rows_of_class)
+    ours = images_NCHW.view(len(rows), -1, *images_NCHW.shape[1:])
 
+    def drawn() -> Iterator[tuple[int, Tensor, Tensor]]:
+        for label, own_N in enumerate(rows):
+            chosen_B = own_N[torch.randperm(len(own_N))[:real_batch]]
+            yield label, floats.images_BCHW[chosen_B], ours[label]
 
-def drawn(images_NCHW: Tensor, own_N: Tensor, count: int) -> Tensor:
-    """Random images of a class."""
-    return images_NCHW[own_N[torch.randperm(len(own_N))[:count]]]
+    return drawn
 
 
 def distribution(size: Size, device: torch.device) -> Run:
@@ -81,21 +86,19 @@ def distribution(size: Size, device: torch.device) -> Run:
     width, real_batch = DISTRIBUTION_SETTINGS[size]
     problem = per_class(width, 2 * real_batch, device)
     images_NCHW, _ = own_pixels(problem)
-    real_NCHW, rows = classes_of(problem)
-    moved = utils.ParamDiffAug()
+    classes, moved = classes_of(problem, images_NCHW, real_batch), utils.ParamDiffAug()
 
     def run() -> Tensor:
         network = convnet(networks, width).to(device).requires_grad_(False)
         loss = torch.zeros((), device=device)
-        for label, own_N in enumerate(rows):
-            theirs = drawn(real_NCHW, own_N, real_batch)
-            ours = images_NCHW.view(len(rows), -1, *images_NCHW.shape[1:])[label]
-            theirs, ours = (
-                utils.DiffAugment(each, STRATEGY, seed=label, param=moved)
+        for label, theirs, ours in classes():
+            theirs_D, ours_D = (
+                network.embed(utils.DiffAugment(each, STRATEGY, seed=label, param=moved)).mean(
+                    dim=0
+                )  # type: ignore[operator]
                 for each in (theirs, ours)
             )
-            theirs_D = network.embed(theirs).detach().mean(dim=0)  # type: ignore[operator]
-            loss = loss + (theirs_D - network.embed(ours).mean(dim=0)).square().sum()  # type: ignore[operator]
+            loss = loss + (theirs_D.detach() - ours_D).square().sum()
         return torch.autograd.grad(loss, images_NCHW)[0]
 
     return run
@@ -107,8 +110,7 @@ def gradient(size: Size, device: torch.device) -> Run:
     width, real_batch = GRADIENT_SETTINGS[size]
     problem = per_class(width, 2 * real_batch, device)
     images_NCHW, _ = own_pixels(problem)
-    real_NCHW, rows = classes_of(problem)
-    moved = utils.ParamDiffAug()
+    classes, moved = classes_of(problem, images_NCHW, real_batch), utils.ParamDiffAug()
 
     class Asked:
         """What `match_loss` reads of the options."""
@@ -122,9 +124,7 @@ def gradient(size: Size, device: torch.device) -> Run:
         network = convnet(networks, width).to(device)
         weights = list(network.parameters())
         loss = torch.zeros((), device=device)
-        for label, own_N in enumerate(rows):
-            theirs = drawn(real_NCHW, own_N, real_batch)
-            ours = images_NCHW.view(len(rows), -1, *images_NCHW.shape[1:])[label]
+        for label, theirs, ours in classes():
             found = []
             for images, graph in ((theirs, False), (ours, True)):
                 images = utils.DiffAugment(images, STRATEGY, seed=label, param=moved)
