@@ -27,7 +27,7 @@ from distill_datasets.networks.network import Layers, NetworkSource, Sampled
 from distill_datasets.objectives.objective import Context, Estimate, Objective, added, through_batch
 from distill_datasets.runtime.draws import LaneDraw
 from distill_datasets.runtime.memory import to_device
-from distill_datasets.runtime.precision import Precision, computing_in
+from distill_datasets.runtime.precision import WHERE_FAST, Precision, computing_in
 from distill_datasets.runtime.vector_jacobian import vector_jacobian
 from distill_datasets.types import Batch, Shape
 from distill_datasets.views.augment import Augment
@@ -211,10 +211,10 @@ class Distribution(Objective):
         description="distilled examples differentiated at once; where one draw is of more, each "
         "chunk is embedded twice and memory stays that of one",
     )
-    bf16_real: bool | Literal["auto"] = Field(
-        default=False,
-        description="embed real images in bfloat16: faster, relative error of means about 0.001; "
-        "auto where the device multiplies it faster than float32",
+    real_precision: Precision = Field(
+        default="float32",
+        description="of the network on real images, whose means in bfloat16 are wrong by about a "
+        f"thousandth; {WHERE_FAST}",
     )
 
     @model_validator(mode="after")
@@ -331,11 +331,8 @@ class Distribution(Objective):
             images_BCHW = self.augment(images_BCHW, view.draw(*group.words), shared=True)
             summed: list[Tensor] = []
             on_cpu = images_BCHW.device.type == "cpu"
-            lower = self.bf16_real
-            precision: Precision = "auto" if lower == "auto" else "float32"
-            precision = "bfloat16" if lower is True else precision
             for images in torch.split(images_BCHW, self.chunk or (16 if on_cpu else count)):
-                with computing_in(precision, images.device):
+                with computing_in(self.real_precision, images.device):
                     layers = view.network.layers(view.network.weights_P, images)
                 more = [table_BD.sum(dim=0) for table_BD in view.features(layers, images.dtype)]
                 summed = (

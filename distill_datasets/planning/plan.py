@@ -344,7 +344,7 @@ def _computing(recipe: Recipe) -> Lines:
     return lines
 
 
-PRECISIONS = {"precision", "real_precision", "warm_up_precision", "bf16_real"}
+PRECISIONS = {"precision", "real_precision", "warm_up_precision"}
 """Keys of which `auto` asks the machine for bfloat16."""
 
 

@@ -70,7 +70,7 @@ class Runtime:
         if mixed != "no":
             logger.warning(
                 "--mixed_precision: got %r, which changes nothing; a recipe says what is computed "
-                "in bfloat16, by the keys precision and bf16_real",
+                "in bfloat16, by the keys precision, real_precision and warm_up_precision",
                 mixed,
             )
         self.accelerator = accelerate.Accelerator(

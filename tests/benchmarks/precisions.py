@@ -50,7 +50,7 @@ def trajectory(steps: int) -> Callable[[Precision], Objective]:
 
 ASKED = (
     Asked("DM, real images", 1, lambda precision: Distribution(
-        real_batch=128, augment=DSA, bf16_real=precision == "bfloat16")),
+        real_batch=128, augment=DSA, real_precision=precision)),
     Asked("DSA, real images", 1, lambda precision: Gradient(
         real_batch=128, augment=DSA, real_precision=precision)),
     Asked("MTT, 10 steps on 10 images", 1, trajectory(10)),

@@ -452,8 +452,8 @@ def test_bfloat16_is_used_for_the_real_side_alone_and_changes_little() -> None:
     distilled = distilled_of(real, TWO_EACH, Area())
     networks = FreshSource(ConvNet(depth=2, width=16), shape, CPU)
     exact, rough = (
-        distribution(bf16_real=half).estimate(distilled, networks, real, DRAW)
-        for half in (False, True)
+        distribution(real_precision=precision).estimate(distilled, networks, real, DRAW)
+        for precision in ("float32", "bfloat16")
     )
     assert rough.loss != exact.loss
     assert rough.loss == pytest.approx(exact.loss, rel=0.02)
@@ -524,7 +524,7 @@ def test_a_whole_run_teaches_more_than_as_many_real_images(tmp_path: Path) -> No
     sections["distill"] |= {
         "steps": 40,
         "lanes": 1,
-        "objective": {"name": "distribution", "real_batch": 16, "bf16_real": True},
+        "objective": {"name": "distribution", "real_batch": 16, "real_precision": "bfloat16"},
         "canvas": {"name": "pixels", "ipc": 1, "init": "real", "bounds": "clip"},
         "labels": "area",
         "optimizer": {"name": "adam", "lr": 0.03},

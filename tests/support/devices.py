@@ -163,7 +163,7 @@ PROBLEMS: dict[str, Callable[[torch.device, bool, Path], Problem]] = {
     "unrolled, recompute": _joint(unrolled(differentiate="recompute"), POSTER, Learned()),
     "distribution": _joint(Distribution.model_validate(TWO), PIXELS, Area()),
     "distribution, bfloat16": _joint(
-        Distribution.model_validate({"bf16_real": True, **TWO}), PIXELS, Area()
+        Distribution.model_validate({"real_precision": "bfloat16", **TWO}), PIXELS, Area()
     ),
     "gradient": _joint(Gradient.model_validate(TWO), PIXELS, Area()),
     "trajectory": _joint(
