@@ -180,7 +180,12 @@ DISTRIBUTION_SETTINGS: dict[Size, tuple[int, int]] = {
     "cpu": (128, 256),
     "paper": (128, 256),
 }
-"""Width of the network and real images of a class."""
+GRADIENT_SETTINGS: dict[Size, tuple[int, int]] = {
+    "tiny": (8, 40),
+    "cpu": (128, 128),
+    "paper": (128, 256),
+}
+"""Width of the network and real images of a class, in both."""
 
 
 def per_class(width: int, real: int, device: torch.device, ipc: int = 10) -> Problem:
@@ -224,76 +229,35 @@ def in_two_precisions(
     )
 
 
-def distribution_work() -> Work:
+def matching_work(
+    name: str,
+    title: str,
+    settings: dict[Size, tuple[int, int]],
+    objective: Callable[[int, Precision], Objective],
+    loop: Callable[..., tuple[float, Tensor]],
+    aim: float,
+) -> Work:
     """The papers' loop over classes against chunks that stay in the cache."""
-    settings = DISTRIBUTION_SETTINGS
 
     def problem(size: Size, device: torch.device) -> Problem:
         width, real_batch = settings[size]
         return per_class(width, 2 * real_batch, device)
 
     def ours(made: Problem, size: Size, precision: Precision) -> Callable[[], tuple[float, Tensor]]:
-        return made.ours(
-            Distribution(real_batch=settings[size][1], augment=DSA, real_precision=precision)
-        )
+        return made.ours(objective(settings[size][1], precision))
 
     def plain(made: Problem, size: Size) -> Callable[[], tuple[float, Tensor]]:
         module, trained, shown, floats = made.plain()
         of_class = [floats.images_BCHW[rows_N] for rows_N in made.real.rows_of_class]
         real_batch = settings[size][1]
-        return lambda: matched_gradient(module, shown, trained, of_class, DSA, DRAW, real_batch)
+        return lambda: loop(module, shown, trained, of_class, DSA, DRAW, real_batch)
 
-    return in_two_precisions(
-        "distribution",
-        {
-            size: f"DM outer step: 10 classes of 10 images, {batch} real images each, "
-            f"ConvNet-3-{width}"
-            for size, (width, batch) in settings.items()
-        },
-        problem,
-        ours,
-        plain,
-        aim=2.5,
-    )
-
-
-GRADIENT_SETTINGS: dict[Size, tuple[int, int]] = {
-    "tiny": (8, 40),
-    "cpu": (128, 128),
-    "paper": (128, 256),
-}
-"""Width of the network and real images of a class."""
-
-
-def gradient_work() -> Work:
-    """The papers' loop over classes against chunks, and one way back for every class."""
-
-    def problem(size: Size, device: torch.device) -> Problem:
-        width, real_batch = GRADIENT_SETTINGS[size]
-        return per_class(width, 2 * real_batch, device)
-
-    def ours(made: Problem, size: Size, precision: Precision) -> Callable[[], tuple[float, Tensor]]:
-        return made.ours(
-            Gradient(real_batch=GRADIENT_SETTINGS[size][1], augment=DSA, real_precision=precision)
-        )
-
-    def plain(made: Problem, size: Size) -> Callable[[], tuple[float, Tensor]]:
-        module, trained, shown, floats = made.plain()
-        of_class = [floats.images_BCHW[rows_N] for rows_N in made.real.rows_of_class]
-        real_batch = GRADIENT_SETTINGS[size][1]
-        return lambda: weights_gradient(module, shown, trained, of_class, DSA, DRAW, real_batch)
-
-    return in_two_precisions(
-        "gradient",
-        {
-            size: f"DSA outer step: 10 classes of 10 images, {batch} real images each, "
-            f"ConvNet-3-{width}"
-            for size, (width, batch) in GRADIENT_SETTINGS.items()
-        },
-        problem,
-        ours,
-        plain,
-    )
+    titles = {
+        size: f"{title} outer step: 10 classes of 10 images, {batch} real images each, "
+        f"ConvNet-3-{width}"
+        for size, (width, batch) in settings.items()
+    }
+    return in_two_precisions(name, titles, problem, ours, plain, aim)
 
 
 class OnTheirWay(NetworkSource):
@@ -420,8 +384,26 @@ STEPS_OF_10: dict[Size, int] = {"tiny": 2, "cpu": 10, "paper": 50}
 STEPS_OF_100: dict[Size, int] = {"tiny": 2, "cpu": 3, "paper": 30}
 UNROLLED_96 = unrolled_work("unrolled-96", WINDOWS_96)
 UNROLLED_32 = unrolled_work("unrolled-32", WINDOWS_32)
-DISTRIBUTION = distribution_work()
-GRADIENT = gradient_work()
+DISTRIBUTION = matching_work(
+    "distribution",
+    "DM",
+    DISTRIBUTION_SETTINGS,
+    lambda real_batch, precision: Distribution(
+        real_batch=real_batch, augment=DSA, real_precision=precision
+    ),
+    matched_gradient,
+    2.5,
+)
+GRADIENT = matching_work(
+    "gradient",
+    "DSA",
+    GRADIENT_SETTINGS,
+    lambda real_batch, precision: Gradient(
+        real_batch=real_batch, augment=DSA, real_precision=precision
+    ),
+    weights_gradient,
+    1.5,
+)
 REGRESSION = regression_work()
 TRAJECTORY_10 = trajectory_work("trajectory-10", 1, STEPS_OF_10)
 TRAJECTORY_100 = trajectory_work("trajectory-100", 10, STEPS_OF_100)
