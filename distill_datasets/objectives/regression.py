@@ -74,8 +74,8 @@ class Regression(Objective):
     ridge: float = Field(
         default=0.000001,
         gt=0,
-        description="added to the kernel's diagonal, as a share of its mean (lambda); 0.001 or more "
-        "where a network has fewer features than there are distilled examples, whose gradients "
+        description="added to the kernel's diagonal, as a share of its mean (lambda); 0.001 or "
+        "more where a network has fewer features than there are distilled examples, whose gradients "
         "would be all that counts",
     )
     ridge_start: float | None = Field(
