@@ -75,7 +75,7 @@ class Regression(Objective):
         default=0.000001,
         gt=0,
         description="added to the kernel's diagonal, as a share of its mean (lambda); 0.001 or "
-        "more where a network has fewer features than there are distilled examples, whose gradients "
+        "more where a network has fewer features than there are distilled examples: its gradients "
         "would be all that counts",
     )
     ridge_start: float | None = Field(
