@@ -1,4 +1,4 @@
-"""Libraries that take seconds to import: put off until one is asked for, and then imported at once.
+"""Libraries that take seconds to import: put off until something of them is asked for.
 
 The classes of a recipe stand beside the code that computes with torch, and a recipe is checked
 without computing. importlib's LazyLoader would not help: the second `import` statement that names a
@@ -99,7 +99,7 @@ def put_off(*names: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def uncollected() -> Iterator[None]:
-    """Inside, nobody looks for garbage: a third of importing torch and datasets is in vain.
+    """Inside, nobody looks for garbage; around imports that was a fifth of a run's start.
 
     What is there at the end is never looked at again: modules live as long as the program.
     """
