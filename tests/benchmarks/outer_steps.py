@@ -233,7 +233,7 @@ def matching_work(
     name: str,
     title: str,
     settings: dict[Size, tuple[int, int]],
-    objective: Callable[[int, Precision], Objective],
+    kind: type[Distribution] | type[Gradient],
     loop: Callable[..., tuple[float, Tensor]],
     aim: float,
 ) -> Work:
@@ -244,7 +244,8 @@ def matching_work(
         return per_class(width, 2 * real_batch, device)
 
     def ours(made: Problem, size: Size, precision: Precision) -> Callable[[], tuple[float, Tensor]]:
-        return made.ours(objective(settings[size][1], precision))
+        real_batch = settings[size][1]
+        return made.ours(kind(real_batch=real_batch, augment=DSA, real_precision=precision))
 
     def plain(made: Problem, size: Size) -> Callable[[], tuple[float, Tensor]]:
         module, trained, shown, floats = made.plain()
@@ -385,25 +386,9 @@ STEPS_OF_100: dict[Size, int] = {"tiny": 2, "cpu": 3, "paper": 30}
 UNROLLED_96 = unrolled_work("unrolled-96", WINDOWS_96)
 UNROLLED_32 = unrolled_work("unrolled-32", WINDOWS_32)
 DISTRIBUTION = matching_work(
-    "distribution",
-    "DM",
-    DISTRIBUTION_SETTINGS,
-    lambda real_batch, precision: Distribution(
-        real_batch=real_batch, augment=DSA, real_precision=precision
-    ),
-    matched_gradient,
-    2.5,
+    "distribution", "DM", DISTRIBUTION_SETTINGS, Distribution, matched_gradient, 2.5
 )
-GRADIENT = matching_work(
-    "gradient",
-    "DSA",
-    GRADIENT_SETTINGS,
-    lambda real_batch, precision: Gradient(
-        real_batch=real_batch, augment=DSA, real_precision=precision
-    ),
-    weights_gradient,
-    1.5,
-)
+GRADIENT = matching_work("gradient", "DSA", GRADIENT_SETTINGS, Gradient, weights_gradient, 1.5)
 REGRESSION = regression_work()
 TRAJECTORY_10 = trajectory_work("trajectory-10", 1, STEPS_OF_10)
 TRAJECTORY_100 = trajectory_work("trajectory-100", 10, STEPS_OF_100)
